@@ -1,0 +1,2 @@
+//! Placeholder until the SDK stands.
+fn main() {}

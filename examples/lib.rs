@@ -1,0 +1,1 @@
+//! The runnable programs beside this file: `cargo run --example hello`.

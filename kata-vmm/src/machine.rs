@@ -1,0 +1,128 @@
+//! What a machine is made of: the value the SDK plans and the monitor builds.
+//!
+//! A machine names no paths of guest assets: kernel, initramfs and disks are [`FdIndex`]es into the
+//! descriptors that travel with the message, opened by the parent.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Position of a descriptor in the list that travels with [`Request::Launch`](crate::control::Request::Launch).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdIndex(pub usize);
+
+/// A size in MiB (2^20 bytes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MiB(pub u32);
+
+impl MiB {
+    /// The size in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        (self.0 as u64) << 20
+    }
+}
+
+/// One microVM, complete: what [`Request::Launch`](crate::control::Request::Launch) carries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Name for logs and process titles; no meaning.
+    pub name: String,
+    /// Virtual processors, 1 to 32.
+    pub vcpus: u8,
+    /// Guest memory, a memfd shared with the devices.
+    pub memory: MiB,
+    /// What runs in it.
+    pub boot: Boot,
+    /// Block devices, in order; the guest finds them by serial.
+    pub disks: Vec<Disk>,
+    /// The vsock device; the guest's own address (3 or above).
+    pub guest_cid: u32,
+    /// The hypervisor that was selected, see [`select`](crate::hypervisor::select).
+    pub hypervisor: Hypervisor,
+}
+
+/// What the machine starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Boot {
+    /// A Linux kernel with an initramfs.
+    Kernel {
+        /// An uncompressed ELF (PVH) or a bzImage.
+        kernel: FdIndex,
+        /// A cpio archive.
+        initramfs: FdIndex,
+    },
+    /// A program in place of a guest, for [`Hypervisor::Process`].
+    Program {
+        /// The executable.
+        program: FdIndex,
+    },
+}
+
+/// A block device backed by a file or block device of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// What the guest knows it by: 1 to 20 bytes of `[a-z0-9-]` (VIRTIO 1.2 §5.2.6.1).
+    pub serial: String,
+    /// The opened image.
+    pub image: FdIndex,
+    /// Whether the guest may write.
+    pub read_only: bool,
+}
+
+/// A hypervisor with what it needs to start: the outcome of a selection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hypervisor {
+    /// QEMU as a child of the monitor.
+    Qemu {
+        /// The executable.
+        binary: PathBuf,
+        /// How it runs guest instructions.
+        accelerator: Accelerator,
+    },
+    /// No machine at all: the guest program as a process in namespaces. For tests; isolates little.
+    Process,
+}
+
+/// How QEMU runs guest instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Accelerator {
+    /// Hardware virtualization by `/dev/kvm`.
+    Kvm,
+    /// Software emulation (QEMU's Tiny Code Generator).
+    Tcg,
+}
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmExit {
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest reset itself: a kernel panic (the guest command line says `panic=-1`) or a triple fault.
+    GuestReset,
+    /// The hypervisor process ended by itself.
+    HypervisorDied {
+        /// Its exit code, if it exited.
+        code: Option<i32>,
+        /// The signal that killed it.
+        signal: Option<i32>,
+        /// The last lines that it wrote to standard error.
+        stderr_tail: String,
+    },
+    /// The monitor killed it because it was asked to.
+    Killed,
+}
+
+/// What the hypervisor process reports of itself after the machine runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// Product and version, e.g. `QEMU 7.2.22`.
+    pub version: String,
+    /// Machine type, e.g. `microvm`.
+    pub machine_type: String,
+    /// Processes beside the monitor that belong to this machine.
+    pub pids: Vec<u32>,
+    /// From the monitor's start of the launch to the first guest instruction allowed to run.
+    pub launch_time: Duration,
+}

@@ -1,0 +1,2 @@
+//! The monitor as a program.
+fn main() {}
