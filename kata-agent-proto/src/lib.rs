@@ -1,1 +1,44 @@
-//! See the workspace's docs/architecture.md.
+#![doc = include_str!("../README.md")]
+//!
+//! This crate owns what travels between a host and the agent inside a guest: messages, ports, the
+//! first words, typed failures, and a client. It must not know how a connection is made, what a
+//! virtual machine is, or how the agent does what it is asked.
+
+mod call;
+mod client;
+mod failure;
+mod hello;
+mod offer;
+#[allow(
+    clippy::allow_attributes_without_reason,
+    clippy::all,
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub,
+    unused_imports,
+    reason = "generated code; the .proto files carry the documentation"
+)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/mod.rs"));
+}
+
+pub use call::CallError;
+pub use client::Client;
+pub use failure::{Failed, FailureKind};
+pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, kata, oci, types};
+pub use hello::{HELLO_MAX_BYTES, Hello, HelloError, PROTOCOL, read_hello, write_hello};
+pub use offer::offered;
+
+/// The ports of the agent's connections. A port is a vsock port in a guest, and a number beside the
+/// descriptor where the agent is an ordinary process.
+pub mod port {
+    /// The agent's API (ttrpc), served by the guest. Kata Containers' published port.
+    pub const AGENT: u32 = 1024;
+    /// Standard streams, served by the guest: one connection for each stream. The agent knows a stream
+    /// by the port that it comes from, which the host chooses and names as `stdin_port`,
+    /// `stdout_port` or `stderr_port` in a request. Kata Containers' published port for such streams.
+    pub const STREAM: u32 = 1027;
+    /// [`Hello`](crate::Hello), served by the host; the guest dials it once when it is ready.
+    pub const HELLO: u32 = 1030;
+}

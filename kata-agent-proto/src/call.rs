@@ -1,0 +1,192 @@
+//! How a call can end badly, and the watch on the connection under the calls.
+//!
+//! Owns the translation from ttrpc's errors, which are partly text, to a typed one. Must not know any
+//! particular request.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+use ttrpc::Code;
+use ttrpc::proto::Status;
+
+use crate::failure::{Failed, FailureKind};
+
+/// Why a call failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// The agent says what is wrong.
+    #[error("{kind}: {subject}")]
+    Failed {
+        /// What went wrong.
+        kind: FailureKind,
+        /// What the kind speaks about.
+        subject: String,
+    },
+    /// No such container or process; also after it was removed.
+    #[error("no such container or process")]
+    NotFound,
+    /// The agent does not offer this method.
+    #[error("the agent does not offer this method")]
+    Unimplemented,
+    /// The deadline of [`Client::with_deadline`](crate::Client::with_deadline) passed.
+    #[error("the agent did not answer in time")]
+    DeadlineExceeded,
+    /// The connection to the agent is lost. The request may or may not have been carried out.
+    #[error("the connection to the agent is lost")]
+    Closed,
+    /// Any other answer.
+    #[error("the agent answered with status {code}: {message}")]
+    Status {
+        /// Number of the gRPC status code.
+        code: i32,
+        /// The agent's words.
+        message: String,
+    },
+}
+
+impl CallError {
+    /// What kind of failure the agent named, if it named one.
+    #[must_use]
+    pub fn kind(&self) -> Option<FailureKind> {
+        match self {
+            CallError::Failed { kind, .. } => Some(*kind),
+            _ => None,
+        }
+    }
+
+    fn from_status(status: &Status) -> Self {
+        if let Some(Failed { kind, subject }) = Failed::from_status(status) {
+            return CallError::Failed { kind, subject };
+        }
+        match status.code.enum_value() {
+            Ok(Code::NOT_FOUND) => CallError::NotFound,
+            Ok(Code::UNIMPLEMENTED) => CallError::Unimplemented,
+            Ok(Code::DEADLINE_EXCEEDED) => CallError::DeadlineExceeded,
+            _ => CallError::Status {
+                code: status.code.value(),
+                message: status.message.clone(),
+            },
+        }
+    }
+}
+
+impl From<ttrpc::Error> for CallError {
+    fn from(error: ttrpc::Error) -> Self {
+        match error {
+            ttrpc::Error::RpcStatus(status) => CallError::from_status(&status),
+            ttrpc::Error::Socket(_)
+            | ttrpc::Error::Nix(_)
+            | ttrpc::Error::LocalClosed
+            | ttrpc::Error::RemoteClosed
+            | ttrpc::Error::Eof => CallError::Closed,
+            // What is left is a message that could not be encoded or decoded.
+            ttrpc::Error::Others(message) => CallError::Status {
+                code: Code::INTERNAL as i32,
+                message,
+            },
+        }
+    }
+}
+
+/// A stream that tells when its reading half came to an end.
+#[derive(Debug)]
+pub(crate) struct Watched<S> {
+    stream: S,
+    ended: watch::Sender<bool>,
+}
+
+impl<S> Watched<S> {
+    pub(crate) fn new(stream: S) -> (Self, watch::Receiver<bool>) {
+        let (ended, receiver) = watch::channel(false);
+        (Watched { stream, ended }, receiver)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        if result.is_err() || (buf.filled().len() == before && buf.remaining() > 0) {
+            self.ended.send_replace(true);
+        }
+        Poll::Ready(result)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_without_a_failure_becomes_its_code() {
+        let error = |code| CallError::from(ttrpc::Error::RpcStatus(ttrpc::get_status(code, "words")));
+        assert_eq!(error(Code::NOT_FOUND), CallError::NotFound);
+        assert_eq!(error(Code::UNIMPLEMENTED), CallError::Unimplemented);
+        assert_eq!(error(Code::DEADLINE_EXCEEDED), CallError::DeadlineExceeded);
+        assert_eq!(
+            error(Code::INTERNAL),
+            CallError::Status {
+                code: 13,
+                message: "words".into()
+            }
+        );
+    }
+
+    #[test]
+    fn a_failure_keeps_its_kind_whatever_the_code() {
+        let error = CallError::from(ttrpc::Error::from(Failed::new(
+            FailureKind::Unsupported,
+            "seccomp",
+        )));
+        assert_eq!(error.kind(), Some(FailureKind::Unsupported));
+        assert_eq!(error.to_string(), "not supported: seccomp");
+    }
+
+    #[tokio::test]
+    async fn the_watch_reports_the_end_of_the_stream() {
+        use tokio::io::AsyncReadExt;
+        let (near, far) = tokio::io::duplex(16);
+        let (mut watched, ended) = Watched::new(near);
+        assert!(!*ended.borrow());
+        drop(far);
+        assert_eq!(
+            watched.read(&mut [0; 4]).await.expect("end of file is no error"),
+            0
+        );
+        assert!(*ended.borrow());
+    }
+}
