@@ -137,7 +137,12 @@ impl Client {
     /// # Errors
     /// [`CallError::NotFound`] when there is no such container or process (any more).
     pub async fn wait_process(&self, request: WaitProcessRequest) -> Result<WaitProcessResponse, CallError> {
-        self.answer(self.agent.wait_process(Context::default(), &request))
+        let patient = Client {
+            deadline: None,
+            ..self.clone()
+        };
+        patient
+            .answer(patient.agent.wait_process(Context::default(), &request))
             .await
     }
 

@@ -168,7 +168,7 @@ async fn a_deadline_ends_a_call_but_not_a_wait() {
     let hurried = client.with_deadline(Duration::from_millis(1));
     let wait = hurried.wait_process(wait_for("c"));
     let outlasted = tokio::time::timeout(Duration::from_millis(50), wait).await;
-    assert!(outlasted.is_err(), "a wait has no deadline");
+    assert!(outlasted.is_err(), "a wait has no deadline: {outlasted:?}");
     client.check().await.expect("the connection lives on");
 }
 
