@@ -1,0 +1,245 @@
+//! The same sandboxes for programs that are not asynchronous.
+//!
+//! Each sandbox brings a runtime of its own with one thread. These calls panic inside an asynchronous
+//! runtime, as blocking there would; use the crate's root there.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use tokio::runtime::{Builder, Runtime};
+
+use crate::container::{Command, Container, Input};
+use crate::error::{Error, ErrorKind};
+use crate::process::{ExitStatus, Handle, Output, Streams};
+use crate::report::{Info, Stage, Timings, Usage};
+
+/// A microVM with a container in it; see [`crate::Sandbox`].
+///
+/// ```no_run
+/// use kata_sandbox::{Container, blocking};
+///
+/// # fn main() -> Result<(), kata_sandbox::Error> {
+/// let output = blocking::Sandbox::run(Container::new("debian.tar").args(["date"]))?;
+/// print!("{}", String::from_utf8_lossy(&output.stdout));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Sandbox {
+    // Before the runtime, which its end still needs.
+    inner: crate::Sandbox,
+    runtime: Arc<Runtime>,
+}
+
+impl Sandbox {
+    /// See [`crate::Sandbox::run`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run(container: Container) -> Result<Output, Error> {
+        runtime()?.block_on(crate::Sandbox::run(container))
+    }
+
+    /// See [`crate::Sandbox::boot`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn boot(container: Container) -> Result<Self, Error> {
+        let runtime = runtime()?;
+        let inner = runtime.block_on(crate::Sandbox::boot(container))?;
+        Ok(Self {
+            inner,
+            runtime: Arc::new(runtime),
+        })
+    }
+
+    /// See [`crate::Sandbox::spawn`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn spawn(&self) -> Result<Process, Error> {
+        let (handle, streams, timings) = self.runtime.block_on(self.inner.start())?;
+        self.process(handle, streams, self.inner.input(), timings)
+    }
+
+    /// See [`crate::Sandbox::exec`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn exec(&self, command: Command) -> Result<Process, Error> {
+        let input = command.process.input.clone();
+        let (handle, streams, timings) = self.runtime.block_on(self.inner.start_exec(command))?;
+        self.process(handle, streams, input, timings)
+    }
+
+    /// See [`crate::Sandbox::info`].
+    #[must_use]
+    pub fn info(&self) -> &Info {
+        self.inner.info()
+    }
+
+    /// See [`crate::Sandbox::usage`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn usage(&self) -> Result<Usage, Error> {
+        self.runtime.block_on(self.inner.usage())
+    }
+
+    /// See [`crate::Sandbox::stop`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn stop(&self) -> Result<(), Error> {
+        self.runtime.block_on(self.inner.stop())
+    }
+
+    fn process(
+        &self,
+        handle: Handle,
+        streams: Streams,
+        input: Input,
+        timings: Timings,
+    ) -> Result<Process, Error> {
+        Process::new(Arc::clone(&self.runtime), handle, streams, input, timings).map_err(|cause| {
+            Error::new(
+                ErrorKind::Io,
+                Stage::Start,
+                "cannot use the process's standard streams",
+            )
+            .with_source(cause)
+        })
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // The runtime may end right after this: the machine must be gone before.
+        let _ = self.stop();
+    }
+}
+
+/// A running process; see [`crate::Process`].
+pub struct Process {
+    /// Standard input, where it was left open; dropping it is end of file.
+    pub stdin: Option<Box<dyn Write + Send>>,
+    /// Standard output. The process waits when nobody reads.
+    pub stdout: Option<Box<dyn Read + Send>>,
+    /// Standard error. The process waits when nobody reads.
+    pub stderr: Option<Box<dyn Read + Send>>,
+    handle: Handle,
+    runtime: Arc<Runtime>,
+    timings: Timings,
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process")
+            .field("id", &self.handle.exec_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Process {
+    fn new(
+        runtime: Arc<Runtime>,
+        handle: Handle,
+        streams: Streams,
+        input: Input,
+        timings: Timings,
+    ) -> io::Result<Self> {
+        let blocking = |stream: UnixStream| stream.set_nonblocking(false).map(|()| stream);
+        let stdin = match (streams.stdin, input) {
+            (Some(stream), Input::Bytes(bytes)) => {
+                let _guard = runtime.enter();
+                let stream = tokio::net::UnixStream::from_std(stream)?;
+                runtime.spawn(crate::process::feed(stream, bytes));
+                None
+            }
+            (stream, _) => stream
+                .map(blocking)
+                .transpose()?
+                .map(|s| Box::new(s) as Box<dyn Write + Send>),
+        };
+        Ok(Self {
+            stdin,
+            stdout: Some(Box::new(blocking(streams.stdout)?)),
+            stderr: Some(Box::new(blocking(streams.stderr)?)),
+            handle,
+            runtime,
+            timings,
+        })
+    }
+
+    /// See [`crate::Process::wait`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait(&self) -> Result<ExitStatus, Error> {
+        self.runtime.block_on(self.handle.wait())
+    }
+
+    /// See [`crate::Process::signal`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn signal(&self, signal: i32) -> Result<(), Error> {
+        self.runtime.block_on(self.handle.signal(signal))
+    }
+
+    /// See [`crate::Process::kill`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn kill(&self) -> Result<(), Error> {
+        self.signal(9)
+    }
+
+    /// See [`crate::Process::output`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn output(mut self) -> Result<Output, Error> {
+        drop(self.stdin.take());
+        let mut stderr = self.stderr.take();
+        let errors = std::thread::spawn(move || read_all(&mut stderr));
+        let (stdout, first) = read_all(&mut self.stdout);
+        let stderr = errors.join().map(|(bytes, _)| bytes).unwrap_or_default();
+        let status = self.wait()?;
+        if let Some(first) = first {
+            self.timings.mark_at(Stage::FirstOutput, first);
+        }
+        self.timings.mark(Stage::Exit);
+        let collected = crate::process::Collected {
+            stdout,
+            stderr,
+            timings: self.timings,
+        };
+        Ok(collected.into_output(status, Usage::default()))
+    }
+}
+
+/// Reads to the end; a reset is the machine's end, which the wait reports with its cause.
+fn read_all(stream: &mut Option<Box<dyn Read + Send>>) -> (Vec<u8>, Option<std::time::Instant>) {
+    let (mut bytes, mut first) = (Vec::new(), None);
+    let Some(stream) = stream else {
+        return (bytes, first);
+    };
+    let mut chunk = vec![0; 64 << 10];
+    while let Ok(n @ 1..) = stream.read(&mut chunk) {
+        first.get_or_insert_with(std::time::Instant::now);
+        bytes.extend_from_slice(&chunk[..n]);
+    }
+    (bytes, first)
+}
+
+fn runtime() -> Result<Runtime, Error> {
+    Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("kata-sandbox")
+        .enable_all()
+        .build()
+        .map_err(|cause| Error::new(ErrorKind::Io, Stage::Plan, "cannot start a runtime").with_source(cause))
+}

@@ -1,0 +1,146 @@
+//! Stage 10: the agent's hello, raced against the machine's end; then the sandbox's set-up.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use kata_agent_proto::agent::{CreateSandboxRequest, ReseedRandomDevRequest, SetGuestDateTimeRequest};
+use kata_agent_proto::{Client, Hello, HelloError, port, read_hello};
+use kata_vmm::machine::Running;
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+
+use crate::error::{Error, ErrorKind};
+use crate::link::{Dialer, Link, ended};
+use crate::report::{Stage, Timings};
+use crate::supervise::{Milestones, Order, Supervision};
+
+/// Bytes of host entropy that the guest is seeded with: the size of the kernel's pool.
+const SEED_BYTES: usize = 256;
+
+/// A sandbox whose agent answers.
+pub(crate) struct Connected {
+    pub(crate) link: Arc<Link>,
+    pub(crate) hello: Hello,
+    pub(crate) running: Running,
+}
+
+/// Waits for the agent and sets the sandbox up: name, clock and entropy, before any process runs.
+pub(crate) async fn connect(
+    supervision: &Supervision,
+    milestones: Milestones,
+    name: &str,
+    timings: &mut Timings,
+) -> Result<Connected, Error> {
+    let (running, launched_at) = reached(milestones.launched, supervision, Stage::Machine).await?;
+    timings.mark_at(Stage::Machine, launched_at);
+    let (mut stream, dialed_at) = reached(milestones.dialed, supervision, Stage::Agent).await?;
+    let hello = tokio::select! {
+        biased;
+        hello = read_hello(&mut stream) => hello.map_err(hello_error)?,
+        ended = ended(supervision.state.clone()) => return Err(ended.error(Stage::Agent)),
+    };
+    mark_guest(timings, &hello, dialed_at);
+    let dialer = Dialer::new(Arc::clone(&supervision.control));
+    let link = match dialer
+        .dial(port::AGENT)
+        .await
+        .and_then(|(_, stream)| UnixStream::from_std(stream))
+    {
+        Ok(stream) => Link::new(Client::new(stream), dialer, supervision.state.clone()),
+        Err(error) => {
+            let error =
+                Error::new(ErrorKind::AgentLost, Stage::Connect, "cannot reach the agent").with_source(error);
+            return Err(error);
+        }
+    };
+    // The supervisor ends only after it published why, so an order that it cannot take is no loss.
+    let _ = supervision.orders.send(Order::WatchAgent(stream));
+    set_up(&link, name).await?;
+    timings.mark(Stage::Connect);
+    Ok(Connected {
+        link: Arc::new(link),
+        hello,
+        running,
+    })
+}
+
+async fn reached<T>(
+    milestone: oneshot::Receiver<T>,
+    supervision: &Supervision,
+    stage: Stage,
+) -> Result<T, Error> {
+    match milestone.await {
+        Ok(value) => Ok(value),
+        Err(_) => Err(ended(supervision.state.clone()).await.error(stage)),
+    }
+}
+
+fn hello_error(error: HelloError) -> Error {
+    let kind = match error {
+        HelloError::Protocol { .. } => ErrorKind::VersionMismatch,
+        _ => ErrorKind::AgentLost,
+    };
+    Error::new(kind, Stage::Agent, "the agent's hello was not understood").with_source(error)
+}
+
+/// The guest's own clock tells when its kernel handed over, counted back from when it dialed.
+fn mark_guest(timings: &mut Timings, hello: &Hello, dialed_at: Instant) {
+    let in_agent = Duration::from_nanos(hello.ready_ns.saturating_sub(hello.init_start_ns));
+    if !hello.process_mode {
+        timings.mark_at(
+            Stage::Kernel,
+            dialed_at.checked_sub(in_agent).unwrap_or(dialed_at),
+        );
+    }
+    timings.mark_at(Stage::Agent, dialed_at);
+}
+
+async fn set_up(link: &Link, name: &str) -> Result<(), Error> {
+    let create = CreateSandboxRequest {
+        hostname: name.into(),
+        sandbox_id: name.into(),
+        ..CreateSandboxRequest::default()
+    };
+    let reseed = ReseedRandomDevRequest {
+        data: seed()?,
+        ..ReseedRandomDevRequest::default()
+    };
+    let clock = now();
+    tokio::try_join!(
+        link.call(
+            Stage::Connect,
+            "set the guest's clock",
+            link.client.set_guest_date_time(clock)
+        ),
+        link.call(
+            Stage::Connect,
+            "seed the guest's entropy",
+            link.client.reseed_random_dev(reseed)
+        ),
+        link.call(
+            Stage::Connect,
+            "create the sandbox",
+            link.client.create_sandbox(create)
+        ),
+    )?;
+    Ok(())
+}
+
+fn now() -> SetGuestDateTimeRequest {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    SetGuestDateTimeRequest {
+        sec: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
+        usec: i64::from(now.subsec_micros()),
+        ..SetGuestDateTimeRequest::default()
+    }
+}
+
+fn seed() -> Result<Vec<u8>, Error> {
+    let mut seed = vec![0; SEED_BYTES];
+    // One call gives up to 256 bytes whole, see getrandom(2).
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()).map_err(|error| {
+        Error::new(ErrorKind::Io, Stage::Connect, "the host gave no entropy")
+            .with_source(std::io::Error::from(error))
+    })?;
+    Ok(seed)
+}

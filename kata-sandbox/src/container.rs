@@ -1,0 +1,283 @@
+//! What to run: [`Container`] and [`Command`], builders in the words of `std::process::Command`.
+//!
+//! They only hold what was asked. Nothing here looks at the host; [`plan`](crate::plan) judges.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kata_vmm::hypervisor::Backend;
+use kata_vmm::machine::MiB;
+
+/// Where standard input comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) enum Input {
+    /// Closed from the start: a program that reads it sees end of file.
+    #[default]
+    Closed,
+    /// These bytes, then end of file.
+    Bytes(Vec<u8>),
+    /// Whatever the caller writes to [`Process::stdin`](crate::Process::stdin).
+    Piped,
+}
+
+/// The settings that a container's own process and one added by exec have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct ProcessSettings {
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) cwd: Option<String>,
+    pub(crate) user: Option<String>,
+    pub(crate) input: Input,
+}
+
+impl ProcessSettings {
+    fn set_env(&mut self, name: String, value: String) {
+        self.env.retain(|(existing, _)| *existing != name);
+        self.env.push((name, value));
+    }
+}
+
+/// Guest assets and programs that the caller names instead of having them found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Overrides {
+    pub(crate) kernel: Option<PathBuf>,
+    pub(crate) initramfs: Option<PathBuf>,
+    pub(crate) agent: Option<PathBuf>,
+    pub(crate) monitor: Option<PathBuf>,
+}
+
+/// A container and the virtual machine around it: what to run, with what, for how long.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use kata_sandbox::{Container, MiB, Sandbox};
+///
+/// # async fn example() -> Result<(), kata_sandbox::Error> {
+/// let container = Container::new("debian.tar")
+///     .args(["sh", "-c", "wc -c; echo $GREETING"])
+///     .env("GREETING", "hello")
+///     .stdin("some input")
+///     .memory(MiB(256))
+///     .timeout(Duration::from_secs(30));
+/// let output = Sandbox::run(container).await?;
+/// assert!(output.status.success());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a container does nothing until it is given to a Sandbox"]
+pub struct Container {
+    pub(crate) image: OsString,
+    pub(crate) process: ProcessSettings,
+    pub(crate) hostname: Option<String>,
+    pub(crate) memory: MiB,
+    pub(crate) vcpus: u8,
+    pub(crate) backend: Backend,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) boot_timeout: Duration,
+    pub(crate) output_limit: MiB,
+    pub(crate) overrides: Overrides,
+}
+
+impl Container {
+    /// A container whose root filesystem comes from `image`: the path of a directory, of a tar archive
+    /// (plain, gzip or zstd), or of an EROFS image. It is read-only; what the container writes goes to
+    /// memory and is gone with it.
+    pub fn new(image: impl Into<OsString>) -> Self {
+        Self {
+            image: image.into(),
+            process: ProcessSettings::default(),
+            hostname: None,
+            memory: MiB(256),
+            vcpus: 1,
+            backend: Backend::Auto,
+            timeout: None,
+            boot_timeout: Duration::from_secs(60),
+            output_limit: MiB(256),
+            overrides: Overrides::default(),
+        }
+    }
+
+    /// The program and its arguments; the program is looked up in the container's `PATH`.
+    ///
+    /// A container without arguments is idle: it runs until it is stopped, and
+    /// [`Sandbox::exec`](crate::Sandbox::exec) runs programs in it.
+    pub fn args<A: Into<String>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.process.args = args.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets an environment variable. `PATH`, `HOME` and `TERM` have defaults; nothing else is inherited.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.process.set_env(name.into(), value.into());
+        self
+    }
+
+    /// The working directory, absolute, made if it is missing. Default: `/`.
+    pub fn cwd(mut self, directory: impl Into<String>) -> Self {
+        self.process.cwd = Some(directory.into());
+        self
+    }
+
+    /// The user: `name`, `uid`, `name:group` or `uid:gid`, looked up in the image's own `/etc/passwd`
+    /// and `/etc/group`. Default: root of the container.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.process.user = Some(user.into());
+        self
+    }
+
+    /// Bytes for standard input, then end of file. Default: end of file at once.
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.process.input = Input::Bytes(bytes.into());
+        self
+    }
+
+    /// Leaves standard input open for [`Process::stdin`](crate::Process::stdin).
+    pub fn stdin_piped(mut self) -> Self {
+        self.process.input = Input::Piped;
+        self
+    }
+
+    /// The host name that the container sees. Default: the sandbox's name.
+    pub fn hostname(mut self, name: impl Into<String>) -> Self {
+        self.hostname = Some(name.into());
+        self
+    }
+
+    /// Memory of the virtual machine, the guest kernel's share included. Default: 256 MiB.
+    pub fn memory(mut self, size: MiB) -> Self {
+        self.memory = size;
+        self
+    }
+
+    /// Virtual processors, 1 to 32. Default: 1.
+    pub fn vcpus(mut self, count: u8) -> Self {
+        self.vcpus = count;
+        self
+    }
+
+    /// Which hypervisor runs it. Default: the best that this host can run.
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// How long the container may run, from its start. When the time is up the sandbox is killed and
+    /// [`run`](crate::Sandbox::run) answers [`TimedOut`](crate::ErrorKind::TimedOut). Default: no limit.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = Some(limit);
+        self
+    }
+
+    /// How long the machine may take until its agent answers. Default: 60 s.
+    pub fn boot_timeout(mut self, limit: Duration) -> Self {
+        self.boot_timeout = limit;
+        self
+    }
+
+    /// The most that [`run`](crate::Sandbox::run) collects of each output stream; a container that
+    /// writes more is killed and answered with
+    /// [`OutputTooLarge`](crate::ErrorKind::OutputTooLarge). Default: 256 MiB.
+    pub fn output_limit(mut self, limit: MiB) -> Self {
+        self.output_limit = limit;
+        self
+    }
+
+    /// Boots this guest kernel (an uncompressed ELF or a bzImage) instead of the one that is found.
+    pub fn kernel(mut self, path: impl Into<PathBuf>) -> Self {
+        self.overrides.kernel = Some(path.into());
+        self
+    }
+
+    /// Boots this initramfs, which holds the agent, instead of the one that is found.
+    pub fn initramfs(mut self, path: impl Into<PathBuf>) -> Self {
+        self.overrides.initramfs = Some(path.into());
+        self
+    }
+
+    /// Runs this agent program for [`Backend::Process`] instead of the one that is found.
+    pub fn agent(mut self, path: impl Into<PathBuf>) -> Self {
+        self.overrides.agent = Some(path.into());
+        self
+    }
+
+    /// Starts this monitor program (`kata-vmm`) instead of the one that is found.
+    pub fn monitor(mut self, path: impl Into<PathBuf>) -> Self {
+        self.overrides.monitor = Some(path.into());
+        self
+    }
+}
+
+/// A further program to run in a container, for [`Sandbox::exec`](crate::Sandbox::exec).
+///
+/// ```no_run
+/// use kata_sandbox::{Command, Container, Sandbox};
+///
+/// # async fn example() -> Result<(), kata_sandbox::Error> {
+/// let sandbox = Sandbox::boot(Container::new("debian.tar")).await?;
+/// let process = sandbox.exec(Command::new("id").arg("-un").user("nobody")).await?;
+/// let output = process.output().await?;
+/// assert_eq!(output.stdout, b"nobody\n");
+/// sandbox.stop().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a command does nothing until it is given to Sandbox::exec"]
+pub struct Command {
+    pub(crate) process: ProcessSettings,
+}
+
+impl Command {
+    /// The program, looked up in the container's `PATH`.
+    pub fn new(program: impl Into<String>) -> Self {
+        let process = ProcessSettings {
+            args: vec![program.into()],
+            ..ProcessSettings::default()
+        };
+        Self { process }
+    }
+
+    /// Adds an argument.
+    pub fn arg(mut self, argument: impl Into<String>) -> Self {
+        self.process.args.push(argument.into());
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args<A: Into<String>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+        self.process.args.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets an environment variable, on top of the container's own.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.process.set_env(name.into(), value.into());
+        self
+    }
+
+    /// The working directory; it must exist. Default: the container's.
+    pub fn cwd(mut self, directory: impl Into<String>) -> Self {
+        self.process.cwd = Some(directory.into());
+        self
+    }
+
+    /// The user, as [`Container::user`]. Default: the container's.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.process.user = Some(user.into());
+        self
+    }
+
+    /// Bytes for standard input, then end of file. Default: end of file at once.
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.process.input = Input::Bytes(bytes.into());
+        self
+    }
+
+    /// Leaves standard input open for [`Process::stdin`](crate::Process::stdin).
+    pub fn stdin_piped(mut self) -> Self {
+        self.process.input = Input::Piped;
+        self
+    }
+}

@@ -1,0 +1,169 @@
+//! The way to a running sandbox's agent: calls and streams, each raced against the sandbox's end.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use kata_agent_proto::{CallError, Client, FailureKind, port};
+use kata_vmm::control::Request;
+use tokio::sync::watch;
+
+use crate::error::{Error, ErrorKind};
+use crate::launch::Control;
+use crate::report::Stage;
+use crate::supervise::{Ended, State};
+
+/// Host ports of our connections start here, above any that a guest program would pick.
+const FIRST_HOST_PORT: u32 = 1 << 30;
+
+/// How long a sandbox whose agent stopped answering may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// Connections into one guest. Asking for one is a message to the monitor and no round trip.
+#[derive(Debug)]
+pub(crate) struct Dialer {
+    control: Arc<Control>,
+    next_port: AtomicU32,
+}
+
+impl Dialer {
+    pub(crate) fn new(control: Arc<Control>) -> Self {
+        Self {
+            control,
+            next_port: AtomicU32::new(FIRST_HOST_PORT),
+        }
+    }
+
+    /// A stream to `guest_port` and the host port that the guest sees. Bytes may be written at once;
+    /// the stream closes if nobody listens.
+    pub(crate) async fn dial(&self, guest_port: u32) -> io::Result<(u32, UnixStream)> {
+        let host_port = self.next_port.fetch_add(1, Ordering::Relaxed);
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        self.control
+            .send(
+                &Request::Connect {
+                    guest_port,
+                    host_port,
+                },
+                &[theirs.as_fd()],
+            )
+            .await?;
+        Ok((host_port, ours))
+    }
+}
+
+/// The agent of one running sandbox.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) client: Client,
+    dialer: Dialer,
+    state: watch::Receiver<State>,
+}
+
+impl Link {
+    pub(crate) fn new(client: Client, dialer: Dialer, state: watch::Receiver<State>) -> Self {
+        Self {
+            client,
+            dialer,
+            state,
+        }
+    }
+
+    /// Waits for an agent's answer or the sandbox's end, whichever comes first.
+    pub(crate) async fn call<T>(
+        &self,
+        stage: Stage,
+        what: &str,
+        call: impl Future<Output = Result<T, CallError>>,
+    ) -> Result<T, Error> {
+        let answer = tokio::select! {
+            biased;
+            answer = call => answer,
+            ended = ended(self.state.clone()) => return Err(ended.error(stage)),
+        };
+        match answer {
+            Ok(value) => Ok(value),
+            Err(CallError::Closed) => Err(self.closed(stage).await),
+            Err(error) => Err(call_error(stage, what, error)),
+        }
+    }
+
+    /// A connection for one standard stream.
+    pub(crate) async fn stream(&self, stage: Stage) -> Result<(u32, UnixStream), Error> {
+        match self.dialer.dial(port::STREAM).await {
+            Ok(stream) => Ok(stream),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(self.closed(stage).await),
+            Err(error) => {
+                Err(Error::new(ErrorKind::Io, stage, "cannot open a standard stream").with_source(error))
+            }
+        }
+    }
+
+    /// Why the agent's connection closed: the sandbox ends, and the supervisor knows the reason.
+    async fn closed(&self, stage: Stage) -> Error {
+        match tokio::time::timeout(LAST_WORDS, ended(self.state.clone())).await {
+            Ok(ended) => ended.error(stage),
+            Err(_) => Error::new(ErrorKind::AgentLost, stage, "the agent closed its connection"),
+        }
+    }
+}
+
+/// Completes when the sandbox has ended and nothing is left of it.
+pub(crate) async fn ended(mut state: watch::Receiver<State>) -> Arc<Ended> {
+    loop {
+        if let State::Ended(ended) = &*state.borrow_and_update() {
+            return Arc::clone(ended);
+        }
+        if state.changed().await.is_err() {
+            // The runtime that supervised is being torn down; its last word may still stand.
+            return match &*state.borrow() {
+                State::Ended(ended) => Arc::clone(ended),
+                State::Booting | State::Running => Arc::new(Ended::stopped()),
+            };
+        }
+    }
+}
+
+fn call_error(stage: Stage, what: &str, error: CallError) -> Error {
+    let (kind, message) = match &error {
+        CallError::Failed { kind, subject } => failed(*kind, subject, what),
+        CallError::NotFound => (ErrorKind::NotFound, format!("cannot {what}: it does not exist")),
+        _ => (ErrorKind::Agent, format!("cannot {what}")),
+    };
+    Error::new(kind, stage, message).with_source(error)
+}
+
+fn failed(kind: FailureKind, subject: &str, what: &str) -> (ErrorKind, String) {
+    match kind {
+        FailureKind::NotFound => (
+            ErrorKind::CommandNotFound,
+            format!("command {subject:?} was not found in the container"),
+        ),
+        FailureKind::NotExecutable => (
+            ErrorKind::CommandNotExecutable,
+            format!("command {subject:?} cannot be executed"),
+        ),
+        FailureKind::NoSuchDirectory => (
+            ErrorKind::NoSuchDirectory,
+            format!("working directory {subject:?} does not exist"),
+        ),
+        FailureKind::NoSuchUser => (
+            ErrorKind::NoSuchUser,
+            format!("user {subject:?} does not exist in the container"),
+        ),
+        FailureKind::NoSuchGroup => (
+            ErrorKind::NoSuchUser,
+            format!("group {subject:?} does not exist in the container"),
+        ),
+        FailureKind::Unsupported => (ErrorKind::Unsupported, format!("cannot {what}: {subject}")),
+        FailureKind::NotRunning => (
+            ErrorKind::InvalidState,
+            format!("cannot {what}: it is not running"),
+        ),
+        _ => (ErrorKind::Agent, format!("cannot {what}")),
+    }
+}

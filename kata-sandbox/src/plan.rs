@@ -1,0 +1,260 @@
+//! Stage 5: from what was asked and what the host can do to what will be built. Pure.
+//!
+//! [`plan`] opens nothing and asks nobody: the same inputs give the same [`Plan`], and what cannot
+//! work fails here, before anything exists that would have to be taken back.
+
+use kata_agent_proto::agent::CreateContainerRequest;
+use kata_vmm::hypervisor::{Capabilities, Selection, select};
+use kata_vmm::machine::{Boot, Disk, FdIndex, Hypervisor, Machine, MiB};
+
+use crate::container::{Container, ProcessSettings};
+use crate::error::{Error, ErrorKind};
+use crate::report::Stage;
+use crate::spec;
+
+/// The least memory that a guest kernel, the agent and a small container fit in.
+const MIN_MEMORY: MiB = MiB(96);
+const MAX_VCPUS: u8 = 32;
+/// The serial by which the agent finds the root filesystem.
+pub(crate) const ROOTFS_SERIAL: &str = "rootfs";
+/// The one container of a sandbox, so far.
+pub(crate) const CONTAINER_ID: &str = "main";
+/// Any address above the reserved ones (VIRTIO 1.2 §5.10.4): each sandbox's vsock is its own.
+const GUEST_CID: u32 = 3;
+
+/// A file that [`prepare`](crate::prepare) opens, at the position the machine names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asset {
+    Kernel,
+    Initramfs,
+    Agent,
+    Rootfs,
+}
+
+/// What will be built.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Plan {
+    /// Which hypervisor and why.
+    pub(crate) selection: Selection,
+    /// The machine; its [`FdIndex`]es are positions in `assets`.
+    pub(crate) machine: Machine,
+    /// What to open for it, in order.
+    pub(crate) assets: Vec<Asset>,
+    /// The container, all but its stream ports.
+    pub(crate) container: CreateContainerRequest,
+}
+
+/// Plans `container` as the sandbox `name` on a host that can do `capabilities`.
+pub(crate) fn plan(container: &Container, name: &str, capabilities: &Capabilities) -> Result<Plan, Error> {
+    check_machine(container)?;
+    check_process(&container.process, true)?;
+    let selection = select(container.backend, capabilities).map_err(|cause| {
+        Error::new(
+            ErrorKind::Unsupported,
+            Stage::Plan,
+            "no backend can run this container",
+        )
+        .with_source(cause)
+    })?;
+    let (boot, mut assets) = match selection.hypervisor {
+        Hypervisor::Qemu { .. } => (
+            Boot::Kernel {
+                kernel: FdIndex(0),
+                initramfs: FdIndex(1),
+            },
+            vec![Asset::Kernel, Asset::Initramfs],
+        ),
+        Hypervisor::Process => (Boot::Program { program: FdIndex(0) }, vec![Asset::Agent]),
+    };
+    let rootfs = Disk {
+        serial: ROOTFS_SERIAL.into(),
+        image: FdIndex(assets.len()),
+        read_only: true,
+    };
+    assets.push(Asset::Rootfs);
+    let machine = Machine {
+        name: name.to_owned(),
+        vcpus: container.vcpus,
+        memory: container.memory,
+        boot,
+        disks: vec![rootfs],
+        guest_cid: GUEST_CID,
+        hypervisor: selection.hypervisor.clone(),
+    };
+    Ok(Plan {
+        selection,
+        machine,
+        assets,
+        container: spec::create_request(container, name),
+    })
+}
+
+fn check_machine(container: &Container) -> Result<(), Error> {
+    if container.memory < MIN_MEMORY {
+        return Err(invalid(format!(
+            "{} MiB of memory is too little: a guest needs at least {}",
+            container.memory.0, MIN_MEMORY.0
+        )));
+    }
+    if container.vcpus == 0 || container.vcpus > MAX_VCPUS {
+        return Err(invalid(format!(
+            "{} vCPUs: a machine has 1 to {MAX_VCPUS}",
+            container.vcpus
+        )));
+    }
+    if container.timeout.is_some_and(|t| t.is_zero()) || container.boot_timeout.is_zero() {
+        return Err(invalid("a timeout of zero leaves no time to run"));
+    }
+    match &container.hostname {
+        Some(name) if name.is_empty() || name.len() > 64 || name.contains('\0') => {
+            Err(invalid(format!("host name {name:?} is not 1 to 64 bytes long")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks what the kernel would refuse in a way that nobody understands.
+pub(crate) fn check_process(process: &ProcessSettings, may_be_idle: bool) -> Result<(), Error> {
+    match process.args.first() {
+        None if may_be_idle => {}
+        Some(program) if !program.is_empty() => {}
+        _ => return Err(invalid("the program has no name")),
+    }
+    if let Some(argument) = process.args.iter().find(|a| a.contains('\0')) {
+        return Err(invalid(format!("argument {argument:?} contains a NUL byte")));
+    }
+    for (name, value) in &process.env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(invalid(format!("environment variable {name:?} cannot be set")));
+        }
+    }
+    match &process.cwd {
+        Some(cwd) if !cwd.starts_with('/') || cwd.contains('\0') => Err(invalid(format!(
+            "working directory {cwd:?} is not an absolute path"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidContainer, Stage::Plan, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use kata_vmm::hypervisor::{Backend, KvmUnusable, Qemu, QemuUnusable, Reason};
+    use kata_vmm::machine::Accelerator;
+
+    use super::*;
+
+    fn host(kvm: Result<(), KvmUnusable>) -> Capabilities {
+        Capabilities {
+            kvm,
+            qemu: Ok(Qemu {
+                binary: "/usr/bin/qemu-system-x86_64".into(),
+            }),
+        }
+    }
+
+    fn reject(container: &Container) -> String {
+        let error = plan(container, "t", &host(Ok(()))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidContainer);
+        error.to_string()
+    }
+
+    #[test]
+    fn kvm_is_used_where_it_works() {
+        let plan = plan(&Container::new("/i").args(["true"]), "t", &host(Ok(()))).unwrap();
+        assert_eq!(plan.selection.reason, Reason::BestAvailable);
+        assert!(matches!(
+            plan.machine.hypervisor,
+            Hypervisor::Qemu {
+                accelerator: Accelerator::Kvm,
+                ..
+            }
+        ));
+        assert_eq!(plan.assets, [Asset::Kernel, Asset::Initramfs, Asset::Rootfs]);
+        assert_eq!(plan.machine.disks[0].image, FdIndex(2));
+    }
+
+    #[test]
+    fn software_emulation_is_never_silent() {
+        let why = KvmUnusable::Permission;
+        let plan = plan(&Container::new("/i").args(["true"]), "t", &host(Err(why.clone()))).unwrap();
+        assert_eq!(plan.selection.reason, Reason::NoKvm(why));
+    }
+
+    #[test]
+    fn a_named_backend_that_cannot_run_is_an_error_that_says_what_to_do() {
+        let container = Container::new("/i").args(["true"]).backend(Backend::QemuKvm);
+        let error = plan(&container, "t", &host(Err(KvmUnusable::Missing))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        let mut chain = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            chain = format!("{chain}: {cause}");
+            source = cause.source();
+        }
+        assert_eq!(
+            chain,
+            "plan: no backend can run this container: backend QemuKvm cannot run here: /dev/kvm does not \
+             exist; load the kvm module or enable virtualization in the firmware"
+        );
+    }
+
+    #[test]
+    fn a_host_without_qemu_is_told_what_to_install() {
+        let capabilities = Capabilities {
+            kvm: Err(KvmUnusable::Missing),
+            qemu: Err(QemuUnusable::NotFound {
+                program: "qemu-system-x86_64".into(),
+            }),
+        };
+        let error = plan(&Container::new("/i").args(["true"]), "t", &capabilities).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        let c = || Container::new("/i").args(["true"]);
+        assert_eq!(
+            reject(&c().memory(MiB(8))),
+            "plan: 8 MiB of memory is too little: a guest needs at least 96"
+        );
+        assert_eq!(reject(&c().vcpus(33)), "plan: 33 vCPUs: a machine has 1 to 32");
+        assert_eq!(
+            reject(&c().cwd("tmp")),
+            "plan: working directory \"tmp\" is not an absolute path"
+        );
+        assert_eq!(
+            reject(&c().env("A=B", "c")),
+            "plan: environment variable \"A=B\" cannot be set"
+        );
+        assert_eq!(
+            reject(&c().args(["a\0b"])),
+            "plan: argument \"a\\0b\" contains a NUL byte"
+        );
+        assert_eq!(reject(&c().args([""])), "plan: the program has no name");
+        assert_eq!(
+            reject(&c().timeout(Duration::ZERO)),
+            "plan: a timeout of zero leaves no time to run"
+        );
+        assert_eq!(
+            reject(&c().hostname("")),
+            "plan: host name \"\" is not 1 to 64 bytes long"
+        );
+    }
+
+    #[test]
+    fn the_same_question_has_the_same_answer() {
+        let container = Container::new("/i")
+            .args(["env"])
+            .env("A", "1")
+            .env("B", "2")
+            .user("nobody");
+        let one = plan(&container, "t", &host(Ok(()))).unwrap();
+        assert_eq!(one, plan(&container, "t", &host(Ok(()))).unwrap());
+    }
+}

@@ -1,0 +1,115 @@
+//! Stage 6: the one place that opens what a sandbox needs.
+//!
+//! Everything made here is owned by [`Prepared`]; dropping it at any point takes all of it back.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use kata_image::Rootfs;
+use kata_image::guest::{self, AssetError};
+use kata_vmm::machine::Machine;
+
+use crate::container::Overrides;
+use crate::error::{Error, ErrorKind};
+use crate::plan::{Asset, Plan};
+use crate::report::Stage;
+
+/// What the monitor needs, opened.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) machine: Machine,
+    /// In the order of the machine's [`FdIndex`](kata_vmm::machine::FdIndex)es.
+    pub(crate) fds: Vec<OwnedFd>,
+    /// The monitor program.
+    pub(crate) monitor: PathBuf,
+}
+
+/// Opens what `plan` names.
+pub(crate) fn prepare(plan: &Plan, rootfs: Rootfs, overrides: &Overrides) -> Result<Prepared, Error> {
+    let monitor = find_monitor(overrides.monitor.as_deref())?;
+    let mut rootfs = Some(rootfs.file);
+    let mut fds = Vec::with_capacity(plan.assets.len());
+    for asset in &plan.assets {
+        let file = match asset {
+            Asset::Kernel => open(guest::kernel(overrides.kernel.as_deref()))?,
+            Asset::Initramfs => open(guest::initramfs(overrides.initramfs.as_deref()))?,
+            Asset::Agent => open(guest::agent(overrides.agent.as_deref()))?,
+            Asset::Rootfs => rootfs.take().ok_or_else(|| {
+                Error::new(ErrorKind::Image, Stage::Prepare, "a plan has one root filesystem")
+            })?,
+        };
+        fds.push(OwnedFd::from(file));
+    }
+    Ok(Prepared {
+        machine: plan.machine.clone(),
+        fds,
+        monitor,
+    })
+}
+
+fn open(path: Result<PathBuf, AssetError>) -> Result<File, Error> {
+    let path = path.map_err(|cause| {
+        Error::new(
+            ErrorKind::MissingAsset,
+            Stage::Prepare,
+            "a guest asset is missing",
+        )
+        .with_source(cause)
+    })?;
+    File::open(&path).map_err(|cause| {
+        let message = format!("cannot open {}", path.display());
+        Error::new(ErrorKind::MissingAsset, Stage::Prepare, message).with_source(cause)
+    })
+}
+
+/// The monitor: named, `KATA_VMM`, beside the current executable, in the cache directory, on `PATH`.
+fn find_monitor(explicit: Option<&Path>) -> Result<PathBuf, Error> {
+    if let Some(path) = explicit
+        .map(Path::to_path_buf)
+        .or_else(|| std::env::var_os("KATA_VMM").map(Into::into))
+    {
+        return if path.is_file() {
+            Ok(path)
+        } else {
+            Err(no_monitor(&[path]))
+        };
+    }
+    let candidates = monitor_candidates();
+    match candidates.iter().find(|path| path.is_file()) {
+        Some(path) => Ok(path.clone()),
+        None => Err(no_monitor(&candidates)),
+    }
+}
+
+fn monitor_candidates() -> Vec<PathBuf> {
+    let mut directories: Vec<PathBuf> = Vec::new();
+    if let Some(beside) = std::env::current_exe()
+        .ok()
+        .and_then(|exe| exe.parent().map(Path::to_path_buf))
+    {
+        // cargo keeps tests in deps/ and examples in examples/, below the programs.
+        if beside.ends_with("deps") || beside.ends_with("examples") {
+            directories.extend(beside.parent().map(Path::to_path_buf));
+        }
+        directories.insert(0, beside);
+    }
+    directories.extend(kata_image::cache_directory().ok().map(|cache| cache.join("bin")));
+    if let Some(path) = std::env::var_os("PATH") {
+        directories.extend(std::env::split_paths(&path));
+    }
+    directories
+        .into_iter()
+        .map(|directory| directory.join("kata-vmm"))
+        .collect()
+}
+
+fn no_monitor(looked_in: &[PathBuf]) -> Error {
+    let places: Vec<String> = looked_in.iter().map(|path| path.display().to_string()).collect();
+    let message = format!(
+        "the monitor kata-vmm was not found ({}); install it with `cargo install kata-vmm`, run `cargo xtask \
+         quickstart`, or name it by KATA_VMM",
+        places.join(", ")
+    );
+    Error::new(ErrorKind::MissingAsset, Stage::Prepare, message)
+}

@@ -1,0 +1,165 @@
+//! What a sandbox tells about itself: where it runs, how long each stage took, what it cost.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+pub use kata_vmm::hypervisor::{Capabilities, KvmUnusable, QemuUnusable, Reason, Selection};
+pub use kata_vmm::machine::{Accelerator, Hypervisor};
+
+/// A stage on the way of a container, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Host probed, root filesystem image ready.
+    Image,
+    /// Machine and container planned.
+    Plan,
+    /// Every file opened.
+    Prepare,
+    /// Monitor process started.
+    Launch,
+    /// The hypervisor runs the machine.
+    Machine,
+    /// The guest kernel has started the agent.
+    Kernel,
+    /// The agent has dialed the host.
+    Agent,
+    /// The sandbox is set up: clock, entropy, name.
+    Connect,
+    /// The container is created.
+    Create,
+    /// The container's process is started.
+    Start,
+    /// The first byte of its output arrived.
+    FirstOutput,
+    /// It exited and its output is complete.
+    Exit,
+    /// The machine is gone.
+    Stop,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Image => "image",
+            Self::Plan => "plan",
+            Self::Prepare => "prepare",
+            Self::Launch => "launch monitor",
+            Self::Machine => "start machine",
+            Self::Kernel => "guest kernel",
+            Self::Agent => "guest agent",
+            Self::Connect => "set up sandbox",
+            Self::Create => "create container",
+            Self::Start => "start container",
+            Self::FirstOutput => "first output",
+            Self::Exit => "exit",
+            Self::Stop => "stop",
+        })
+    }
+}
+
+/// When each stage was complete, counted from the call that began it all.
+///
+/// Prints as a table, one line a stage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timings {
+    begin: Instant,
+    complete: Vec<(Stage, Duration)>,
+}
+
+impl Timings {
+    pub(crate) fn begin() -> Self {
+        Self {
+            begin: Instant::now(),
+            complete: Vec::new(),
+        }
+    }
+
+    pub(crate) fn mark(&mut self, stage: Stage) {
+        self.mark_at(stage, Instant::now());
+    }
+
+    pub(crate) fn mark_at(&mut self, stage: Stage, when: Instant) {
+        if self.at(stage).is_none() {
+            self.complete
+                .push((stage, when.saturating_duration_since(self.begin)));
+        }
+    }
+
+    /// When `stage` was complete, from the beginning; `None` if it was not reached.
+    #[must_use]
+    pub fn at(&self, stage: Stage) -> Option<Duration> {
+        self.complete.iter().find(|(s, _)| *s == stage).map(|(_, at)| *at)
+    }
+
+    /// The stages that were reached, in order of time, with when each was complete.
+    pub fn iter(&self) -> impl Iterator<Item = (Stage, Duration)> {
+        let mut sorted = self.complete.clone();
+        sorted.sort_by_key(|(stage, at)| (*at, *stage));
+        sorted.into_iter()
+    }
+}
+
+impl fmt::Display for Timings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut last = Duration::ZERO;
+        for (stage, at) in self.iter() {
+            let ms = |d: Duration| d.as_secs_f64() * 1e3;
+            writeln!(
+                f,
+                "{stage:<18}{:>10.1} ms  +{:.1} ms",
+                ms(at),
+                ms(at.saturating_sub(last))
+            )?;
+            last = at;
+        }
+        Ok(())
+    }
+}
+
+/// What a sandbox cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Host memory of the monitor and the hypervisor, guest memory included, in bytes: the
+    /// proportional set size (PSS, proc(5) `smaps_rollup`) when the container ended. `None` where the
+    /// host does not let us read it.
+    pub host_memory_bytes: Option<u64>,
+    /// Processor time of the container inside the guest.
+    pub cpu_time: Duration,
+    /// Most memory that the container used inside the guest, in bytes; `None` where the guest kernel
+    /// does not keep it.
+    pub container_memory_peak_bytes: Option<u64>,
+    /// Bytes of standard output and standard error.
+    pub output_bytes: u64,
+}
+
+/// Where a sandbox runs and why there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Info {
+    /// The sandbox's name.
+    pub name: String,
+    /// Which hypervisor, and why it and not a better one.
+    pub selection: Selection,
+    /// Product and version of the hypervisor.
+    pub hypervisor_version: String,
+    /// The machine type.
+    pub machine_type: String,
+    /// Memory of the machine, in bytes.
+    pub memory_bytes: u64,
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// The guest kernel's release.
+    pub kernel_release: String,
+    /// The agent's version.
+    pub agent_version: String,
+    /// The monitor's process.
+    pub monitor_pid: u32,
+    /// Every process on the host that belongs to the sandbox, the monitor first.
+    pub pids: Vec<u32>,
+    /// Digest of the root filesystem image.
+    pub rootfs_digest: String,
+    /// How long each stage took so far.
+    pub timings: Timings,
+}

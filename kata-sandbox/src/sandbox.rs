@@ -1,0 +1,346 @@
+//! The corridor: from a container to its output, stage by stage.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use kata_agent_proto::agent::{StartContainerRequest, StatsContainerRequest};
+use kata_vmm::hypervisor::{Capabilities, probe};
+
+use crate::connect::{Connected, connect};
+use crate::container::{Command, Container, Input};
+use crate::error::{Error, ErrorKind};
+use crate::launch::launch;
+use crate::link::{Link, ended};
+use crate::plan::{CONTAINER_ID, Plan, check_process, plan};
+use crate::prepare::prepare;
+use crate::process::{Handle, Output, Process, Streams};
+use crate::report::{Info, Stage, Timings, Usage};
+use crate::supervise::{Cause, Ended, Order, Supervision, supervise};
+use crate::{host, spec, usage};
+
+/// A microVM with a container in it.
+///
+/// Dropping it kills the machine and everything in it; nothing is left on the host.
+///
+/// ```no_run
+/// use kata_sandbox::{Container, Sandbox};
+///
+/// # async fn example() -> Result<(), kata_sandbox::Error> {
+/// let output = Sandbox::run(Container::new("debian.tar").args(["uname", "-r"])).await?;
+/// println!("guest kernel: {}", String::from_utf8_lossy(&output.stdout));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Sandbox {
+    supervision: Supervision,
+    link: Arc<Link>,
+    container: Container,
+    info: Info,
+    /// The container's streams, until [`spawn`](Self::spawn) takes them; none for an idle container.
+    unstarted: Mutex<Option<Streams>>,
+    next_exec: AtomicU32,
+}
+
+impl Sandbox {
+    /// Runs a container to its end in a machine of its own.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`]. After a failure nothing is left running;
+    /// [`Error::output`] has what the container had written until then.
+    pub async fn run(container: Container) -> Result<Output, Error> {
+        if container.process.args.is_empty() {
+            return Err(idle("run"));
+        }
+        if container.process.input == Input::Piped {
+            let message = "run has no one to write to a piped standard input; use boot and spawn";
+            return Err(Error::new(ErrorKind::InvalidContainer, Stage::Plan, message));
+        }
+        let limit = container.output_limit.bytes();
+        let sandbox = Self::boot(container).await?;
+        let process = sandbox.spawn().await?;
+        let (mut collected, result) = process.collect(limit).await;
+        let usage = match &result {
+            Ok(_) => sandbox.usage().await.unwrap_or_default(),
+            Err(_) => Usage::default(),
+        };
+        sandbox.stop().await?;
+        collected.timings.mark(Stage::Stop);
+        match result {
+            Ok(status) => Ok(collected.into_output(status, usage)),
+            Err(error) => Err(error.sandbox_lost().with_output(collected.into_partial_output())),
+        }
+    }
+
+    /// Boots a machine and creates the container in it, ready to [`spawn`](Self::spawn).
+    ///
+    /// A container without arguments is started at once and idles, for [`exec`](Self::exec).
+    ///
+    /// # Errors
+    /// See [`ErrorKind`]; nothing is left running.
+    pub async fn boot(container: Container) -> Result<Self, Error> {
+        let mut timings = Timings::begin();
+        let name = fresh_name()?;
+        let deadline = Instant::now() + container.boot_timeout;
+
+        let (capabilities, rootfs) = host::ready(&container).await?;
+        timings.mark(Stage::Image);
+        let plan = plan(&container, &name, &capabilities)?;
+        timings.mark(Stage::Plan);
+        tracing::info!(sandbox = name, backend = ?plan.selection.hypervisor, "{}", plan.selection.reason);
+        let digest = rootfs.digest.clone();
+        let prepared = prepare(&plan, rootfs, &container.overrides)?;
+        timings.mark(Stage::Prepare);
+        let (monitor, control) = launch(prepared).await?;
+        timings.mark(Stage::Launch);
+        let (supervision, milestones) = supervise(monitor, control, kata_agent_proto::port::HELLO, deadline);
+
+        let connected = match connect(&supervision, milestones, &name, &mut timings).await {
+            Ok(connected) => connected,
+            Err(error) => return Err(give_up(&supervision, error).await),
+        };
+        let streams = match create(&connected.link, &plan, &container).await {
+            Ok(streams) => streams,
+            Err(error) => return Err(give_up(&supervision, error).await),
+        };
+        timings.mark(Stage::Create);
+        let _ = supervision.orders.send(Order::Deadline(None));
+        let link = Arc::clone(&connected.link);
+        let info = info(name, &plan, connected, &supervision, digest, timings);
+        Ok(Self {
+            link,
+            info,
+            supervision,
+            container,
+            unstarted: Mutex::new(streams),
+            next_exec: AtomicU32::new(1),
+        })
+    }
+
+    /// Starts the container's own process. Once.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidState`] for the second time and for an idle container.
+    pub async fn spawn(&self) -> Result<Process, Error> {
+        let (handle, streams, timings) = self.start().await?;
+        Process::new(handle, streams, self.container.process.input.clone(), timings)
+            .map_err(|cause| no_streams(Stage::Start, cause))
+    }
+
+    /// Runs a further program in the container.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CommandNotFound`], [`ErrorKind::CommandNotExecutable`],
+    /// [`ErrorKind::NoSuchDirectory`] or [`ErrorKind::NoSuchUser`] when it cannot be run; the sandbox
+    /// goes on.
+    pub async fn exec(&self, command: Command) -> Result<Process, Error> {
+        let input = command.process.input.clone();
+        let (handle, streams, timings) = self.start_exec(command).await?;
+        Process::new(handle, streams, input, timings).map_err(|cause| no_streams(Stage::Start, cause))
+    }
+
+    /// Where it runs and why, and how long each stage took.
+    #[must_use]
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// What this host can run.
+    #[must_use]
+    pub fn probe() -> Capabilities {
+        probe()
+    }
+
+    /// What the sandbox has cost so far.
+    ///
+    /// # Errors
+    /// When the sandbox has ended.
+    pub async fn usage(&self) -> Result<Usage, Error> {
+        let request = StatsContainerRequest {
+            container_id: CONTAINER_ID.into(),
+            ..StatsContainerRequest::default()
+        };
+        let call = self.link.client.stats_container(request);
+        let stats = self.link.call(Stage::Exit, "ask for statistics", call).await?;
+        Ok(usage::of_container(
+            &stats,
+            usage::host_memory_bytes(&self.info.pids),
+        ))
+    }
+
+    /// Kills the machine and waits until nothing is left of it. A sandbox that has ended stays ended.
+    ///
+    /// # Errors
+    /// None so far.
+    pub async fn stop(&self) -> Result<(), Error> {
+        stop(&self.supervision).await;
+        Ok(())
+    }
+
+    /// Waits until the sandbox ends, and tells why it did if nobody asked for it.
+    ///
+    /// # Errors
+    /// What ended the sandbox.
+    pub async fn ended(&self) -> Result<(), Error> {
+        let ended = ended(self.supervision.state.clone()).await;
+        match ended.cause {
+            Cause::Stopped => Ok(()),
+            _ => Err(ended.error(Stage::Exit)),
+        }
+    }
+
+    pub(crate) fn input(&self) -> Input {
+        self.container.process.input.clone()
+    }
+
+    pub(crate) async fn start(&self) -> Result<(Handle, Streams, Timings), Error> {
+        let streams = match self.unstarted.lock() {
+            Ok(mut unstarted) => unstarted.take(),
+            Err(poisoned) => poisoned.into_inner().take(),
+        };
+        let Some(streams) = streams else {
+            return Err(match self.container.process.args.is_empty() {
+                true => idle("spawn"),
+                false => Error::new(
+                    ErrorKind::InvalidState,
+                    Stage::Start,
+                    "the container was started before",
+                ),
+            });
+        };
+        if let Some(limit) = self.container.timeout {
+            let _ = self
+                .supervision
+                .orders
+                .send(Order::Deadline(Some(Instant::now() + limit)));
+        }
+        start_container(&self.link).await?;
+        let mut timings = self.info.timings.clone();
+        timings.mark(Stage::Start);
+        let handle = Handle {
+            link: Arc::clone(&self.link),
+            exec_id: CONTAINER_ID.into(),
+        };
+        Ok((handle, streams, timings))
+    }
+
+    pub(crate) async fn start_exec(&self, command: Command) -> Result<(Handle, Streams, Timings), Error> {
+        check_process(&command.process, false)?;
+        let mut timings = Timings::begin();
+        let exec_id = format!("exec{}", self.next_exec.fetch_add(1, Ordering::Relaxed));
+        let (streams, ports) = Streams::connect(&self.link, &command.process.input, Stage::Start).await?;
+        let mut request = spec::exec_request(&self.container.process, &command.process, exec_id.clone());
+        request.stdin_port = ports.stdin;
+        request.stdout_port = ports.stdout;
+        request.stderr_port = ports.stderr;
+        let call = self.link.client.exec_process(request);
+        self.link.call(Stage::Start, "run the command", call).await?;
+        timings.mark(Stage::Start);
+        Ok((
+            Handle {
+                link: Arc::clone(&self.link),
+                exec_id,
+            },
+            streams,
+            timings,
+        ))
+    }
+}
+
+/// Creates the container; one without arguments is started too, and has no streams.
+async fn create(link: &Link, plan: &Plan, container: &Container) -> Result<Option<Streams>, Error> {
+    let mut request = plan.container.clone();
+    let is_idle = container.process.args.is_empty();
+    let streams = if is_idle {
+        None
+    } else {
+        let (streams, ports) = Streams::connect(link, &container.process.input, Stage::Create).await?;
+        request.stdin_port = ports.stdin;
+        request.stdout_port = ports.stdout;
+        request.stderr_port = ports.stderr;
+        Some(streams)
+    };
+    link.call(
+        Stage::Create,
+        "create the container",
+        link.client.create_container(request),
+    )
+    .await?;
+    if is_idle {
+        start_container(link).await?;
+    }
+    Ok(streams)
+}
+
+async fn start_container(link: &Link) -> Result<(), Error> {
+    let request = StartContainerRequest {
+        container_id: CONTAINER_ID.into(),
+        ..StartContainerRequest::default()
+    };
+    link.call(
+        Stage::Start,
+        "start the container",
+        link.client.start_container(request),
+    )
+    .await?;
+    Ok(())
+}
+
+async fn stop(supervision: &Supervision) -> Arc<Ended> {
+    let _ = supervision.orders.send(Order::Stop);
+    ended(supervision.state.clone()).await
+}
+
+/// Ends a sandbox that did not come up; what ended it by itself is the better error.
+async fn give_up(supervision: &Supervision, error: Error) -> Error {
+    stop(supervision).await;
+    error.sandbox_lost()
+}
+
+fn info(
+    name: String,
+    plan: &Plan,
+    connected: Connected,
+    supervision: &Supervision,
+    rootfs_digest: String,
+    timings: Timings,
+) -> Info {
+    let monitor_pid = supervision.monitor_pid;
+    Info {
+        name,
+        selection: plan.selection.clone(),
+        hypervisor_version: connected.running.version,
+        machine_type: connected.running.machine_type,
+        memory_bytes: plan.machine.memory.bytes(),
+        vcpus: plan.machine.vcpus,
+        kernel_release: connected.hello.kernel_release,
+        agent_version: connected.hello.agent_version,
+        monitor_pid,
+        pids: std::iter::once(monitor_pid)
+            .chain(connected.running.pids)
+            .collect(),
+        rootfs_digest,
+        timings,
+    }
+}
+
+fn idle(verb: &str) -> Error {
+    let message = format!("a container without arguments idles: there is nothing to {verb}; use exec");
+    Error::new(ErrorKind::InvalidState, Stage::Plan, message)
+}
+
+fn no_streams(stage: Stage, cause: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, stage, "cannot use the process's standard streams").with_source(cause)
+}
+
+/// A name that no other sandbox has: 8 random bytes.
+fn fresh_name() -> Result<String, Error> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(|error| {
+        Error::new(ErrorKind::Io, Stage::Plan, "the host gave no entropy")
+            .with_source(std::io::Error::from(error))
+    })?;
+    Ok(format!("sandbox-{:016x}", u64::from_ne_bytes(bytes)))
+}

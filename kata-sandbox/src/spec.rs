@@ -1,0 +1,304 @@
+//! The container as the agent is told it: an OCI runtime specification and the storages under it. Pure.
+//!
+//! The defaults are those that people know from docker: the same mounts, capabilities, masked and
+//! read-only paths. Seccomp is not among them yet.
+
+use kata_agent_proto::agent::{CreateContainerRequest, ExecProcessRequest, Storage, StringUser};
+use kata_agent_proto::oci::{
+    Linux, LinuxCapabilities, LinuxNamespace, Mount, POSIXRlimit, Process, Root, Spec,
+};
+use protobuf::MessageField;
+
+use crate::container::{Container, ProcessSettings};
+use crate::plan::{CONTAINER_ID, ROOTFS_SERIAL};
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where the agent keeps what belongs to sandboxes; its own choice is only below it.
+const GUEST_DIRECTORY: &str = "/run/kata-containers";
+
+/// What docker grants (moby `oci/caps/defaults.go`).
+const CAPABILITIES: [&str; 14] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+];
+
+/// What docker hides (moby `oci/defaults.go`).
+const MASKED_PATHS: [&str; 11] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+
+const READONLY_PATHS: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+const NAMESPACES: [&str; 6] = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
+
+/// The request that creates the container of a sandbox, all but the ports of its streams.
+pub(crate) fn create_request(container: &Container, name: &str) -> CreateContainerRequest {
+    let rootfs = format!("{GUEST_DIRECTORY}/{CONTAINER_ID}/rootfs");
+    CreateContainerRequest {
+        container_id: CONTAINER_ID.into(),
+        exec_id: CONTAINER_ID.into(),
+        string_user: string_user(container.process.user.as_deref()),
+        storages: storages(&rootfs),
+        oci: MessageField::some(spec(container, name, rootfs)),
+        ..CreateContainerRequest::default()
+    }
+}
+
+/// The request that adds a process to the container, all but the ports of its streams.
+pub(crate) fn exec_request(
+    container: &ProcessSettings,
+    command: &ProcessSettings,
+    exec_id: String,
+) -> ExecProcessRequest {
+    let mut settings = container.clone();
+    settings.args.clone_from(&command.args);
+    settings
+        .env
+        .retain(|(name, _)| !command.env.iter().any(|(ours, _)| ours == name));
+    settings.env.extend(command.env.iter().cloned());
+    settings.cwd = command.cwd.clone().or(settings.cwd);
+    settings.user = command.user.clone().or(settings.user);
+    ExecProcessRequest {
+        container_id: CONTAINER_ID.into(),
+        exec_id,
+        string_user: string_user(settings.user.as_deref()),
+        process: MessageField::some(process(&settings)),
+        ..ExecProcessRequest::default()
+    }
+}
+
+/// The read-only image on its block device, and a writable half in memory above it.
+fn storages(rootfs: &str) -> Vec<Storage> {
+    let base = format!("{GUEST_DIRECTORY}/{CONTAINER_ID}");
+    let (lower, writable) = (format!("{base}/lower"), format!("{base}/writable"));
+    let (upper, work) = (format!("{writable}/upper"), format!("{writable}/work"));
+    let create = |path: &str| format!("io.katacontainers.volume.overlayfs.create_directory={path}");
+    vec![
+        Storage {
+            driver: "blk".into(),
+            source: ROOTFS_SERIAL.into(),
+            fstype: "erofs".into(),
+            options: vec!["ro".into()],
+            mount_point: lower.clone(),
+            ..Storage::default()
+        },
+        Storage {
+            driver: "ephemeral".into(),
+            source: "tmpfs".into(),
+            fstype: "tmpfs".into(),
+            options: vec!["mode=0755".into()],
+            mount_point: writable,
+            ..Storage::default()
+        },
+        Storage {
+            driver: "overlayfs".into(),
+            driver_options: vec![create(&upper), create(&work)],
+            source: "overlay".into(),
+            fstype: "overlay".into(),
+            options: vec![
+                format!("lowerdir={lower}"),
+                format!("upperdir={upper}"),
+                format!("workdir={work}"),
+            ],
+            mount_point: rootfs.into(),
+            ..Storage::default()
+        },
+    ]
+}
+
+fn spec(container: &Container, name: &str, rootfs: String) -> Spec {
+    Spec {
+        version: "1.1.0".into(),
+        process: MessageField::some(process(&container.process)),
+        root: MessageField::some(Root {
+            path: rootfs,
+            ..Root::default()
+        }),
+        hostname: container.hostname.clone().unwrap_or_else(|| name.to_owned()),
+        mounts: mounts(),
+        linux: MessageField::some(Linux {
+            namespaces: NAMESPACES.map(namespace).into(),
+            cgroups_path: format!("/{CONTAINER_ID}"),
+            masked_paths: strings(&MASKED_PATHS),
+            readonly_paths: strings(&READONLY_PATHS),
+            ..Linux::default()
+        }),
+        ..Spec::default()
+    }
+}
+
+fn process(settings: &ProcessSettings) -> Process {
+    let mut env: Vec<String> = settings
+        .env
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    if !settings.env.iter().any(|(name, _)| name == "PATH") {
+        env.insert(0, format!("PATH={DEFAULT_PATH}"));
+    }
+    let capabilities = strings(&CAPABILITIES);
+    Process {
+        args: settings.args.clone(),
+        env,
+        cwd: settings.cwd.clone().unwrap_or_else(|| "/".into()),
+        capabilities: MessageField::some(LinuxCapabilities {
+            bounding: capabilities.clone(),
+            effective: capabilities.clone(),
+            permitted: capabilities,
+            ..LinuxCapabilities::default()
+        }),
+        rlimits: vec![POSIXRlimit {
+            type_: "RLIMIT_NOFILE".into(),
+            hard: 4096,
+            soft: 1024,
+            ..POSIXRlimit::default()
+        }],
+        no_new_privileges: true,
+        ..Process::default()
+    }
+}
+
+/// `user[:group]` as names or numbers, for the agent to look up in the image.
+fn string_user(user: Option<&str>) -> MessageField<StringUser> {
+    let Some(user) = user else {
+        return MessageField::none();
+    };
+    let (uid, gid) = user.split_once(':').unwrap_or((user, ""));
+    MessageField::some(StringUser {
+        uid: uid.into(),
+        gid: gid.into(),
+        ..StringUser::default()
+    })
+}
+
+fn namespace(kind: &str) -> LinuxNamespace {
+    LinuxNamespace {
+        type_: kind.into(),
+        ..LinuxNamespace::default()
+    }
+}
+
+fn mounts() -> Vec<Mount> {
+    let mount = |destination: &str, fstype: &str, source: &str, options: &[&str]| Mount {
+        destination: destination.into(),
+        source: source.into(),
+        type_: fstype.into(),
+        options: strings(options),
+        ..Mount::default()
+    };
+    vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        mount(
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+        ),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["ro", "nosuid", "noexec", "nodev"],
+        ),
+    ]
+}
+
+fn strings(list: &[&str]) -> Vec<String> {
+    list.iter().map(|s| (*s).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_has_a_default_that_the_caller_may_replace() {
+        let with = Container::new("i").args(["x"]).env("PATH", "/opt").env("A", "b");
+        assert_eq!(process(&with.process).env, ["PATH=/opt", "A=b"]);
+        let without = Container::new("i").args(["x"]);
+        assert_eq!(process(&without.process).env, [format!("PATH={DEFAULT_PATH}")]);
+    }
+
+    #[test]
+    fn exec_starts_from_the_containers_settings() {
+        let container = Container::new("i")
+            .env("A", "1")
+            .env("B", "1")
+            .cwd("/srv")
+            .user("www-data:staff");
+        let command = crate::Command::new("ls").env("B", "2").cwd("/tmp");
+        let request = exec_request(&container.process, &command.process, "e1".into());
+        assert_eq!(request.process.env[1..], ["A=1", "B=2"]);
+        assert_eq!(request.process.cwd, "/tmp");
+        assert_eq!(
+            (request.string_user.uid.as_str(), request.string_user.gid.as_str()),
+            ("www-data", "staff")
+        );
+        assert_eq!(request.process.args, ["ls"]);
+    }
+
+    #[test]
+    fn nothing_of_the_host_is_mounted() {
+        let request = create_request(&Container::new("i").args(["x"]), "sb");
+        assert!(request.oci.mounts.iter().all(|mount| mount.type_ != "bind"));
+        assert_eq!(
+            request
+                .storages
+                .iter()
+                .map(|s| s.fstype.as_str())
+                .collect::<Vec<_>>(),
+            ["erofs", "tmpfs", "overlay"]
+        );
+        assert_eq!(request.oci.hostname, "sb");
+    }
+}
