@@ -1,1 +1,5 @@
-//! See the workspace's docs/architecture.md.
+//! Virtio devices in safe Rust.
+#![forbid(unsafe_code)]
+
+pub mod vhost_user;
+pub mod vsock;

@@ -1,0 +1,201 @@
+//! Devices behind vhost-user: the front door for QEMU and every other frontend of that protocol.
+//!
+//! Owns the socket, the worker thread and the moments at which a device starts, stops and is reset.
+//! Knows neither packets nor who the frontend is. Guest memory comes from the frontend as shared
+//! files.
+//!
+//! ```text
+//!                 SET_FEATURES, SET_MEM_TABLE, SET_VRING_*
+//!  frontend ──────────────────────────────────────────────► thread "vhost-user-vsock" (requests)
+//!     │  kick ─────────────► thread "vring_worker": the only one that touches the device
+//!     │  ◄──────────── call
+//!
+//!   Stopped ── both queues started and enabled ──► Active ── either queue stopped ──► Stopped
+//!      │                                             positions of the queues are kept
+//!      └─ at the start: other positions than at the stop mean a new driver: the device is reset;
+//!         the same positions mean that the machine was only paused
+//! ```
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use vhost::vhost_user::{Error as ProtocolError, Listener};
+use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+
+use crate::vsock::Device;
+use backend::{Backend, TOKEN_STOP, TOKEN_STREAMS};
+
+mod backend;
+mod vring;
+
+/// How long bytes of the guest that the host is slow to take are waited for, once the frontend is gone.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Why a device could not be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The device was given something that it cannot use.
+    #[error("device is not ready")]
+    Device(#[source] io::Error),
+    /// The connected pair of sockets could not be made.
+    #[error("cannot make the vhost-user socket")]
+    Socket(#[source] io::Error),
+    /// The threads could not be started.
+    #[error("cannot start the vhost-user threads: {cause}")]
+    Start {
+        /// What the vhost-user crate says (its errors are no `std::error::Error`).
+        cause: String,
+    },
+    /// The frontend broke the protocol.
+    #[error("vhost-user frontend: {cause}")]
+    Frontend {
+        /// What the vhost-user crate says.
+        cause: String,
+    },
+}
+
+type Shared = Arc<Mutex<Backend>>;
+
+/// A device that is being served. Dropping it stops the threads and closes the device's streams.
+pub struct Served {
+    daemon: Option<VhostUserDaemon<Shared>>,
+    backend: Shared,
+    stop: OwnedFd,
+}
+
+/// Starts serving on threads of its own; returns the handle and the frontend's end of the socket, to be
+/// passed to QEMU as `-chardev socket,id=..,fd=N`. No path in the file system is used.
+///
+/// # Errors
+/// See [`Error`]; nothing is left running then.
+pub fn serve(mut device: Device) -> Result<(Served, OwnedFd), Error> {
+    device.ready().map_err(Error::Device)?;
+    let streams = device.events().try_clone_to_owned().map_err(Error::Device)?;
+    let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        .map_err(|cause| Error::Socket(cause.into()))?;
+    let (listener, frontend) = connected_listener().map_err(Error::Socket)?;
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let backend = Arc::new(Mutex::new(Backend::new(device)));
+    let daemon =
+        VhostUserDaemon::new("vhost-user-vsock".to_owned(), Arc::clone(&backend), memory).map_err(start)?;
+    let mut served = Served {
+        daemon: None,
+        backend,
+        stop,
+    };
+    for worker in daemon.get_epoll_handlers() {
+        for (fd, token) in [(&served.stop, TOKEN_STOP), (&streams, TOKEN_STREAMS)] {
+            worker
+                .register_listener(fd.as_raw_fd(), EventSet::IN, u64::from(token))
+                .map_err(|cause| Error::Start {
+                    cause: cause.to_string(),
+                })?;
+        }
+    }
+    let daemon = served.daemon.insert(daemon);
+    daemon.start(&mut Listener::from(listener)).map_err(start)?;
+    Ok((served, frontend))
+}
+
+impl Served {
+    /// Waits until the frontend hangs up, then stops the threads. What the guest had sent is given to
+    /// hosts that keep reading, for at most two seconds.
+    ///
+    /// # Errors
+    /// [`Error::Frontend`] when it did not hang up but broke the protocol.
+    pub fn wait(mut self) -> Result<(), Error> {
+        match self.daemon.as_mut().map(VhostUserDaemon::wait) {
+            None | Some(Ok(())) => Ok(()),
+            Some(Err(DaemonError::HandleRequest(
+                ProtocolError::Disconnected | ProtocolError::PartialMessage,
+            ))) => Ok(()),
+            Some(Err(error)) => Err(Error::Frontend {
+                cause: error.to_string(),
+            }),
+        }
+    }
+
+    fn device_state(&self) -> MutexGuard<'_, Backend> {
+        self.backend.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops the threads. The worker ends on an error of its handler, which the stop event makes: the
+    /// exit event that the framework has for this would leave a descriptor behind for each device.
+    fn stop(&mut self) {
+        let Some(mut daemon) = self.daemon.take() else {
+            return;
+        };
+        daemon.request_shutdown();
+        if let Err(error) = daemon.wait() {
+            log::debug!("vhost-user: frontend was cut off: {error}");
+        }
+        self.device_state().stopping = true;
+        if let Err(cause) = rustix::io::write(&self.stop, &1u64.to_ne_bytes()) {
+            log::error!("vhost-user: cannot stop the worker: {cause}");
+        }
+        drop(daemon);
+    }
+
+    /// Gives hosts what the guest had sent.
+    fn drain(&self) {
+        let mut state = self.device_state();
+        let device = state.device();
+        device.reset();
+        let deadline = Instant::now() + DRAIN;
+        while !device.drained() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || !wait_readable(device, left) || device.poll().is_err() {
+                log::warn!("vsock: the host did not take everything that the guest had sent");
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop();
+        self.drain();
+    }
+}
+
+impl std::fmt::Debug for Served {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Served").finish_non_exhaustive()
+    }
+}
+
+fn wait_readable(device: &Device, timeout: Duration) -> bool {
+    let timeout = rustix::time::Timespec::try_from(timeout).unwrap_or_default();
+    let mut fds = [PollFd::from_borrowed_fd(device.events(), PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&timeout)), Ok(1..) | Err(Errno::INTR))
+}
+
+/// A listener with the other end of its one connection. The name is abstract and chosen by the kernel;
+/// with a backlog of none, a stranger that finds it first would make our own connect fail.
+fn connected_listener() -> io::Result<(UnixListener, OwnedFd)> {
+    let socket = |flags| rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    let listener = socket(SocketFlags::CLOEXEC)?;
+    rustix::net::bind(&listener, &SocketAddrUnix::new_unnamed())?;
+    rustix::net::listen(&listener, 0)?;
+    let name = rustix::net::getsockname(&listener)?;
+    let frontend = socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    rustix::net::connect(&frontend, &name)?;
+    rustix::io::ioctl_fionbio(&frontend, false)?;
+    Ok((listener.into(), frontend))
+}
+
+fn start(error: DaemonError) -> Error {
+    Error::Start {
+        cause: error.to_string(),
+    }
+}
