@@ -1,0 +1,233 @@
+//! The test bed: one body, run on every backend.
+//!
+//! `cargo xtask test` brings what the bodies need: a root filesystem (`KATA_TEST_ROOTFS`), the guest
+//! assets and the monitor. Where something is missing a test says `SKIPPED` and why; with `CI` set
+//! that is a failure. `KATA_TEST_BACKENDS=fake,qemu` limits the backends.
+
+#![allow(dead_code, reason = "each test program uses a part of the bed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "this is test code"
+)]
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use kata_sandbox::{Backend, Command, Container, MiB, Output, Sandbox};
+
+/// How long one body may take before it counts as hung.
+const DEADLINE: Duration = Duration::from_secs(180);
+
+/// What a body runs on.
+#[derive(Debug, Clone)]
+pub(crate) struct Bed {
+    pub(crate) backend: Backend,
+    pub(crate) rootfs: OsString,
+}
+
+/// Makes a module per backend out of test bodies: `fake::name` and `qemu::name`.
+#[macro_export]
+macro_rules! on_every_backend {
+    ($($(#[$meta:meta])* async fn $name:ident($bed:ident: Bed) $body:block)*) => {
+        mod bodies {
+            use super::*;
+            $($(#[$meta])* pub(super) async fn $name($bed: Bed) $body)*
+        }
+        mod fake {
+            $(#[test] fn $name() {
+                $crate::bed::run("fake", concat!(module_path!(), "::", stringify!($name)), super::bodies::$name);
+            })*
+        }
+        mod qemu {
+            $(#[test] fn $name() {
+                $crate::bed::run("qemu", concat!(module_path!(), "::", stringify!($name)), super::bodies::$name);
+            })*
+        }
+    };
+}
+
+/// Runs a body on a backend, within the deadline.
+pub(crate) fn run<F: Future<Output = ()>>(backend: &str, name: &str, body: fn(Bed) -> F) {
+    let Some(bed) = bed(backend, name) else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        tokio::time::timeout(DEADLINE, body(bed))
+            .await
+            .unwrap_or_else(|_| panic!("{name} hung"));
+    });
+}
+
+fn bed(backend: &str, name: &str) -> Option<Bed> {
+    if let Ok(wanted) = std::env::var("KATA_TEST_BACKENDS")
+        && !wanted.split(',').any(|b| b == backend)
+    {
+        return None;
+    }
+    let Some(rootfs) = std::env::var_os("KATA_TEST_ROOTFS") else {
+        skip(
+            name,
+            "KATA_TEST_ROOTFS names no root filesystem; run `cargo xtask test`",
+        );
+        return None;
+    };
+    let backend = match backend {
+        "fake" if rustix::process::geteuid().is_root() => Backend::Process,
+        "fake" => {
+            skip(name, "the process backend needs root for its namespaces");
+            return None;
+        }
+        _ => Backend::Auto,
+    };
+    Some(Bed { backend, rootfs })
+}
+
+/// Says that a test did not run. In CI that is a failure.
+pub(crate) fn skip(name: &str, why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "SKIPPED {name}: {why}");
+    eprintln!("SKIPPED {name}: {why}");
+}
+
+impl Bed {
+    /// A container on this bed's backend, without arguments.
+    pub(crate) fn idle(&self) -> Container {
+        Container::new(self.rootfs.clone())
+            .backend(self.backend)
+            .memory(MiB(192))
+    }
+
+    /// A container that runs a shell script.
+    pub(crate) fn shell(&self, script: &str) -> Container {
+        self.idle().args(["sh", "-c", script])
+    }
+
+    /// Whether a guest of its own runs here, and not a process of this host.
+    pub(crate) fn has_guest(&self) -> bool {
+        self.backend != Backend::Process
+    }
+}
+
+/// A shell script as a command for exec.
+pub(crate) fn sh(script: &str) -> Command {
+    Command::new("sh").args(["-c", script])
+}
+
+/// Runs a script in a sandbox to its end.
+pub(crate) async fn script(sandbox: &Sandbox, script: &str) -> Output {
+    sandbox.exec(sh(script)).await.unwrap().output().await.unwrap()
+}
+
+/// Standard output as text without the last line end.
+pub(crate) fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+}
+
+/// Asks until the answer is yes, for what has no event to wait for.
+pub(crate) async fn eventually(what: &str, mut ask: impl AsyncFnMut() -> bool) {
+    let begin = Instant::now();
+    while !ask().await {
+        assert!(
+            begin.elapsed() < Duration::from_secs(30),
+            "never happened: {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits until none of these processes exists any more (zombies of ours do not count).
+pub(crate) async fn all_gone(pids: &[u32]) {
+    eventually(&format!("{pids:?} are gone"), async || {
+        pids.iter().all(|pid| !alive(*pid))
+    })
+    .await;
+}
+
+/// Whether a process exists and is not a zombie.
+pub(crate) fn alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .trim_start()
+            .starts_with('Z')
+    })
+}
+
+/// Children of a process, all the way down.
+pub(crate) fn descendants(pid: u32) -> Vec<u32> {
+    let mut found: Vec<u32> = Vec::new();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    for task in tasks {
+        let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        found.extend(
+            children
+                .split_whitespace()
+                .map(|child| child.parse::<u32>().unwrap()),
+        );
+    }
+    found
+        .iter()
+        .flat_map(|child| std::iter::once(*child).chain(descendants(*child)))
+        .collect()
+}
+
+/// The example program that boots a sandbox and holds it, built by cargo beside the tests.
+pub(crate) fn holder() -> std::process::Command {
+    let exe = std::env::current_exe().unwrap();
+    let target: PathBuf = exe.parent().and_then(|deps| deps.parent()).unwrap().to_owned();
+    let mut command = std::process::Command::new(target.join("examples").join("hold"));
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// The error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// What a sandbox could leave on the host: mounts, and files where it or its image store write.
+pub(crate) fn traces() -> BTreeSet<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let mut traces: BTreeSet<String> = mounts
+        .lines()
+        .filter(|m| m.contains("kata") || m.contains("erofs"))
+        .map(str::to_owned)
+        .collect();
+    let cache = kata_image::cache_directory().unwrap();
+    for directory in [
+        cache.clone(),
+        cache.join("images"),
+        std::env::temp_dir(),
+        "/run".into(),
+        "/dev/shm".into(),
+    ] {
+        let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
+        traces.extend(
+            entries
+                .map(|entry| entry.path().display().to_string())
+                .filter(|path| path.contains("kata") || path.contains("sandbox")),
+        );
+    }
+    traces
+}

@@ -1,0 +1,50 @@
+//! A hundred sandboxes one after another: nothing grows.
+//!
+//! A program of its own, one test at a time, because it counts what this process holds.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this is test code")]
+
+mod bed;
+
+use std::sync::Mutex;
+
+use bed::{Bed, text, traces};
+use kata_sandbox::Sandbox;
+
+/// The backends take turns.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn open_fds() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+}
+
+on_every_backend! {
+    #[allow(clippy::await_holding_lock, reason = "the lock is there to keep the other backend's test waiting")]
+    async fn a_hundred_one_after_another_grow_nothing(bed: Bed) {
+        let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let run = async || {
+            let output = Sandbox::run(bed.shell("echo x")).await.unwrap();
+            assert_eq!(text(&output), "x");
+        };
+        for _ in 0..5 {
+            run().await;
+        }
+        let (fds, resident, left) = (open_fds(), resident_kib(), traces());
+        for _ in 0..95 {
+            run().await;
+        }
+        assert_eq!(open_fds(), fds);
+        assert_eq!(traces(), left);
+        let grown = resident_kib().saturating_sub(resident);
+        assert!(grown < 4 << 10, "{grown} KiB more after 95 sandboxes");
+    }
+}

@@ -1,0 +1,153 @@
+//! What cannot work is refused by name, and says what to do.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this is test code")]
+
+mod bed;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use bed::{Bed, all_gone, chain, descendants};
+use kata_image::initramfs;
+use kata_sandbox::{Backend, Container, ErrorKind, Sandbox};
+
+on_every_backend! {
+    async fn an_image_that_is_none_is_named(bed: Bed) {
+        let missing = Container::new("/no/such/image").backend(bed.backend).args(["true"]);
+        let error = Sandbox::run(missing).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Image);
+        assert!(chain(&error).contains("/no/such/image"), "{}", chain(&error));
+        let error = Sandbox::run(Container::new("/proc/version").backend(bed.backend).args(["true"])).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Image, "{}", chain(&error));
+    }
+
+    async fn a_missing_guest_asset_is_named(bed: Bed) {
+        let container = bed.shell("true");
+        let containers = match bed.has_guest() {
+            true => vec![container.clone().kernel("/no/kernel"), container.clone().initramfs("/no/initramfs")],
+            false => vec![container.clone().agent("/no/agent")],
+        };
+        for container in containers.into_iter().chain([container.monitor("/no/monitor")]) {
+            let error = Sandbox::run(container).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::MissingAsset, "{}", chain(&error));
+            assert!(chain(&error).contains("/no/"), "{}", chain(&error));
+        }
+    }
+
+    async fn a_guest_that_panics_is_an_error_with_its_console(bed: Bed) {
+        if !bed.has_guest() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("initramfs.cpio");
+        std::fs::write(&image, no_init()).unwrap();
+        let error = Sandbox::boot(bed.idle().initramfs(&image)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::GuestPanicked, "{}", chain(&error));
+        assert!(error.is_sandbox_lost());
+        let console = error.console_tail().unwrap();
+        assert!(console.contains("Kernel panic - not syncing"), "{console}");
+        all_gone(&descendants(std::process::id())).await;
+    }
+
+    async fn a_kernel_that_is_none_is_an_error(bed: Bed) {
+        if !bed.has_guest() {
+            return;
+        }
+        let error = Sandbox::boot(bed.idle().kernel("/etc/passwd")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Hypervisor, "{}", chain(&error));
+    }
+
+    async fn kvm_by_name_runs_or_says_why_not(bed: Bed) {
+        if !bed.has_guest() {
+            return;
+        }
+        let container = bed.shell("true").backend(Backend::QemuKvm);
+        match (Sandbox::probe().kvm, Sandbox::run(container).await) {
+            (Ok(()), output) => assert!(output.unwrap().status.success()),
+            (Err(why), output) => {
+                let error = output.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Unsupported);
+                assert!(chain(&error).ends_with(&why.to_string()), "{}", chain(&error));
+            }
+        }
+    }
+
+    async fn a_host_without_qemu_says_what_to_install(bed: Bed) {
+        if !bed.has_guest() {
+            return;
+        }
+        let said = refused(bed::holder().arg(&bed.rootfs).env_remove("KATA_QEMU").env("PATH", "/nonexistent"));
+        assert!(said.starts_with("Unsupported: plan: no backend can run this container"), "{said}");
+        assert!(said.contains("apt-get install qemu-system-x86"), "{said}");
+        let said = refused(bed::holder().arg(&bed.rootfs).env("KATA_QEMU", "/no/qemu"));
+        assert!(said.starts_with("Unsupported") && said.contains("/no/qemu"), "{said}");
+    }
+
+    async fn a_host_without_assets_says_what_to_run(bed: Bed) {
+        let directory = tempfile::tempdir().unwrap();
+        let backend = if bed.has_guest() { "auto" } else { "process" };
+        let mut holder = bed::holder();
+        for name in ["KATA_KERNEL", "KATA_INITRAMFS", "KATA_AGENT"] {
+            holder.env_remove(name);
+        }
+        let said = refused(holder.arg(&bed.rootfs).arg(backend).env("KATA_CACHE_DIR", directory.path()));
+        assert!(said.starts_with("MissingAsset"), "{said}");
+        assert!(said.contains("cargo xtask quickstart"), "{said}");
+    }
+
+    async fn a_full_cache_disk_is_named_and_keeps_no_half_an_image(bed: Bed) {
+        if !rustix::process::geteuid().is_root() {
+            return bed::skip("a_full_cache_disk", "needs root to mount a small file system");
+        }
+        let disk = SmallDisk::mount();
+        let backend = if bed.has_guest() { "auto" } else { "process" };
+        let said = refused(bed::holder().arg(&bed.rootfs).arg(backend).env("KATA_CACHE_DIR", disk.path()));
+        assert!(said.starts_with("NoSpace"), "{said}");
+        assert!(said.contains(&disk.path().display().to_string()), "{said}");
+        let images: Vec<PathBuf> =
+            std::fs::read_dir(disk.path().join("images")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let largest = images.iter().map(|path| path.metadata().unwrap().len()).max();
+        assert!(largest.unwrap_or(0) < 4096, "{images:?}");
+    }
+}
+
+/// An initramfs whose init cannot be executed: the kernel panics.
+fn no_init() -> Vec<u8> {
+    initramfs::Builder::new()
+        .file("/init", 0o755, b"this is no program".to_vec())
+        .build()
+        .unwrap()
+}
+
+/// Runs a holder that must fail; answers what it said.
+fn refused(holder: &mut Command) -> String {
+    let output = holder.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    said
+}
+
+/// A file system of 1 MiB, unmounted at the end.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", "size=1m", "kata-test"])
+            .arg(directory.path());
+        assert!(mount.status().unwrap().success());
+        Self(directory)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
