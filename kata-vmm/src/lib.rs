@@ -12,3 +12,9 @@
 pub mod control;
 pub mod hypervisor;
 pub mod machine;
+pub mod monitor;
+
+/// The example of the README is compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -43,6 +43,19 @@ pub struct Machine {
     pub hypervisor: Hypervisor,
 }
 
+impl Machine {
+    /// Every descriptor it refers to.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = FdIndex> {
+        let boot = match self.boot {
+            Boot::Kernel { kernel, initramfs } => [Some(kernel), Some(initramfs)],
+            Boot::Program { program } => [Some(program), None],
+        };
+        boot.into_iter()
+            .flatten()
+            .chain(self.disks.iter().map(|disk| disk.image))
+    }
+}
+
 /// What the machine starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Boot {

@@ -1,2 +1,7 @@
-//! The monitor as a program.
-fn main() {}
+//! The monitor as a program: see [`kata_vmm::monitor::main`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kata_vmm::monitor::main()
+}

@@ -10,6 +10,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::{Accelerator, Hypervisor};
 
+mod channel;
+mod child;
+mod inherit;
+mod kvm;
+mod limits;
+mod probe;
+mod process;
+mod qemu;
+mod tail;
+mod vm;
+
+pub use probe::probe;
+pub(crate) use vm::{Occurrence, Vm, launch};
+
 /// Which hypervisor a caller wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -72,6 +86,12 @@ pub enum QemuUnusable {
     NotFound {
         /// The program that was looked for.
         program: String,
+    },
+    /// The variable `KATA_QEMU` names something else.
+    #[error("KATA_QEMU names {}, which is not an executable file", .path.display())]
+    NotExecutable {
+        /// What it names.
+        path: PathBuf,
     },
 }
 

@@ -1,0 +1,162 @@
+//! Streams between a guest and its host, handed over one by one.
+//!
+//! `SOCK_SEQPACKET`; each packet is 8 bytes, guest port and host port as little-endian `u32`, with the
+//! connected stream beside it. One end is the control loop's; the other is the vsock device's worker
+//! thread (dials of the guest) or the program that stands in for a guest (both directions).
+//! It must not know what the streams carry.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+
+/// Bytes of a packet.
+const PACKET_BYTES: usize = 8;
+
+/// The two ports of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ports {
+    /// The guest's; 0 when it is not known.
+    pub(super) guest: u32,
+    /// The host's.
+    pub(super) host: u32,
+}
+
+/// One end.
+#[derive(Debug)]
+pub(super) struct Channel(OwnedFd);
+
+impl Channel {
+    /// Both ends.
+    pub(super) fn pair() -> io::Result<(Self, Self)> {
+        let (a, b) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        Ok((Self(a), Self(b)))
+    }
+
+    /// Gives the descriptor away, for a child.
+    pub(super) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+
+    /// Hands a stream over; never waits.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when the other end has too many to take, which is its refusal.
+    pub(super) fn send(&self, ports: Ports, stream: BorrowedFd<'_>) -> io::Result<()> {
+        let mut bytes = [0; PACKET_BYTES];
+        bytes[..4].copy_from_slice(&ports.guest.to_le_bytes());
+        bytes[4..].copy_from_slice(&ports.host.to_le_bytes());
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let streams = [stream];
+        ancillary.push(SendAncillaryMessage::ScmRights(&streams));
+        rustix::net::sendmsg(
+            &self.0,
+            &[IoSlice::new(&bytes)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+        )?;
+        Ok(())
+    }
+
+    /// Takes the next stream, if one is there.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] for another packet, [`io::ErrorKind::UnexpectedEof`] when the other
+    /// end is closed.
+    pub(super) fn recv(&self) -> io::Result<Option<(Ports, OwnedFd)>> {
+        let mut bytes = [0; PACKET_BYTES];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = match rustix::net::recvmsg(
+            &self.0,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+        ) {
+            Ok(received) => received,
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(cause) => return Err(cause.into()),
+        };
+        let stream = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut streams) => streams.next(),
+            _ => None,
+        });
+        match (received.bytes, stream) {
+            (0, None) => Err(io::ErrorKind::UnexpectedEof.into()),
+            (PACKET_BYTES, Some(stream)) => {
+                let [a, b, c, d, e, f, g, h] = bytes;
+                let ports = Ports {
+                    guest: u32::from_le_bytes([a, b, c, d]),
+                    host: u32::from_le_bytes([e, f, g, h]),
+                };
+                Ok(Some((ports, stream)))
+            }
+            (count, _) => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("channel packet of {count} bytes is not two ports and a stream"),
+            )),
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    const PORTS: Ports = Ports {
+        guest: 1024,
+        host: 0x8000_0001,
+    };
+
+    #[test]
+    fn a_stream_arrives_with_its_ports() {
+        let (a, b) = Channel::pair().unwrap();
+        assert!(b.recv().unwrap().is_none());
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        a.send(PORTS, theirs.as_fd()).unwrap();
+        drop(theirs);
+        let (ports, stream) = b.recv().unwrap().unwrap();
+        assert_eq!(ports, PORTS);
+        drop(stream);
+        assert_eq!(ours.read(&mut [0]).unwrap(), 0);
+        drop(a);
+        assert_eq!(b.recv().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn another_packet_is_an_error() {
+        let (a, b) = Channel::pair().unwrap();
+        rustix::io::write(&a.0, b"12345678").unwrap();
+        assert_eq!(b.recv().unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_full_channel_refuses_instead_of_waiting() {
+        let (a, _b) = Channel::pair().unwrap();
+        let (_ours, theirs) = UnixStream::pair().unwrap();
+        let refusal = (0..100_000)
+            .find_map(|_| a.send(PORTS, theirs.as_fd()).err())
+            .unwrap();
+        assert_eq!(refusal.kind(), io::ErrorKind::WouldBlock);
+    }
+}

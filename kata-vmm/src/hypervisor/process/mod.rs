@@ -1,0 +1,131 @@
+//! The guest program as an ordinary process: no machine at all.
+//!
+//! The program is executed from its descriptor with `--channel-fd N [--disk SERIAL=FD]...`.
+//! Over the channel (see [`channel`](super::channel)) both sides hand over connected streams: ours are
+//! connections to a port of the "guest", the program's are its dials of a port of the host.
+//! What it writes to standard output and error is its console; exit code 0 is a power-off.
+//!
+//! Owns that contract. It isolates nothing by itself, and the machine's processors, memory and guest
+//! address do not bind it: it exists for tests of what lives above the monitor.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::channel::{Channel, Ports};
+use super::child::{Child, Status};
+use super::vm::{Files, failure};
+use super::{Occurrence, Vm};
+use crate::control::LaunchError;
+use crate::machine::{FdIndex, Machine, Running, VmExit};
+
+/// A program that stands in for a guest.
+#[derive(Debug)]
+pub(super) struct Program {
+    child: Child,
+    /// Gone when the program closed its end.
+    channel: Option<Channel>,
+    /// From the start of the launch; taken when it was reported.
+    launch_time: Option<Duration>,
+}
+
+impl Program {
+    /// Executes `program` for `machine`.
+    pub(super) fn launch(machine: &Machine, program: FdIndex, files: &Files) -> Result<Self, LaunchError> {
+        let start = Instant::now();
+        let program = files.duplicate(program)?;
+        let (channel, theirs) = Channel::pair().map_err(|cause| failure("make the channel", &cause))?;
+        let theirs = theirs.into_fd();
+        let path = PathBuf::from(format!("/proc/self/fd/{}", program.as_raw_fd()));
+        let mut arguments: Vec<OsString> = vec!["--channel-fd".into(), theirs.as_raw_fd().to_string().into()];
+        // The program too: an interpreter opens its script by this name.
+        let mut kept = vec![program, theirs];
+        for disk in &machine.disks {
+            let image = files.duplicate(disk.image)?;
+            arguments.push("--disk".into());
+            arguments.push(format!("{}={}", disk.serial, image.as_raw_fd()).into());
+            kept.push(image);
+        }
+        Ok(Self {
+            child: Child::spawn(&path, &arguments, kept)?,
+            channel: Some(channel),
+            launch_time: Some(start.elapsed()),
+        })
+    }
+
+    fn take_dials(&mut self, occurrences: &mut Vec<Occurrence>) {
+        while let Some(channel) = &self.channel {
+            match channel.recv() {
+                Ok(Some((ports, stream))) => occurrences.push(Occurrence::Dialed {
+                    host_port: ports.host,
+                    stream,
+                }),
+                Ok(None) => return,
+                Err(cause) => {
+                    log::debug!("the guest program's channel ends: {cause}");
+                    self.channel = None;
+                }
+            }
+        }
+    }
+
+    fn exit(&self, Status { code, signal }: Status) -> VmExit {
+        match code {
+            Some(0) => VmExit::PowerOff,
+            _ => VmExit::HypervisorDied {
+                code,
+                signal,
+                stderr_tail: self.child.output(),
+            },
+        }
+    }
+}
+
+impl Vm for Program {
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        self.child
+            .sources()
+            .chain(self.channel.as_ref().map(AsFd::as_fd))
+            .collect()
+    }
+
+    fn advance(&mut self) -> Vec<Occurrence> {
+        let mut occurrences = Vec::new();
+        if let Some(launch_time) = self.launch_time.take() {
+            occurrences.push(Occurrence::Running(Running {
+                version: "process".to_owned(),
+                machine_type: "none".to_owned(),
+                pids: vec![self.child.id()],
+                launch_time,
+            }));
+        }
+        let status = self.child.advance();
+        self.take_dials(&mut occurrences);
+        match status {
+            Ok(None) => {}
+            Ok(Some(status)) => occurrences.push(Occurrence::Exited(self.exit(status))),
+            Err(cause) => occurrences.push(Occurrence::Exited(VmExit::HypervisorDied {
+                code: None,
+                signal: None,
+                stderr_tail: format!("its status is unknown: {cause}"),
+            })),
+        }
+        occurrences
+    }
+
+    fn connect(&mut self, guest_port: u32, host_port: u32, stream: OwnedFd) {
+        let ports = Ports {
+            guest: guest_port,
+            host: host_port,
+        };
+        let Some(channel) = &self.channel else { return };
+        if let Err(cause) = channel.send(ports, stream.as_fd()) {
+            log::warn!("connection to port {guest_port} is refused: {cause}");
+        }
+    }
+
+    fn console_tail(&self) -> String {
+        self.child.output()
+    }
+}

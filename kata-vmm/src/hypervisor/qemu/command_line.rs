@@ -1,0 +1,174 @@
+//! QEMU's command line for a machine.
+//!
+//! Owns every word of it, and of the guest kernel's. Pure: descriptors are numbers here, opened and
+//! inherited elsewhere. Nothing on it comes from a caller but numbers, checked serials and a cleaned name.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+
+use crate::machine::{Accelerator, Machine};
+
+/// Everything that the command line says.
+#[derive(Debug)]
+pub(super) struct Plan<'a> {
+    /// Processors, memory, disks, name.
+    pub(super) machine: &'a Machine,
+    /// How guest instructions run.
+    pub(super) accelerator: Accelerator,
+    /// The frequency of the counter that a guest in software sees, in kHz; `None` on KVM, whose guests
+    /// are told by kvm-clock.
+    pub(super) timestamp_counter_khz: Option<u64>,
+    /// The kernel's descriptor.
+    pub(super) kernel: RawFd,
+    /// The initramfs's.
+    pub(super) initramfs: RawFd,
+    /// The disks', in the machine's order.
+    pub(super) disks: Vec<Image>,
+    /// QEMU's end of the QMP connection.
+    pub(super) qmp: RawFd,
+    /// Where the serial console is written.
+    pub(super) console: RawFd,
+    /// QEMU's end of the vsock device's vhost-user connection.
+    pub(super) vsock: RawFd,
+}
+
+/// A disk's image.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Image {
+    /// Its descriptor.
+    pub(super) fd: RawFd,
+    /// Whether it is a block device of the host rather than a file.
+    pub(super) block_device: bool,
+}
+
+/// The arguments, without the program's name.
+pub(super) fn arguments(plan: &Plan<'_>) -> Vec<OsString> {
+    let mut line = Line::default();
+    machine(&mut line, plan);
+    let Plan {
+        qmp, console, vsock, ..
+    } = plan;
+    line.add("-chardev", format!("socket,id=qmp,fd={qmp}"));
+    line.add("-mon", "chardev=qmp,mode=control");
+    line.add("-chardev", format!("socket,id=console,fd={console}"));
+    line.add("-serial", "chardev:console");
+    line.add("-chardev", format!("socket,id=vsock,fd={vsock}"));
+    line.add("-device", "vhost-user-vsock-device,chardev=vsock");
+    for (number, (disk, image)) in plan.machine.disks.iter().zip(&plan.disks).enumerate() {
+        block(&mut line, number, &disk.serial, disk.read_only, *image);
+    }
+    line.add("-kernel", format!("/proc/self/fd/{}", plan.kernel));
+    line.add("-initrd", format!("/proc/self/fd/{}", plan.initramfs));
+    line.add("-append", kernel_words(plan).join(" "));
+    line.0
+}
+
+fn machine(line: &mut Line, plan: &Plan<'_>) {
+    let Machine {
+        vcpus, memory, name, ..
+    } = plan.machine;
+    line.add("-name", format!("kata-{},debug-threads=on", cleaned(name)));
+    // acpi: virtio-mmio devices are found by kernels without VIRTIO_MMIO_CMDLINE_DEVICES, and a guest can
+    //   power itself off.
+    // rtc: a kernel waits a whole second for a clock chip that is not there.
+    // pic, pit, x-option-roms: nothing uses them, and a guest in software pays for each.
+    line.add(
+        "-machine",
+        "microvm,acpi=on,rtc=on,pic=off,pit=off,x-option-roms=off,memory-backend=mem",
+    );
+    match plan.accelerator {
+        Accelerator::Kvm => line.add("-accel", "kvm").add("-cpu", "host"),
+        Accelerator::Tcg => line.add("-accel", "tcg").add("-cpu", "max"),
+    };
+    line.add("-smp", vcpus.to_string());
+    line.add("-m", format!("{}M", memory.0));
+    // Shared, so that devices in other processes see it.
+    line.add(
+        "-object",
+        format!("memory-backend-memfd,id=mem,size={}M,share=on", memory.0),
+    );
+    // Without it QEMU's virtio-mmio is the draft before VIRTIO 1.0.
+    line.add("-global", "virtio-mmio.force-legacy=false");
+    line.flag("-nodefaults").flag("-no-user-config");
+    // A reset ends the machine and is reported.
+    line.flag("-no-reboot");
+    line.add("-display", "none");
+    // Starts stopped: nothing runs before the machine is watched.
+    line.flag("-S");
+}
+
+fn block(line: &mut Line, number: usize, serial: &str, read_only: bool, image: Image) {
+    let Image { fd, block_device } = image;
+    let driver = if block_device { "host_device" } else { "file" };
+    let read_only = if read_only { "on" } else { "off" };
+    // A descriptor set hands out the very descriptor, where opening /proc/self/fd again would need
+    // permission on the file.
+    line.add("-add-fd", format!("fd={fd},set={number}"));
+    line.add(
+        "-blockdev",
+        format!(
+            "driver=raw,node-name=disk{number},read-only={read_only},discard=unmap,\
+             file.driver={driver},file.filename=/dev/fdset/{number},file.read-only={read_only}"
+        ),
+    );
+    line.add(
+        "-device",
+        format!("virtio-blk-device,drive=disk{number},serial={serial}"),
+    );
+}
+
+/// The guest kernel's command line: fixed words and one number. Configuration does not travel here.
+fn kernel_words(plan: &Plan<'_>) -> Vec<String> {
+    let mut words = vec![
+        "console=ttyS0",
+        // Every character of the console is an exit.
+        "quiet",
+        // A panic resets at once, and the quickest reset is a triple fault: QEMU reports it and ends.
+        "panic=-1",
+        "reboot=t",
+        // The self-tests of Debian's built-in ciphers are a third of its boot.
+        "cryptomgr.notests",
+    ];
+    if plan.machine.vcpus == 1 {
+        // Nothing to patch out of the locks of a single processor.
+        words.push("noreplace-smp");
+    }
+    if plan.accelerator == Accelerator::Tcg {
+        // A check of timer interrupts that KVM guests leave out by themselves.
+        words.push("no_timer_check");
+        if plan.machine.vcpus == 1 {
+            // Measuring the local timer takes as long in software as on a slow machine. With two
+            // processors a kernel without local timers hangs.
+            words.push("noapictimer");
+        }
+    }
+    let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+    if let Some(khz) = plan.timestamp_counter_khz {
+        words.push(format!("tsc_early_khz={khz}"));
+    }
+    words
+}
+
+/// What of a name may stand on a command line: QEMU gives commas a meaning.
+fn cleaned(name: &str) -> String {
+    name.chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        .take(64)
+        .collect()
+}
+
+#[derive(Debug, Default)]
+struct Line(Vec<OsString>);
+
+impl Line {
+    fn flag(&mut self, name: &str) -> &mut Self {
+        self.0.push(name.into());
+        self
+    }
+
+    fn add(&mut self, name: &str, value: impl Into<OsString>) -> &mut Self {
+        self.0.push(name.into());
+        self.0.push(value.into());
+        self
+    }
+}

@@ -1,0 +1,291 @@
+//! QEMU as a child of the monitor: the only place that knows it.
+//!
+//! ```text
+//!  spawned, stopped ──greeting──► capabilities, cont ──answer──► running ──SHUTDOWN──► leaving
+//!        │                              │                          │                     │
+//!        └───────── the child ends ─────┘                          └── the child ends ───┘
+//!                        ▼                                                  ▼
+//!                  Occurrence::Failed                               Occurrence::Exited
+//! ```
+//!
+//! The machine is built while QEMU is stopped (`-S`), so the guest's first instruction runs after its
+//! death can no longer be missed. QEMU opens no path of the caller: kernel, initramfs, disks, console, QMP
+//! and the vsock device are inherited descriptors.
+
+mod command_line;
+mod find;
+mod qmp;
+mod timestamp_counter;
+mod vsock;
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Instant;
+
+use rustix::fs::{FileType, OFlags};
+
+use self::command_line::{Image, Plan};
+pub(super) use self::find::find;
+use self::qmp::{Message, Qmp};
+use self::timestamp_counter::Measurement;
+use self::vsock::Vsock;
+use super::child::{Child, Status};
+use super::limits::unsupported;
+use super::tail::TailReader;
+use super::vm::{Files, failure};
+use super::{Occurrence, Vm};
+use crate::control::LaunchError;
+use crate::machine::{Accelerator, Disk, FdIndex, Machine, Running, VmExit};
+
+/// The machine type of every machine here.
+const MACHINE_TYPE: &str = "microvm";
+
+/// A microvm with ACPI has 24 virtio-mmio slots; one is the vsock device's.
+const DISKS_MAX: usize = 16;
+
+/// What this hypervisor starts.
+#[derive(Debug)]
+pub(super) struct Boot<'a> {
+    /// QEMU's system emulator.
+    pub(super) binary: &'a Path,
+    /// How it runs guest instructions.
+    pub(super) accelerator: Accelerator,
+    /// A PVH ELF or a bzImage.
+    pub(super) kernel: FdIndex,
+    /// A cpio archive.
+    pub(super) initramfs: FdIndex,
+}
+
+/// A QEMU that runs one machine. The child is declared first: it is gone before its devices are.
+#[derive(Debug)]
+pub(super) struct Emulator {
+    child: Child,
+    program: String,
+    qmp: Qmp,
+    console: TailReader,
+    vsock: Vsock,
+    start: Instant,
+    /// Product and version, from the greeting.
+    version: String,
+    phase: Phase,
+}
+
+/// See the drawing above.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    Running,
+    Leaving(VmExit),
+}
+
+/// Descriptors of a QEMU that is about to be started: its ends and ours.
+struct Connections {
+    qmp: (UnixStream, UnixStream),
+    console: (UnixStream, UnixStream),
+    vsock: (Vsock, OwnedFd),
+}
+
+impl Emulator {
+    /// Starts QEMU with `machine`.
+    pub(super) fn launch(machine: &Machine, boot: &Boot<'_>, files: &Files) -> Result<Self, LaunchError> {
+        let start = Instant::now();
+        let measurement = (boot.accelerator == Accelerator::Tcg).then(Measurement::start);
+        check(machine)?;
+        let Connections { qmp, console, vsock } = connect(machine.guest_cid)?;
+        let kernel = files.duplicate(boot.kernel)?;
+        let initramfs = files.duplicate(boot.initramfs)?;
+        let disks: Vec<OwnedFd> = machine
+            .disks
+            .iter()
+            .map(|disk| files.duplicate(disk.image))
+            .collect::<Result<_, _>>()?;
+        let plan = Plan {
+            machine,
+            accelerator: boot.accelerator,
+            timestamp_counter_khz: measurement.map(|measurement| measurement.khz()),
+            kernel: kernel.as_raw_fd(),
+            initramfs: initramfs.as_raw_fd(),
+            disks: machine
+                .disks
+                .iter()
+                .zip(&disks)
+                .map(image)
+                .collect::<Result<_, _>>()?,
+            qmp: qmp.1.as_raw_fd(),
+            console: console.1.as_raw_fd(),
+            vsock: vsock.1.as_raw_fd(),
+        };
+        let arguments = command_line::arguments(&plan);
+        log::debug!("{} {arguments:?}", boot.binary.display());
+        let mut kept = vec![kernel, initramfs, qmp.1.into(), console.1.into(), vsock.1];
+        kept.extend(disks);
+        Ok(Self {
+            child: Child::spawn(boot.binary, &arguments, kept)?,
+            program: boot.binary.display().to_string(),
+            qmp: Qmp::new(qmp.0).map_err(|cause| failure("watch QMP", &cause))?,
+            console: TailReader::new(console.0.into())
+                .map_err(|cause| failure("watch the console", &cause))?,
+            vsock: vsock.0,
+            start,
+            version: String::new(),
+            phase: Phase::Starting,
+        })
+    }
+
+    /// Takes in what QEMU says.
+    fn listen(&mut self, occurrences: &mut Vec<Occurrence>) -> io::Result<()> {
+        for message in self.qmp.advance()? {
+            match message {
+                Message::Greeting { greeting } => {
+                    self.version = greeting.version();
+                    self.qmp.execute("qmp_capabilities")?;
+                    self.qmp.execute("cont")?;
+                }
+                Message::Return { id, .. } if id.as_deref() == Some("cont") => {
+                    occurrences.push(Occurrence::Running(self.running()));
+                    self.phase = Phase::Running;
+                }
+                Message::Return { .. } => {}
+                Message::Event { event, data } if event == "SHUTDOWN" => {
+                    if let Some(exit) = data.reason.as_deref().and_then(exit_of) {
+                        self.phase = Phase::Leaving(exit);
+                    }
+                }
+                Message::Event { event, .. } => log::debug!("QEMU reports {event}"),
+                Message::Error { error, id } => {
+                    let command = id.unwrap_or_default();
+                    return Err(io::Error::other(format!("{command}: {}", error.desc)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn running(&self) -> Running {
+        Running {
+            version: self.version.clone(),
+            machine_type: MACHINE_TYPE.to_owned(),
+            pids: vec![self.child.id()],
+            launch_time: self.start.elapsed(),
+        }
+    }
+
+    fn end(&self, Status { code, signal }: Status) -> Occurrence {
+        let stderr_tail = self.child.output();
+        match &self.phase {
+            Phase::Starting => Occurrence::Failed(LaunchError::Ended {
+                program: self.program.clone(),
+                code,
+                signal,
+                stderr_tail,
+            }),
+            Phase::Leaving(exit) if code == Some(0) => Occurrence::Exited(exit.clone()),
+            Phase::Leaving(_) | Phase::Running => Occurrence::Exited(VmExit::HypervisorDied {
+                code,
+                signal,
+                stderr_tail,
+            }),
+        }
+    }
+
+    /// QEMU's process or protocol cannot be followed any more.
+    fn lost(&self, operation: &str, cause: &io::Error) -> Occurrence {
+        match self.phase {
+            Phase::Starting => Occurrence::Failed(failure(operation, cause)),
+            Phase::Running | Phase::Leaving(_) => Occurrence::Exited(VmExit::HypervisorDied {
+                code: None,
+                signal: None,
+                stderr_tail: format!("{}{operation}: {cause}", self.child.output()),
+            }),
+        }
+    }
+}
+
+impl Vm for Emulator {
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        let mut sources: Vec<_> = self.child.sources().collect();
+        sources.extend(self.qmp.source());
+        sources.extend(self.console.source());
+        sources.push(self.vsock.dials());
+        sources
+    }
+
+    fn advance(&mut self) -> Vec<Occurrence> {
+        let mut occurrences = Vec::new();
+        // The child first: what it said before its end is read after its end is known.
+        let status = self.child.advance();
+        self.console.drain();
+        if let Err(cause) = self.listen(&mut occurrences) {
+            // A child that is gone does not take commands; its status says more.
+            if matches!(status, Ok(None)) && cause.kind() != io::ErrorKind::BrokenPipe {
+                occurrences.push(self.lost("follow QMP", &cause));
+                return occurrences;
+            }
+        }
+        self.vsock.take_dials(&mut occurrences);
+        match status {
+            Ok(None) => {}
+            Ok(Some(status)) => occurrences.push(self.end(status)),
+            Err(cause) => occurrences.push(self.lost("wait for QEMU", &cause)),
+        }
+        occurrences
+    }
+
+    fn connect(&mut self, guest_port: u32, host_port: u32, stream: OwnedFd) {
+        self.vsock.connect(guest_port, host_port, stream.into());
+    }
+
+    fn console_tail(&self) -> String {
+        self.console.text()
+    }
+}
+
+/// What this hypervisor refuses beyond what all refuse.
+fn check(machine: &Machine) -> Result<(), LaunchError> {
+    let count = machine.disks.len();
+    if count > DISKS_MAX {
+        let reason = format!("a {MACHINE_TYPE} machine has at most {DISKS_MAX}");
+        return Err(unsupported(format!("{count} disks"), reason));
+    }
+    Ok(())
+}
+
+fn connect(guest_cid: u32) -> Result<Connections, LaunchError> {
+    let pair = || UnixStream::pair().map_err(|cause| failure("connect to QEMU", &cause));
+    Ok(Connections {
+        qmp: pair()?,
+        console: pair()?,
+        vsock: Vsock::serve(guest_cid)?,
+    })
+}
+
+/// Looks at a disk's descriptor. QEMU wants exactly the access that it is told of, and a descriptor that
+/// cannot write is what keeps a read-only image from being written.
+fn image((disk, file): (&Disk, &OwnedFd)) -> Result<Image, LaunchError> {
+    let failed = |cause| failure("look at a disk image", &io::Error::from(cause));
+    let stat = rustix::fs::fstat(file).map_err(failed)?;
+    let access = rustix::fs::fcntl_getfl(file).map_err(failed)? & OFlags::RWMODE;
+    let (wanted, words) = match disk.read_only {
+        true => (OFlags::RDONLY, "reading only"),
+        false => (OFlags::RDWR, "reading and writing"),
+    };
+    if access != wanted {
+        let reason = format!("its descriptor is not opened for {words}");
+        return Err(unsupported(format!("disk {:?}", disk.serial), reason));
+    }
+    Ok(Image {
+        fd: file.as_raw_fd(),
+        block_device: FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice,
+    })
+}
+
+/// What a reason of `SHUTDOWN` means (QEMU qapi/run-state.json, `ShutdownCause`); `None` for those of the host.
+fn exit_of(reason: &str) -> Option<VmExit> {
+    match reason {
+        "guest-shutdown" => Some(VmExit::PowerOff),
+        "guest-reset" | "guest-panic" | "subsystem-reset" => Some(VmExit::GuestReset),
+        _ => None,
+    }
+}

@@ -1,0 +1,85 @@
+//! The vsock device of one machine: served by this process, reached by QEMU as vhost-user.
+//!
+//! Owns the device's worker and the way of the guest's dials to the control loop.
+//! It must not know the control socket.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use kata_virtio::vhost_user::{self, Served};
+use kata_virtio::vsock::{Device, Handle};
+
+use crate::control::LaunchError;
+use crate::hypervisor::Occurrence;
+use crate::hypervisor::channel::{Channel, Ports};
+use crate::hypervisor::vm::failure;
+
+/// A device that is served. Dropping it stops its worker.
+#[derive(Debug)]
+pub(super) struct Vsock {
+    handle: Handle,
+    /// The worker puts the guest's dials in at the other end.
+    dials: Channel,
+    _served: Served,
+}
+
+impl Vsock {
+    /// Starts the device's worker; the descriptor is QEMU's end of the vhost-user connection.
+    pub(super) fn serve(guest_cid: u32) -> Result<(Self, OwnedFd), LaunchError> {
+        let (dials, accepted) = Channel::pair().map_err(|cause| failure("make the vsock channel", &cause))?;
+        let (device, handle) =
+            Device::new(guest_cid.into()).map_err(|cause| failure("make the vsock device", &cause))?;
+        let device = device.on_dial(move |host_port| hand_over(&accepted, host_port));
+        let (served, frontend) =
+            vhost_user::serve(device).map_err(|cause| failure("serve the vsock device", &cause))?;
+        let vsock = Self {
+            handle,
+            dials,
+            _served: served,
+        };
+        Ok((vsock, frontend))
+    }
+
+    /// What to wait on.
+    pub(super) fn dials(&self) -> BorrowedFd<'_> {
+        self.dials.as_fd()
+    }
+
+    /// Moves the guest's dials over.
+    pub(super) fn take_dials(&self, occurrences: &mut Vec<Occurrence>) {
+        loop {
+            match self.dials.recv() {
+                Ok(Some((ports, stream))) => occurrences.push(Occurrence::Dialed {
+                    host_port: ports.host,
+                    stream,
+                }),
+                Ok(None) => return,
+                Err(cause) => {
+                    log::error!("the vsock device's worker is gone: {cause}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Connects a stream to a port of the guest.
+    pub(super) fn connect(&self, guest_port: u32, host_port: u32, stream: UnixStream) {
+        self.handle.connect(host_port, guest_port, stream);
+    }
+}
+
+/// On the worker: makes the stream of a dial; `None` refuses it.
+fn hand_over(dials: &Channel, host_port: u32) -> Option<UnixStream> {
+    let (device, host) = UnixStream::pair().ok()?;
+    let ports = Ports {
+        guest: 0,
+        host: host_port,
+    };
+    match dials.send(ports, host.as_fd()) {
+        Ok(()) => Some(device),
+        Err(cause) => {
+            log::debug!("the guest's dial of port {host_port} is refused: {cause}");
+            None
+        }
+    }
+}

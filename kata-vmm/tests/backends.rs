@@ -1,0 +1,128 @@
+//! One test body over every backend: what a caller of the monitor may rely on whatever runs the machine.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "in a test program each of them is a failed test"
+)]
+
+mod harness;
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use harness::{DEADLINE, Guest, Monitor, Watch, process, qemu};
+use kata_vmm::control::{Event, Request};
+use kata_vmm::machine::VmExit;
+
+/// A body, for each backend that can run here.
+macro_rules! on_every_backend {
+    ($($body:ident($mode:literal);)*) => {
+        mod on_process { $(
+            #[test]
+            fn $body() {
+                super::$body(&super::process($mode));
+            }
+        )* }
+        mod on_qemu { $(
+            #[test]
+            fn $body() {
+                if let Some(guest) = super::qemu($mode) {
+                    super::$body(&guest);
+                }
+            }
+        )* }
+    };
+}
+
+on_every_backend! {
+    a_guest_that_powers_off_is_reported("poweroff");
+    a_guest_is_killed_when_the_caller_leaves("wait");
+    the_console_can_be_read_while_the_guest_runs("wait");
+    a_machine_killed_at_once_leaves_nothing("wait");
+    streams_go_both_ways("vsock");
+}
+
+fn a_guest_that_powers_off_is_reported(guest: &Guest) {
+    let (monitor, running) = Monitor::running(guest);
+    assert_eq!(running.pids.len(), 1);
+    assert!(
+        !running.version.is_empty() && running.launch_time < DEADLINE,
+        "{running:?}"
+    );
+    let process = Watch::new(running.pids[0]);
+    let Event::Exited { reason, console_tail } = monitor.event() else {
+        panic!("no exit");
+    };
+    assert_eq!(reason, VmExit::PowerOff);
+    assert!(console_tail.contains("init: up"), "{console_tail}");
+    assert!(process.ends_within(DEADLINE));
+    assert_eq!(monitor.ended().code(), Some(0));
+}
+
+fn a_guest_is_killed_when_the_caller_leaves(guest: &Guest) {
+    let (mut monitor, running) = Monitor::running(guest);
+    let process = Watch::new(running.pids[0]);
+    monitor.leave();
+    assert_eq!(monitor.ended().code(), Some(0));
+    assert!(
+        process.ends_within(Duration::ZERO),
+        "the machine outlived its monitor"
+    );
+}
+
+fn the_console_can_be_read_while_the_guest_runs(guest: &Guest) {
+    let (monitor, _) = Monitor::running(guest);
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        monitor.socket().send(&Request::Console, &[]).unwrap();
+        match monitor.event() {
+            Event::Console { tail } if tail.contains("init: up") => return,
+            Event::Console { .. } => assert!(Instant::now() < deadline, "no console"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// During boot: nothing has been said by the guest yet.
+fn a_machine_killed_at_once_leaves_nothing(guest: &Guest) {
+    let mut monitor = Monitor::launch(guest);
+    monitor.leave();
+    assert_eq!(monitor.ended().code(), Some(0));
+}
+
+fn streams_go_both_ways(guest: &Guest) {
+    const BYTES: usize = 4 << 20;
+    let (monitor, _) = Monitor::running(guest);
+    drop(monitor.dialed(8));
+    let mut stream = monitor.connect(1024);
+    let mut writer = stream.try_clone().unwrap();
+    let written: Vec<u8> = (0..BYTES).map(|at| (at * 7 + at / 251) as u8).collect();
+    let copy = written.clone();
+    let writing = thread::spawn(move || {
+        writer.write_all(&copy).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut echoed = Vec::new();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.read_to_end(&mut echoed).unwrap();
+    writing.join().unwrap();
+    assert!(echoed == written, "{} bytes of {BYTES} came back", echoed.len());
+
+    let mut dialed = monitor.dialed(7);
+    let mut hello = [0; 6];
+    dialed.set_read_timeout(Some(DEADLINE)).unwrap();
+    dialed.read_exact(&mut hello).unwrap();
+    assert_eq!(&hello, b"hello\n");
+    dialed.write_all(b"poweroff").unwrap();
+    dialed.shutdown(Shutdown::Write).unwrap();
+    let Event::Exited { reason, .. } = monitor.event() else {
+        panic!("no exit");
+    };
+    assert_eq!(reason, VmExit::PowerOff);
+    assert_eq!(monitor.ended().code(), Some(0));
+}
