@@ -182,3 +182,67 @@ pub fn select(backend: Backend, capabilities: &Capabilities) -> Result<Selection
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every choice on every kind of host, as a caller would be told.
+    #[test]
+    fn selections() {
+        let qemu = || {
+            Ok(Qemu {
+                binary: PathBuf::from("/usr/bin/qemu-system-x86_64"),
+            })
+        };
+        let no_qemu = || {
+            Err(QemuUnusable::NotFound {
+                program: "qemu-system-x86_64".to_owned(),
+            })
+        };
+        let mut table = String::new();
+        for (host, kvm, qemu) in [
+            ("all", Ok(()), qemu()),
+            ("no kvm", Err(KvmUnusable::Missing), qemu()),
+            (
+                "pagetable kvm",
+                Err(KvmUnusable::NoHardwareVirtualization),
+                qemu(),
+            ),
+            ("no qemu", Ok(()), no_qemu()),
+            ("nothing", Err(KvmUnusable::Permission), no_qemu()),
+        ] {
+            let capabilities = Capabilities { kvm, qemu };
+            for backend in [
+                Backend::Auto,
+                Backend::QemuKvm,
+                Backend::QemuTcg,
+                Backend::Process,
+            ] {
+                let outcome = match select(backend, &capabilities) {
+                    Ok(Selection { hypervisor, reason }) => format!("{}: {reason}", short(&hypervisor)),
+                    Err(cause) => {
+                        let source = std::error::Error::source(&cause).map(ToString::to_string);
+                        format!("error: {cause}: {}", source.unwrap_or_default())
+                    }
+                };
+                table.push_str(&format!("{host}, {backend:?}: {outcome}\n"));
+            }
+        }
+        assert_eq!(table, include_str!("selections.txt"));
+    }
+
+    fn short(hypervisor: &Hypervisor) -> &'static str {
+        match hypervisor {
+            Hypervisor::Qemu {
+                accelerator: Accelerator::Kvm,
+                ..
+            } => "qemu kvm",
+            Hypervisor::Qemu {
+                accelerator: Accelerator::Tcg,
+                ..
+            } => "qemu tcg",
+            Hypervisor::Process => "process",
+        }
+    }
+}

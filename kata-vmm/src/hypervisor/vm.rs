@@ -40,7 +40,8 @@ pub(crate) trait Vm {
     /// What to poll for readability; may change with every [`advance`](Self::advance).
     fn sources(&self) -> Vec<BorrowedFd<'_>>;
 
-    /// Takes in what happened, without waiting.
+    /// Takes in what happened, without waiting for more. Only at the machine's end it may take up to two
+    /// seconds: what the guest had sent is given to a host that is slow to read.
     fn advance(&mut self) -> Vec<Occurrence>;
 
     /// Connects `stream` to a port of the guest; where nobody listens the stream is closed.

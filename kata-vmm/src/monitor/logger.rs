@@ -3,11 +3,16 @@
 //! Owns their format. Only [`main`](super::main) installs it: a library never does.
 
 use std::io::Write;
+use std::os::fd::AsFd;
 
 use log::{LevelFilter, Log, Metadata, Record};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Which lines are written, e.g. `debug`; without it `info`.
 const VARIABLE: &str = "KATA_VMM_LOG";
+
+/// A pipe that is reported writable takes as much without waiting (pipe(7), `PIPE_BUF`).
+const LINE_BYTES_MAX: usize = 4096;
 
 struct Stderr;
 
@@ -22,6 +27,12 @@ pub(super) fn install() {
     }
 }
 
+/// A caller that does not read the log loses lines, rather than stop the machine's control loop.
+fn has_room(stderr: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(stderr, PollFlags::OUT)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready == 1)
+}
+
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= log::max_level()
@@ -31,14 +42,22 @@ impl Log for Stderr {
         if !self.enabled(record.metadata()) {
             return;
         }
-        // One write per line, so that lines of several processes do not mix. Nobody can be told when it fails.
-        let line = format!(
-            "kata-vmm[{}] {} {}\n",
+        let mut line = format!(
+            "kata-vmm[{}] {} {}",
             std::process::id(),
             record.level(),
             record.args()
         );
-        std::io::stderr().write_all(line.as_bytes()).ok();
+        while line.len() >= LINE_BYTES_MAX {
+            line.pop();
+        }
+        line.push('\n');
+        let mut stderr = std::io::stderr();
+        if has_room(&stderr) {
+            // One write per line, so that lines of several processes do not mix. Nobody can be told when it
+            // fails.
+            stderr.write_all(line.as_bytes()).ok();
+        }
     }
 
     fn flush(&self) {}

@@ -1,8 +1,9 @@
 //! The whole userspace of a test guest: PID 1 of an initramfs, compiled static by the test with `rustc`.
 //!
 //! It prints one line, loads `/modules/*.ko` in the order of their names, and does what the word in
-//! `/mode` says: `poweroff`, `panic` (it exits, which a kernel does not survive), `wait` (for ever), or
-//! `vsock` (below). It must not know the monitor.
+//! `/mode` says: `poweroff`, `panic` (it exits, which a kernel does not survive), `wait` (for ever),
+//! `last words` (32 KiB to port 7 of the host, and power off), or `vsock` (below). It must not know the
+//! monitor.
 //!
 //! `vsock`: echoes one connection on port 1024, then dials port 7 of the host, says `hello`, and obeys
 //! the one word that comes back: `poweroff` or `panic`.
@@ -53,6 +54,10 @@ fn main() {
     let mode = fs::read_to_string("/mode").unwrap_or_default();
     match mode.trim() {
         "vsock" => obey(&vsock()),
+        "last words" => {
+            dial(7).write_all(&[b'w'; 32 << 10]).unwrap();
+            obey("poweroff");
+        }
         word => obey(word),
     }
 }

@@ -52,7 +52,7 @@ pub(crate) fn initramfs(mode: &str) -> Option<Vec<u8>> {
     archive.directory("dev");
     archive.file("init", &fs::read(init()?).unwrap());
     archive.file("mode", mode.as_bytes());
-    if mode == "vsock" {
+    if matches!(mode, "vsock" | "last words") {
         archive.directory("modules");
         for (number, module) in MODULES.iter().enumerate() {
             if let Some(content) = module_content(module) {

@@ -224,6 +224,9 @@ impl Vm for Emulator {
                 return occurrences;
             }
         }
+        if matches!(status, Ok(Some(_))) {
+            self.vsock.drain();
+        }
         self.vsock.take_dials(&mut occurrences);
         match status {
             Ok(None) => {}

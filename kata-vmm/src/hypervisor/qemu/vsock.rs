@@ -20,7 +20,8 @@ pub(super) struct Vsock {
     handle: Handle,
     /// The worker puts the guest's dials in at the other end.
     dials: Channel,
-    _served: Served,
+    /// Gone once the machine has ended.
+    served: Option<Served>,
 }
 
 impl Vsock {
@@ -35,7 +36,7 @@ impl Vsock {
         let vsock = Self {
             handle,
             dials,
-            _served: served,
+            served: Some(served),
         };
         Ok((vsock, frontend))
     }
@@ -59,6 +60,14 @@ impl Vsock {
                     return;
                 }
             }
+        }
+    }
+
+    /// After QEMU's end: gives the host what the guest had sent, for at most two seconds where the host does
+    /// not read, and closes all streams.
+    pub(super) fn drain(&mut self) {
+        if let Some(Err(cause)) = self.served.take().map(Served::wait) {
+            log::warn!("the vsock device ends: {cause}");
         }
     }
 
