@@ -5,7 +5,7 @@
 //! connections to a port of the guest, ours dial a port of the host.
 //!
 //! The disk `mode` holds one word: `poweroff` (exit code 0), `panic` (another exit code), `wait` (for
-//! ever), `last words` (32 KiB to port 7 of the host, and `poweroff`), or `vsock`: echo one connection on port 1024, dial port 7 of the host, say `hello`, and obey the
+//! ever), or `vsock`: echo one connection on port 1024, dial port 7 of the host, say `hello`, and obey the
 //! word that comes back. The tests of this crate run it.
 
 use std::collections::HashMap;
@@ -33,10 +33,6 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         .unwrap_or_default();
     let mode = match mode.trim() {
         "vsock" => vsock(&arguments.channel)?,
-        "last words" => {
-            dial(&arguments.channel, 7)?.write_all(&[b'w'; 32 << 10])?;
-            "poweroff".to_owned()
-        }
         word => word.to_owned(),
     };
     match mode.as_str() {

@@ -45,7 +45,6 @@ on_every_backend! {
     the_console_can_be_read_while_the_guest_runs("wait");
     a_machine_killed_at_once_leaves_nothing("wait");
     streams_go_both_ways("vsock");
-    what_is_written_just_before_the_end_arrives("last words");
 }
 
 fn a_guest_that_powers_off_is_reported(guest: &Guest) {
@@ -126,18 +125,4 @@ fn streams_go_both_ways(guest: &Guest) {
     };
     assert_eq!(reason, VmExit::PowerOff);
     assert_eq!(monitor.ended().code(), Some(0));
-}
-
-/// Semantics: nothing is truncated by the end of the machine.
-fn what_is_written_just_before_the_end_arrives(guest: &Guest) {
-    let (monitor, _) = Monitor::running(guest);
-    let mut stream = monitor.dialed(7);
-    let Event::Exited { reason, .. } = monitor.event() else {
-        panic!("no exit");
-    };
-    assert_eq!(reason, VmExit::PowerOff);
-    let mut words = Vec::new();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    stream.read_to_end(&mut words).unwrap();
-    assert_eq!(words.len(), 32 << 10);
 }

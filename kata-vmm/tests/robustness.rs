@@ -13,6 +13,7 @@ mod harness;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -82,6 +83,36 @@ fn a_kernel_panic_is_a_guest_reset_with_its_message() {
     assert!(
         console_tail.contains("Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000700"),
         "{console_tail}"
+    );
+}
+
+#[test]
+fn what_a_guest_sent_just_before_its_end_arrives() {
+    let Some(guest) = qemu("last words") else { return };
+    let (monitor, running) = Monitor::running(&guest);
+    let machine = Watch::new(running.pids[0]);
+    let mut stream = monitor.dialed(7);
+    // More than the stream holds: the rest is in the device when the machine is gone.
+    assert!(machine.ends_within(DEADLINE));
+    let patience = Duration::from_millis(300);
+    assert!(
+        !readable_within(monitor.socket(), patience),
+        "the end is told before the host has all"
+    );
+    let mut words = Vec::new();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.read_to_end(&mut words).unwrap();
+    assert_eq!(words.len(), 384 << 10);
+    let event = monitor.event();
+    assert!(
+        matches!(
+            event,
+            Event::Exited {
+                reason: VmExit::PowerOff,
+                ..
+            }
+        ),
+        "{event:?}"
     );
 }
 

@@ -2,7 +2,7 @@
 //!
 //! It prints one line, loads `/modules/*.ko` in the order of their names, and does what the word in
 //! `/mode` says: `poweroff`, `panic` (it exits, which a kernel does not survive), `wait` (for ever),
-//! `last words` (32 KiB to port 7 of the host, and power off), or `vsock` (below). It must not know the
+//! `last words` (384 KiB to port 7 of the host, and power off), or `vsock` (below). It must not know the
 //! monitor.
 //!
 //! `vsock`: echoes one connection on port 1024, then dials port 7 of the host, says `hello`, and obeys
@@ -55,7 +55,7 @@ fn main() {
     match mode.trim() {
         "vsock" => obey(&vsock()),
         "last words" => {
-            dial(7).write_all(&[b'w'; 32 << 10]).unwrap();
+            dial(7).write_all(&[b'w'; 384 << 10]).unwrap();
             obey("poweroff");
         }
         word => obey(word),
