@@ -1,1 +1,89 @@
-fn main() {}
+//! One entry point for people and CI: `cargo xtask quickstart`, `test`, `guest`, `tidy`.
+//!
+//! It owns how this repository is set up, built and judged on a machine.
+//! It must not know how a sandbox works: it makes the files that the libraries look for, and runs programs.
+#![expect(clippy::print_stdout, reason = "a program for people prints")]
+
+mod distribution;
+mod guest;
+mod kernel;
+mod packages;
+mod process;
+mod progress;
+mod quickstart;
+mod rootfs;
+mod setup;
+mod test;
+mod tidy;
+mod units;
+mod workspace;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use workspace::Workspace;
+
+/// Tasks of the kata-rs repository.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    version,
+    propagate_version = false
+)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Set everything up, then run the `hello` example: a container in a VM of its own
+    Quickstart,
+    /// Set everything up, then run the whole test suite
+    Test(test::Options),
+    /// Make the guest's kernel, initramfs and agent, as far as something changed
+    Guest,
+    /// Check the laws of this repository that no compiler checks
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("\nerror: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Quickstart => quickstart::run(&workspace)?,
+        Task::Test(options) => return Ok(test::run(&workspace, &options)?),
+        Task::Guest => {
+            guest::make(&workspace)?;
+        }
+        Task::Tidy => {
+            tidy::check(&workspace)?;
+            println!("tidy: every law is kept");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// An error and what caused it, each once.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

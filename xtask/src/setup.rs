@@ -1,0 +1,123 @@
+//! Everything that must be there before a sandbox can run from this checkout.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kata_image::guest::Asset;
+
+use crate::guest::{self, GuestError};
+use crate::kernel::Kernel;
+use crate::packages::{self, PackageError};
+use crate::process::{self, ProcessError};
+use crate::progress::Step;
+use crate::rootfs::{self, RootfsError};
+use crate::workspace::Workspace;
+
+/// What was set up.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    /// A root filesystem, as a tar archive.
+    pub(crate) rootfs: PathBuf,
+    /// The monitor's executable.
+    pub(crate) monitor: PathBuf,
+    /// The guest's kernel.
+    pub(crate) vmlinux: PathBuf,
+    /// The kernel package that the guest is made from.
+    pub(crate) kernel: Kernel,
+}
+
+/// For what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To run programs: optimized.
+    Run,
+    /// To test: with its assertions, and the tools that tests ask.
+    Test,
+}
+
+/// Why something is not there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SetupError {
+    /// A package.
+    #[error(transparent)]
+    Packages(#[from] PackageError),
+    /// The guest's files.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The root filesystem.
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
+    /// The monitor.
+    #[error("cannot build the monitor")]
+    Monitor(#[source] ProcessError),
+    /// The monitor could not be put where embedders find it.
+    #[error("cannot install the monitor as {}", path.display())]
+    InstallMonitor {
+        /// Where it was to be.
+        path: PathBuf,
+        /// The operating system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// No place for what is made.
+    #[error(transparent)]
+    Cache(#[from] kata_image::CacheDirectoryError),
+}
+
+/// Makes whatever is missing.
+///
+/// # Errors
+/// When something cannot be made; the error says what to do.
+pub(crate) fn provide(workspace: &Workspace, purpose: Purpose) -> Result<Ready, SetupError> {
+    match purpose {
+        Purpose::Run => packages::provide_for_running()?,
+        Purpose::Test => packages::provide_for_testing()?,
+    }
+    let kernel = guest::make(workspace)?;
+    let rootfs = rootfs::provide(&kata_image::cache_directory()?)?;
+    let monitor = build_monitor(workspace, purpose).map_err(SetupError::Monitor)?;
+    Ok(Ready {
+        rootfs,
+        monitor,
+        vmlinux: kata_image::guest::directory()?.join(Asset::Kernel.file_name()),
+        kernel,
+    })
+}
+
+fn build_monitor(workspace: &Workspace, purpose: Purpose) -> Result<PathBuf, ProcessError> {
+    let (profile, directory) = match purpose {
+        Purpose::Run => ("release", "release"),
+        Purpose::Test => ("dev", "debug"),
+    };
+    let step = Step::start("monitor");
+    let words = ["build", "--package=kata-vmm", "--bins", "--profile", profile];
+    process::run(&step, &mut workspace.cargo(&words))?;
+    step.done("");
+    Ok(workspace.target.join(directory).join("kata-vmm"))
+}
+
+/// Puts the monitor where the SDK finds it for any program of this user; a newer build replaces it at once.
+///
+/// # Errors
+/// When the cache cannot be written.
+pub(crate) fn install_monitor(monitor: &Path) -> Result<PathBuf, SetupError> {
+    let directory = kata_image::cache_directory()?.join("bin");
+    let path = directory.join("kata-vmm");
+    match replace(monitor, &directory, &path) {
+        Ok(()) => Ok(path),
+        Err(source) => Err(SetupError::InstallMonitor { path, source }),
+    }
+}
+
+fn replace(monitor: &Path, directory: &Path, path: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let partial = directory.join(format!(".kata-vmm-{}", std::process::id()));
+    // fs::copy keeps the permissions.
+    let copied = fs::copy(monitor, &partial).and_then(|_| fs::rename(&partial, path));
+    if copied.is_err() {
+        // It may not exist; the first error is the one that matters.
+        let _ = fs::remove_file(&partial);
+    }
+    copied
+}

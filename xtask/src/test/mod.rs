@@ -1,0 +1,246 @@
+//! `cargo xtask test`: the whole suite, and what it needs.
+//!
+//! ```text
+//!  setup ─► tidy ─► fmt ─► clippy ─► package ─► cargo test ─► `N passed, M failed, K skipped`
+//!           └── a gate that fails is a failure, and the next one runs all the same ──┘
+//! ```
+
+mod tally;
+
+use std::error::Error;
+use std::process::{Command, ExitCode};
+
+use clap::{Args, ValueEnum};
+
+use crate::process::{self, ProcessError};
+use crate::progress::Step;
+use crate::setup::{self, Purpose, Ready, SetupError};
+use crate::tidy;
+use crate::workspace::Workspace;
+
+use tally::{Line, Tally};
+
+/// What to test.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Run only the tests whose name contains this, and none of the other checks
+    filter: Option<String>,
+    /// Run the tests that need a sandbox on this backend only
+    #[arg(long, value_enum)]
+    backend: Option<Backend>,
+}
+
+/// What the tests' sandboxes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    /// The agent as an ordinary process
+    Fake,
+    /// A whole machine in QEMU
+    Qemu,
+}
+
+impl Backend {
+    /// What the tests read in `KATA_TEST_BACKENDS`.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Fake => "fake",
+            Self::Qemu => "qemu",
+        }
+    }
+}
+
+/// Why the suite could not run to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TestError {
+    /// Something that it needs is missing.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// cargo could not be run.
+    #[error("cannot run the tests")]
+    Cargo(#[from] ProcessError),
+}
+
+/// Runs the suite; the last line on standard output is its sum.
+///
+/// # Errors
+/// When it could not run to its end; failing tests are an exit code.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode, TestError> {
+    let ready = setup::provide(workspace, Purpose::Test)?;
+    let broken = if options.filter.is_none() {
+        gates(workspace)
+    } else {
+        Vec::new()
+    };
+    let mut tally = Tally::default();
+    let status = process::stream(&mut cargo_test(workspace, options, &ready), |line| {
+        if let Line::Shown = tally.read(line) {
+            println!("{line}");
+        }
+    })?;
+    tally.end(status.success());
+    let (text, good) = report(&tally, &broken, in_ci());
+    print!("\n{text}");
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What was skipped and what failed, then the sum; and whether all is well.
+fn report(tally: &Tally, broken: &[&str], ci: bool) -> (String, bool) {
+    let required = if ci { tally.required_skips() } else { 0 };
+    let failed = tally.failed() + broken.len();
+    let mut lines: Vec<String> = tally.skipped().iter().cloned().collect();
+    lines.extend(broken.iter().map(|gate| format!("FAILED check: {gate}")));
+    if required > 0 {
+        lines.push(format!(
+            "FAILED: {required} required test(s) were skipped, and CI is set"
+        ));
+    }
+    let skipped = tally.skipped().len() + tally.ignored();
+    lines.push(format!(
+        "{} passed, {failed} failed, {skipped} skipped\n",
+        tally.passed()
+    ));
+    (lines.join("\n"), failed + required == 0)
+}
+
+/// Whether this is a run that must not skip what it is there for.
+fn in_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false" && value != "0")
+}
+
+fn cargo_test(workspace: &Workspace, options: &Options, ready: &Ready) -> Command {
+    let mut command = workspace.cargo(&["test", "--workspace", "--no-fail-fast"]);
+    // The output of passing tests is read for what they skipped.
+    command
+        .args(options.filter.as_deref())
+        .args(["--", "--show-output"]);
+    command
+        .env("KATA_VMM", &ready.monitor)
+        .env("KATA_TEST_ROOTFS", &ready.rootfs)
+        .env("KATA_KERNEL", &ready.vmlinux)
+        .env("KATA_KERNEL_MODULES", &ready.kernel.modules)
+        .env("CARGO_TERM_COLOR", "never");
+    if let Some(backend) = options.backend {
+        command.env("KATA_TEST_BACKENDS", backend.name());
+    }
+    command
+}
+
+/// One of the checks beside the tests.
+type Check<'a> = dyn Fn(&Step) -> Result<(), Box<dyn Error>> + 'a;
+
+/// Runs the checks beside the tests; gives back the names of those that failed.
+fn gates(workspace: &Workspace) -> Vec<&'static str> {
+    let mut broken = Vec::new();
+    let mut gate = |name, check: &Check<'_>| {
+        let step = Step::start(name);
+        match check(&step) {
+            Ok(()) => step.done(""),
+            Err(error) => {
+                drop(step);
+                eprintln!("{}", crate::chain(error.as_ref()));
+                broken.push(name);
+            }
+        }
+    };
+    gate("tidy", &|_| Ok(tidy::check(workspace)?));
+    gate("cargo fmt", &|step| {
+        cargo(step, workspace, &["fmt", "--all", "--check"])
+    });
+    gate("cargo clippy", &|step| {
+        let words = [
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--quiet",
+            "--",
+            "--deny=warnings",
+        ];
+        cargo(step, workspace, &words)
+    });
+    gate("cargo package", &|step| package(step, workspace));
+    broken
+}
+
+fn cargo(step: &Step, workspace: &Workspace, words: &[&str]) -> Result<(), Box<dyn Error>> {
+    Ok(process::run(step, &mut workspace.cargo(words))?)
+}
+
+/// Whether every library can be published as it is.
+fn package(step: &Step, workspace: &Workspace) -> Result<(), Box<dyn Error>> {
+    let mut command = workspace.cargo(&[
+        "package",
+        "--workspace",
+        "--no-verify",
+        "--allow-dirty",
+        "--offline",
+    ]);
+    for end in ["examples", "benches", "xtask"] {
+        command.arg(format!("--exclude={end}"));
+    }
+    let mut warnings = Vec::new();
+    let mut lines = Vec::new();
+    let status = process::stream(&mut command, |line| {
+        step.says(line);
+        lines.push(line.to_owned());
+        if line.starts_with("warning: manifest has no") {
+            warnings.push(line.to_owned());
+        }
+    })?;
+    if !status.success() {
+        return Err(format!("`cargo package` failed:\n{}", lines.join("\n")).into());
+    }
+    if !warnings.is_empty() {
+        return Err(warnings.join("\n").into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(lines: &[&str]) -> Tally {
+        let mut tally = Tally::default();
+        for line in lines {
+            tally.read(line);
+        }
+        tally.end(true);
+        tally
+    }
+
+    #[test]
+    fn a_failed_check_fails_the_suite() {
+        let clean = tally(&["test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out"]);
+        assert_eq!(
+            report(&clean, &[], true),
+            ("2 passed, 0 failed, 0 skipped\n".to_owned(), true)
+        );
+        assert_eq!(
+            report(&clean, &["tidy"], false),
+            (
+                "FAILED check: tidy\n2 passed, 1 failed, 0 skipped\n".to_owned(),
+                false
+            )
+        );
+    }
+
+    #[test]
+    fn skipped_tests_are_named_and_fail_the_suite_in_ci() {
+        let skipped = tally(&[
+            "SKIPPED runs: no kernel",
+            "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out",
+        ]);
+        assert_eq!(
+            report(&skipped, &[], false),
+            (
+                "SKIPPED runs: no kernel\n1 passed, 0 failed, 2 skipped\n".to_owned(),
+                true
+            )
+        );
+        assert!(!report(&skipped, &[], true).1);
+    }
+}

@@ -1,0 +1,97 @@
+//! Who may speak of hypervisors: each seam is one directory, and the words for what is behind it stay there.
+//!
+//! Tests and documentation may say anything.
+
+use super::Violation;
+use super::facts::{Fact, Kind};
+
+/// The only place with KVM calls.
+const KVM: &str = "kata-vmm/src/hypervisor/kvm";
+
+/// The only place that knows how QEMU is run.
+const QEMU: &str = "kata-vmm/src/hypervisor/qemu";
+
+/// The seam: it names its backends, where they are looked for, and the reasons why one cannot run.
+const SEAM: &[&str] = &[
+    "kata-vmm/src/hypervisor/mod.rs",
+    "kata-vmm/src/hypervisor/probe.rs",
+    "kata-vmm/src/machine.rs",
+];
+
+/// The seam's own names, which its callers use.
+const SEAM_NAMES: &[&str] = &["Qemu", "QemuKvm", "QemuTcg", "QemuUnusable", "qemu"];
+
+/// KVM calls outside of their room.
+pub(super) fn kvm(path: &str, facts: &[Fact]) -> Vec<Violation> {
+    if path.starts_with(KVM) || !is_library(path) {
+        return Vec::new();
+    }
+    product(facts)
+        .filter(
+            |fact| matches!(&fact.kind, Kind::Name(name) if name == "kvm_ioctls" || name == "kvm_bindings"),
+        )
+        .map(|fact| Violation::at(path, fact.line, format!("KVM calls belong into {KVM}")))
+        .collect()
+}
+
+/// The word "qemu" outside of its room.
+pub(super) fn qemu(path: &str, facts: &[Fact]) -> Vec<Violation> {
+    if path.starts_with(QEMU) || SEAM.contains(&path) || !is_library(path) {
+        return Vec::new();
+    }
+    product(facts)
+        .filter_map(|fact| Some((fact.line, speaks_of_qemu(&fact.kind)?)))
+        .map(|(line, word)| Violation::at(path, line, format!("{word} belongs into {QEMU}")))
+        .collect()
+}
+
+fn speaks_of_qemu(kind: &Kind) -> Option<&str> {
+    let word = match kind {
+        Kind::Name(name) if !SEAM_NAMES.contains(&name.as_str()) => name,
+        Kind::Literal(text) => text,
+        _ => return None,
+    };
+    word.to_ascii_lowercase()
+        .contains("qemu")
+        .then_some(word.as_str())
+}
+
+fn product(facts: &[Fact]) -> impl Iterator<Item = &Fact> {
+    facts.iter().filter(|fact| !fact.test)
+}
+
+/// Whether a file is part of what an embedder compiles.
+fn is_library(path: &str) -> bool {
+    path.starts_with("kata-") && path.contains("/src/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::facts::sample;
+    use super::*;
+
+    #[test]
+    fn kvm_calls_outside_of_their_room_are_found() {
+        let facts = sample("use kvm_ioctls::Kvm;");
+        assert_eq!(kvm("kata-sandbox/src/probe.rs", &facts).len(), 1);
+        assert_eq!(kvm("kata-vmm/src/hypervisor/kvm/mod.rs", &facts), []);
+    }
+
+    #[test]
+    fn the_word_outside_of_its_room_is_found() {
+        let facts = sample("const A: &str = \"qemu-system-x86_64\"; fn start_qemu() {}");
+        assert_eq!(qemu("kata-sandbox/src/launch.rs", &facts).len(), 2);
+        assert_eq!(qemu("kata-vmm/src/hypervisor/qemu/arguments.rs", &facts), []);
+    }
+
+    #[test]
+    fn the_seams_names_tests_and_documentation_may_be_used() {
+        let facts = sample(
+            "/// Not QEMU.\nfn f() { Backend::QemuTcg; }\n#[cfg(test)] mod tests { const A: &str = \"qemu\"; }",
+        );
+        assert_eq!(qemu("kata-sandbox/src/sandbox.rs", &facts), []);
+        let facts = sample("const A: &str = \"qemu\";");
+        assert_eq!(qemu("kata-sandbox/tests/run.rs", &facts), []);
+        assert_eq!(qemu("xtask/src/packages.rs", &facts), []);
+    }
+}
