@@ -1,1 +1,42 @@
-//! See the workspace's docs/architecture.md.
+//! Root filesystems and guest assets for microVMs.
+//!
+//! This crate turns what people have (a directory, a tar archive, a ready image) into what a sandbox boots
+//! (a read-only [EROFS](erofs) image, cached by its content in a [`Store`]), and finds or makes the other
+//! files a guest needs: an uncompressed [kernel], its modules, an [initramfs] and the agent ([guest]).
+//! It knows nothing of virtual machines, hypervisors or the agent's protocol.
+//!
+//! ```no_run
+//! use kata_image::{Source, Store};
+//!
+//! let store = Store::open(Store::default_directory()?)?;
+//! let source = Source::detect("debian.tar.zst")?;
+//! let rootfs = store.rootfs(&source, &mut |progress| eprintln!("{progress}"))?;
+//! println!("{} is {} bytes", rootfs.digest, rootfs.size_bytes);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Words
+//!
+//! * A **source** is where a root filesystem comes from; it is only ever read.
+//! * An **image** is one file with a read-only EROFS filesystem. The same source gives the same bytes.
+//!   Making one costs a copy of the source; using it again costs a look at the source's metadata.
+//! * The **store** is a directory of images named after their digests. Any number of processes share it,
+//!   and an image lives in it until somebody removes it.
+//! * The **guest directory** holds the kernel, the initramfs and the agent that a sandbox boots.
+#![forbid(unsafe_code)]
+
+mod archive;
+mod cache;
+pub mod erofs;
+pub mod guest;
+pub mod initramfs;
+pub mod kernel;
+mod progress;
+mod source;
+mod tree;
+
+pub use archive::ArchiveError;
+pub use cache::{CacheDirectoryError, cache_directory};
+pub use progress::{Progress, Stage};
+pub use source::{Source, SourceError};
+pub use tree::EntryError;

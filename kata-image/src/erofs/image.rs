@@ -1,0 +1,252 @@
+//! The growing image file: blocks are appended and hashed, blocks of zeros left as holes, last pieces of files
+//! kept for their inodes. Knows nothing of what the blocks mean.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::{BLOCK_BYTES, Error, Limits};
+use crate::progress::{Progress, Stage};
+use crate::tree::Content;
+
+/// The most that is kept in memory of files' last pieces. In a source with more of them the rest get blocks of
+/// their own, which makes the image larger but not wrong.
+pub const MAX_TAIL_BYTES: usize = 128 << 20;
+
+pub(super) const BLOCK: usize = 4096;
+/// The largest inode without attributes.
+const INODE_BYTES: usize = 64;
+const BUFFER_BYTES: usize = 1 << 20;
+/// How often progress is reported.
+const REPORT_BYTES: u64 = 4 << 20;
+const REPORT_ENTRIES: u64 = 512;
+
+/// Whether a last piece fits behind its inode: all of it must lie in one block.
+pub(super) fn fits_inline(xattr_bytes: usize, tail_bytes: usize) -> bool {
+    tail_bytes > 0 && INODE_BYTES + xattr_bytes + tail_bytes <= BLOCK
+}
+
+pub(crate) struct Image<'a> {
+    out: &'a File,
+    limits: Limits,
+    progress: &'a mut dyn FnMut(Progress),
+    reported: Progress,
+    /// Whole blocks that are not written yet.
+    buffer: Vec<u8>,
+    /// Where the buffer will be written.
+    buffer_block: u64,
+    tails: Vec<u8>,
+    digest: Sha256,
+    xattrs_left_out: u64,
+}
+
+/// Which side of a copy failed.
+#[derive(Debug)]
+pub(crate) enum StoreFileError {
+    Read(io::Error),
+    Write(io::Error),
+    TooLarge { limit: u64 },
+}
+
+impl<'a> Image<'a> {
+    pub(super) fn new(out: &'a File, limits: Limits, progress: &'a mut dyn FnMut(Progress)) -> Self {
+        let reported = Progress { stage: Stage::Reading, done_bytes: 0, total_bytes: None, entries: 0 };
+        Self {
+            out,
+            limits,
+            progress,
+            reported,
+            buffer: Vec::with_capacity(BUFFER_BYTES),
+            buffer_block: 1,
+            tails: Vec::new(),
+            digest: Sha256::new(),
+            xattrs_left_out: 0,
+        }
+    }
+
+    /// Says how many bytes the source has.
+    pub(crate) fn expect(&mut self, total_bytes: Option<u64>) {
+        self.reported.total_bytes = total_bytes;
+    }
+
+    /// Tells the caller how far reading is, now and then.
+    pub(crate) fn report(&mut self, done_bytes: u64, entries: usize) {
+        let entries = entries as u64;
+        let last = self.reported;
+        if done_bytes >= last.done_bytes + REPORT_BYTES || entries >= last.entries + REPORT_ENTRIES {
+            self.reported = Progress { done_bytes, entries, ..last };
+            (self.progress)(self.reported);
+        }
+    }
+
+    /// Tells the caller about the metadata that follows the contents.
+    pub(super) fn report_metadata(&mut self, done_bytes: u64, total_bytes: u64, entries: usize) {
+        let (stage, total_bytes) = (Stage::Writing, Some(total_bytes));
+        (self.progress)(Progress { stage, done_bytes, total_bytes, entries: entries as u64 });
+    }
+
+    pub(crate) fn check_entries(&self, entries: usize) -> Result<(), Error> {
+        let limit = self.limits.entries;
+        if entries > limit { Err(Error::TooManyEntries { limit }) } else { Ok(()) }
+    }
+
+    /// Notes an attribute that no image can hold.
+    pub(crate) fn skip_xattr(&mut self, path: &Path, name: &OsStr) {
+        self.xattrs_left_out += 1;
+        log::debug!("{}: extended attribute {} is left out", path.display(), name.display());
+    }
+
+    pub(super) fn xattrs_left_out(&self) -> u64 {
+        self.xattrs_left_out
+    }
+
+    /// The block that is appended next.
+    pub(super) fn next_block(&self) -> u64 {
+        self.buffer_block + (self.buffer.len() / BLOCK) as u64
+    }
+
+    /// The most blocks that the image may have.
+    pub(super) fn max_blocks(&self) -> u64 {
+        (self.limits.image_bytes / BLOCK_BYTES).min(u64::from(u32::MAX))
+    }
+
+    /// Copies a file's contents into the image; `xattr_bytes` is what its inode carries besides them.
+    pub(crate) fn store(
+        &mut self,
+        contents: &mut impl Read,
+        size_bytes: u64,
+        xattr_bytes: usize,
+    ) -> Result<Content, StoreFileError> {
+        let too_large = StoreFileError::TooLarge { limit: self.limits.image_bytes };
+        if self.next_block().saturating_add(size_bytes.div_ceil(BLOCK_BYTES)) > self.max_blocks() {
+            return Err(too_large);
+        }
+        let Ok(first_block) = u32::try_from(self.next_block()) else { return Err(too_large) };
+        let tail_bytes = usize::try_from(size_bytes % BLOCK_BYTES).unwrap_or(BLOCK);
+        if !fits_inline(xattr_bytes, tail_bytes) || self.tails.len() + tail_bytes > MAX_TAIL_BYTES {
+            self.append_from(contents, size_bytes)?;
+            return Ok(Content { size_bytes, first_block, tail: None });
+        }
+        self.append_from(contents, size_bytes - tail_bytes as u64)?;
+        let tail = self.tails.len();
+        self.tails.resize(tail + tail_bytes, 0);
+        contents.read_exact(&mut self.tails[tail..]).map_err(StoreFileError::Read)?;
+        Ok(Content { size_bytes, first_block, tail: Some(tail) })
+    }
+
+    /// The last piece of a file whose [`Content::tail`] this is.
+    pub(super) fn tail(&self, start: usize, bytes: usize) -> &[u8] {
+        &self.tails[start..start + bytes]
+    }
+
+    fn append_from(&mut self, contents: &mut impl Read, bytes: u64) -> Result<(), StoreFileError> {
+        let mut left = bytes;
+        while left > 0 {
+            let start = self.buffer.len();
+            let room = BUFFER_BYTES - start;
+            let count = usize::try_from(left).unwrap_or(room).min(room);
+            self.buffer.resize(start + count, 0);
+            contents.read_exact(&mut self.buffer[start..]).map_err(StoreFileError::Read)?;
+            left -= count as u64;
+            self.flush_if_full().map_err(StoreFileError::Write)?;
+        }
+        self.pad().map_err(StoreFileError::Write)
+    }
+
+    /// Appends bytes; blocks need not be filled at once.
+    pub(super) fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let room = BUFFER_BYTES - self.buffer.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.buffer.extend_from_slice(now);
+            bytes = later;
+            self.flush_if_full()?;
+        }
+        Ok(())
+    }
+
+    /// Fills the last block with zeros.
+    pub(super) fn pad(&mut self) -> io::Result<()> {
+        self.buffer.resize(self.buffer.len().next_multiple_of(BLOCK), 0);
+        self.flush_if_full()
+    }
+
+    fn flush_if_full(&mut self) -> io::Result<()> {
+        if self.buffer.len() < BUFFER_BYTES { Ok(()) } else { self.flush() }
+    }
+
+    /// Writes the blocks in the buffer, but not those of zeros.
+    fn flush(&mut self) -> io::Result<()> {
+        self.digest.update(&self.buffer);
+        let mut offset = self.buffer_block * BLOCK_BYTES;
+        for run in self.buffer.chunk_by_blocks() {
+            if !is_zero(run) {
+                self.out.write_all_at(run, offset)?;
+            }
+            offset += run.len() as u64;
+        }
+        self.buffer_block += (self.buffer.len() / BLOCK) as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Writes the first block, which `first_block` makes from the digest of all others, and sets the size.
+    pub(super) fn finish(mut self, first_block: impl FnOnce([u8; 32]) -> Vec<u8>) -> io::Result<u64> {
+        self.flush()?;
+        let digest = std::mem::take(&mut self.digest).finalize();
+        self.out.write_all_at(&first_block(digest.into()), 0)?;
+        let size_bytes = self.buffer_block * BLOCK_BYTES;
+        self.out.set_len(size_bytes)?;
+        Ok(size_bytes)
+    }
+}
+
+fn is_zero(block: &[u8]) -> bool {
+    block.chunks(BLOCK).all(|block| *block == ZEROS[..block.len()])
+}
+
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
+
+/// Splitting into runs of blocks that are all zeros or all not.
+trait ChunkByBlocks {
+    fn chunk_by_blocks(&self) -> impl Iterator<Item = &[u8]>;
+}
+
+impl ChunkByBlocks for Vec<u8> {
+    fn chunk_by_blocks(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = self.as_slice();
+        std::iter::from_fn(move || {
+            let zero = is_zero(rest.chunks(BLOCK).next()?);
+            let blocks = rest.chunks(BLOCK).take_while(|block| is_zero(block) == zero).count();
+            let (run, after) = rest.split_at((blocks * BLOCK).min(rest.len()));
+            rest = after;
+            Some(run)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_split_where_zeros_begin_and_end() {
+        let block = |byte: u8| vec![byte; BLOCK];
+        let buffer = [block(0), block(0), block(1), block(2), block(0)].concat();
+        let runs: Vec<_> = buffer.chunk_by_blocks().map(|run| run.len() / BLOCK).collect();
+        assert_eq!(runs, [2, 2, 1]);
+        assert_eq!(Vec::new().chunk_by_blocks().count(), 0);
+    }
+
+    #[test]
+    fn a_last_piece_shares_its_block_with_inode_and_attributes() {
+        assert!(fits_inline(0, 4032));
+        assert!(!fits_inline(0, 4033));
+        assert!(!fits_inline(12, 4024));
+        assert!(!fits_inline(0, 0));
+    }
+}

@@ -1,0 +1,62 @@
+//! What long operations tell their caller while they run.
+
+use std::fmt;
+
+/// What an operation is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Reading the source and copying file contents into the image.
+    Reading,
+    /// Writing the image's metadata.
+    Writing,
+    /// Computing the image's digest.
+    Hashing,
+}
+
+/// How far an operation has come. Reported every few MiB or few hundred entries, and at each stage's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// What is being done.
+    pub stage: Stage,
+    /// Bytes of this stage that are done: of the archive as stored, of file contents, or of the image.
+    pub done_bytes: u64,
+    /// Bytes of this stage in all, where they are known.
+    pub total_bytes: Option<u64>,
+    /// Entries of the filesystem seen so far.
+    pub entries: u64,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Reading => "reading",
+            Self::Writing => "writing",
+            Self::Hashing => "hashing",
+        })
+    }
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}", self.stage, self.done_bytes >> 20)?;
+        if let Some(total) = self.total_bytes {
+            write!(formatter, " of {}", total >> 20)?;
+        }
+        write!(formatter, " MiB, {} entries", self.entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_reads_as_a_sentence() {
+        let progress =
+            Progress { stage: Stage::Reading, done_bytes: 3 << 20, total_bytes: Some(9 << 20), entries: 7 };
+        assert_eq!(progress.to_string(), "reading 3 of 9 MiB, 7 entries");
+        let progress = Progress { stage: Stage::Hashing, total_bytes: None, ..progress };
+        assert_eq!(progress.to_string(), "hashing 3 MiB, 7 entries");
+    }
+}

@@ -1,0 +1,81 @@
+//! From a tar archive to a tree. Contents go into the image while they are read; a path of the archive never
+//! touches the host's filesystem.
+
+use std::path::Path;
+
+use super::{Body, EntryError, EntryPath, Metadata, Tree, Xattrs};
+use crate::archive::{self, ArchiveError, BytesRead, Member, MemberKind};
+use crate::erofs::{Error, Image, StoreFileError};
+
+/// Reads the archive at `path` to its end.
+pub(crate) fn read(path: &Path, image: &mut Image<'_>) -> Result<Tree, Error> {
+    let read_error = |source| Error::Read { path: path.to_path_buf(), source };
+    let opened = archive::open(path).map_err(read_error)?;
+    let mut archive = opened.ok_or_else(|| Error::NotAnArchive { path: path.to_path_buf() })?;
+    image.expect(Some(archive.size_bytes));
+    let mut reader = Reader { path, tree: Tree::new(), image };
+    while let Some(member) = archive.members.next().map_err(|error| reader.archive_error(error))? {
+        reader.member(member, &mut archive.members, &archive.bytes_read)?;
+    }
+    Ok(reader.tree)
+}
+
+struct Reader<'a, 'b> {
+    path: &'a Path,
+    tree: Tree,
+    image: &'a mut Image<'b>,
+}
+
+impl Reader<'_, '_> {
+    fn member(
+        &mut self,
+        member: Member,
+        contents: &mut impl std::io::Read,
+        bytes_read: &BytesRead,
+    ) -> Result<(), Error> {
+        let path = EntryPath::new(&member.path).map_err(|error| self.entry_error(error))?;
+        let inserted = match member.kind {
+            MemberKind::HardLink(ref target) => self.link(&path, target),
+            MemberKind::File { size_bytes } => {
+                let metadata = metadata(&path, &member).map_err(|error| self.entry_error(error))?;
+                let stored = self.image.store(contents, size_bytes, metadata.xattrs.stored_bytes());
+                let content = stored.map_err(|error| self.store_error(&path, error))?;
+                self.tree.insert(&path, metadata, Body::File(content)).map(drop)
+            }
+            MemberKind::Plain(ref body) => self.insert(&path, &member, body.clone()),
+        };
+        inserted.map_err(|error| self.entry_error(error))?;
+        self.image.check_entries(self.tree.len())?;
+        self.image.report(bytes_read.get(), self.tree.len());
+        Ok(())
+    }
+
+    fn insert(&mut self, path: &EntryPath, member: &Member, body: Body) -> Result<(), EntryError> {
+        self.tree.insert(path, metadata(path, member)?, body).map(drop)
+    }
+
+    fn link(&mut self, path: &EntryPath, target: &[u8]) -> Result<(), EntryError> {
+        self.tree.link(path, &EntryPath::new(target)?)
+    }
+
+    fn store_error(&self, path: &EntryPath, error: StoreFileError) -> Error {
+        match error {
+            StoreFileError::Read(source) => self.archive_error(archive::read_error(source)),
+            StoreFileError::Write(source) => Error::Write(source),
+            StoreFileError::TooLarge { limit } => Error::TooLarge { path: path.to_path_buf(), limit },
+        }
+    }
+
+    fn archive_error(&self, source: ArchiveError) -> Error {
+        Error::Archive { path: self.path.to_path_buf(), source }
+    }
+
+    fn entry_error(&self, source: EntryError) -> Error {
+        Error::Entry { path: self.path.to_path_buf(), source }
+    }
+}
+
+fn metadata(path: &EntryPath, member: &Member) -> Result<Metadata, EntryError> {
+    let xattrs = Xattrs::new(&path.to_path_buf(), member.xattrs.iter().cloned())?;
+    Ok(Metadata { mode: member.mode, uid: member.uid, gid: member.gid, mtime: member.mtime, xattrs })
+}
