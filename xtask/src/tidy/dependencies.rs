@@ -66,6 +66,8 @@ pub(super) fn edges(metadata: &Metadata) -> Vec<Violation> {
             .iter()
             .filter(|dependency| dependency.path.is_some())
             .map(|dependency| dependency.name.as_str())
+            // A package's tests may ask for features of the package itself.
+            .filter(|name| *name != package.name)
             .filter(|name| match allowed {
                 Some((_, allowed)) => !allowed.contains(name),
                 None => ENDS.contains(name),
