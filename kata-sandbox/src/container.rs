@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kata_image::guest;
 use kata_vmm::hypervisor::Backend;
 use kata_vmm::machine::MiB;
 
@@ -41,9 +42,7 @@ impl ProcessSettings {
 /// Guest assets and programs that the caller names instead of having them found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Overrides {
-    pub(crate) kernel: Option<PathBuf>,
-    pub(crate) initramfs: Option<PathBuf>,
-    pub(crate) agent: Option<PathBuf>,
+    pub(crate) guest: guest::Overrides,
     pub(crate) monitor: Option<PathBuf>,
 }
 
@@ -186,19 +185,19 @@ impl Container {
 
     /// Boots this guest kernel (an uncompressed ELF or a bzImage) instead of the one that is found.
     pub fn kernel(mut self, path: impl Into<PathBuf>) -> Self {
-        self.overrides.kernel = Some(path.into());
+        self.overrides.guest.kernel = Some(path.into());
         self
     }
 
     /// Boots this initramfs, which holds the agent, instead of the one that is found.
     pub fn initramfs(mut self, path: impl Into<PathBuf>) -> Self {
-        self.overrides.initramfs = Some(path.into());
+        self.overrides.guest.initramfs = Some(path.into());
         self
     }
 
     /// Runs this agent program for [`Backend::Process`] instead of the one that is found.
     pub fn agent(mut self, path: impl Into<PathBuf>) -> Self {
-        self.overrides.agent = Some(path.into());
+        self.overrides.guest.agent = Some(path.into());
         self
     }
 

@@ -32,9 +32,9 @@ pub(crate) fn prepare(plan: &Plan, rootfs: Rootfs, overrides: &Overrides) -> Res
     let mut fds = Vec::with_capacity(plan.assets.len());
     for asset in &plan.assets {
         let file = match asset {
-            Asset::Kernel => open(guest::kernel(overrides.kernel.as_deref()))?,
-            Asset::Initramfs => open(guest::initramfs(overrides.initramfs.as_deref()))?,
-            Asset::Agent => open(guest::agent(overrides.agent.as_deref()))?,
+            Asset::Kernel => open(guest::Asset::Kernel.find(&overrides.guest))?,
+            Asset::Initramfs => open(guest::Asset::Initramfs.find(&overrides.guest))?,
+            Asset::Agent => open(guest::Asset::Agent.find(&overrides.guest))?,
             Asset::Rootfs => rootfs.take().ok_or_else(|| {
                 Error::new(ErrorKind::Image, Stage::Prepare, "a plan has one root filesystem")
             })?,

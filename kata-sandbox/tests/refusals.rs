@@ -114,7 +114,8 @@ on_every_backend! {
 /// An initramfs whose init cannot be executed: the kernel panics.
 fn no_init() -> Vec<u8> {
     initramfs::Builder::new()
-        .file("/init", 0o755, b"this is no program".to_vec())
+        .file("/init", 0o755, b"this is no program")
+        .unwrap()
         .build()
         .unwrap()
 }

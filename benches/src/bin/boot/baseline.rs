@@ -22,19 +22,28 @@ impl Baseline {
     pub(crate) fn new(kernel: &Path, init: &Path) -> Result<Self, Box<dyn Error>> {
         let capabilities = Sandbox::probe();
         let image = initramfs::Builder::new()
-            .file("/init", 0o755, std::fs::read(init)?)?
+            .file("/init", 0o755, &std::fs::read(init)?)?
             .device("/dev/console", 0o600, 5, 1)?
             .build()?;
         let initramfs = tempfile::NamedTempFile::new()?;
         std::fs::write(initramfs.path(), image)?;
         let accelerator = if capabilities.kvm.is_ok() { "kvm" } else { "tcg" };
-        Ok(Self { qemu: capabilities.qemu?.binary, kernel: kernel.to_owned(), initramfs, accelerator })
+        Ok(Self {
+            qemu: capabilities.qemu?.binary,
+            kernel: kernel.to_owned(),
+            initramfs,
+            accelerator,
+        })
     }
 
     /// From the start of QEMU to the line on the console.
     pub(crate) fn run(&self) -> Result<Duration, Box<dyn Error>> {
         let begin = Instant::now();
-        let mut qemu = self.command()?.stdout(Stdio::piped()).stdin(Stdio::null()).spawn()?;
+        let mut qemu = self
+            .command()?
+            .stdout(Stdio::piped())
+            .stdin(Stdio::null())
+            .spawn()?;
         let console = qemu.stdout.take().ok_or("no console")?;
         let mut said = String::new();
         for line in BufReader::new(console).split(b'\n') {
@@ -64,10 +73,29 @@ impl Baseline {
             tsc_khz()?
         );
         let mut command = Command::new(&self.qemu);
-        command.args(["-M", "microvm,acpi=on,rtc=on", "-accel", self.accelerator, "-cpu", cpu]);
-        command.args(["-m", "256", "-smp", "1", "-nodefaults", "-no-user-config", "-no-reboot"]);
+        command.args([
+            "-M",
+            "microvm,acpi=on,rtc=on",
+            "-accel",
+            self.accelerator,
+            "-cpu",
+            cpu,
+        ]);
+        command.args([
+            "-m",
+            "256",
+            "-smp",
+            "1",
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+        ]);
         command.args(["-display", "none", "-serial", "stdio", "-append", &words]);
-        command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(self.initramfs.path());
+        command
+            .arg("-kernel")
+            .arg(&self.kernel)
+            .arg("-initrd")
+            .arg(self.initramfs.path());
         Ok(command)
     }
 }
@@ -75,8 +103,16 @@ impl Baseline {
 /// The host's time-stamp counter frequency as proc(5) `cpuinfo` has it.
 fn tsc_khz() -> Result<u64, Box<dyn Error>> {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo")?;
-    let line = cpuinfo.lines().find(|line| line.starts_with("cpu MHz")).ok_or("no cpu MHz in cpuinfo")?;
-    let (whole, fraction) =
-        line.rsplit(':').next().unwrap_or_default().trim().split_once('.').ok_or("no fraction in cpu MHz")?;
+    let line = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("cpu MHz"))
+        .ok_or("no cpu MHz in cpuinfo")?;
+    let (whole, fraction) = line
+        .rsplit(':')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .split_once('.')
+        .ok_or("no fraction in cpu MHz")?;
     Ok(whole.parse::<u64>()? * 1000 + fraction.get(..3).unwrap_or("0").parse::<u64>()?)
 }

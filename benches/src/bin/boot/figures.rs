@@ -29,21 +29,41 @@ impl Figure {
     /// Of pairs that were measured one after the other.
     pub(crate) fn ratio(name: &str, ours: &[Duration], baseline: &[Duration]) -> Self {
         let pairs = ours.iter().zip(baseline);
-        Self::of(name, pairs.map(|(ours, base)| ours.as_secs_f64() / base.as_secs_f64()).collect())
+        Self::of(
+            name,
+            pairs
+                .map(|(ours, base)| ours.as_secs_f64() / base.as_secs_f64())
+                .collect(),
+        )
     }
 
     pub(crate) fn stage(stage: &str, median: Duration, n: usize) -> Self {
         let ms = median.as_secs_f64() * 1e3;
-        Self { figure: format!("stage_{}_ms", stage.replace(' ', "_")), median: ms, p10: ms, p90: ms, n }
+        Self {
+            figure: format!("stage_{}_ms", stage.replace(' ', "_")),
+            median: ms,
+            p10: ms,
+            p90: ms,
+            n,
+        }
     }
 
     fn of(name: &str, mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let at = |percent: usize| {
             let last = values.len().saturating_sub(1);
-            values.get((last * percent + 50) / 100).copied().unwrap_or(f64::NAN)
+            values
+                .get((last * percent + 50) / 100)
+                .copied()
+                .unwrap_or(f64::NAN)
         };
-        Self { figure: name.to_owned(), median: at(50), p10: at(10), p90: at(90), n: values.len() }
+        Self {
+            figure: name.to_owned(),
+            median: at(50),
+            p10: at(10),
+            p90: at(90),
+            n: values.len(),
+        }
     }
 }
 

@@ -35,13 +35,22 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn arguments() -> Result<Arguments, Box<dyn Error>> {
     let mut args = std::env::args_os().skip(1).map(PathBuf::from);
     match (args.next(), args.next(), args.next()) {
-        (Some(rootfs), Some(baseline_init), Some(out)) => Ok(Arguments { rootfs, baseline_init, out }),
-        _ => Err("usage: boot ROOTFS BASELINE-INIT OUTPUT-DIRECTORY; `cargo xtask bench boot` calls it".into()),
+        (Some(rootfs), Some(baseline_init), Some(out)) => Ok(Arguments {
+            rootfs,
+            baseline_init,
+            out,
+        }),
+        _ => {
+            Err("usage: boot ROOTFS BASELINE-INIT OUTPUT-DIRECTORY; `cargo xtask bench boot` calls it".into())
+        }
     }
 }
 
 async fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    let baseline = baseline::Baseline::new(&guest::kernel(None)?, &arguments.baseline_init)?;
+    let baseline = baseline::Baseline::new(
+        &guest::Asset::Kernel.find(&guest::Overrides::default())?,
+        &arguments.baseline_init,
+    )?;
     let mut baselines = Vec::new();
     let mut boots = Vec::new();
     for round in 0..=ROUNDS {
@@ -69,15 +78,29 @@ fn report(
         Figure::milliseconds("create_to_first_output_ms", &first_output),
         Figure::ratio("first_output_to_baseline_ratio", &first_output, baselines),
         Figure::milliseconds("exec_true_ms", &execs.round_trips),
-        Figure::mebibytes("host_memory_pss_mib", boots.iter().map(|boot| boot.host_memory_bytes)),
+        Figure::mebibytes(
+            "host_memory_pss_mib",
+            boots.iter().map(|boot| boot.host_memory_bytes),
+        ),
     ];
     let stages = sandbox::stage_medians(boots);
-    figures.extend(stages.iter().map(|(stage, median)| Figure::stage(stage, *median, boots.len())));
+    figures.extend(
+        stages
+            .iter()
+            .map(|(stage, median)| Figure::stage(stage, *median, boots.len())),
+    );
     for figure in &figures {
         println!("{}", serde_json::to_string(figure)?);
     }
-    write(&arguments.out.join("boot.table.md"), &figures::table(&figures, &execs.hypervisor))?;
-    plot::draw(&arguments.out.join("boot.svg"), figures::median(baselines), &stages)?;
+    write(
+        &arguments.out.join("boot.table.md"),
+        &figures::table(&figures, &execs.hypervisor),
+    )?;
+    plot::draw(
+        &arguments.out.join("boot.svg"),
+        figures::median(baselines),
+        &stages,
+    )?;
     eprintln!("table and plot are in {}", arguments.out.display());
     Ok(())
 }

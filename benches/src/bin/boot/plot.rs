@@ -18,7 +18,11 @@ const COLOURS: [RGBColor; 6] = [
 ];
 
 /// Draws a row a stage, each beginning where the one before ended, and the baseline above them.
-pub(crate) fn draw(path: &Path, baseline: Duration, stages: &[(String, Duration)]) -> Result<(), Box<dyn Error>> {
+pub(crate) fn draw(
+    path: &Path,
+    baseline: Duration,
+    stages: &[(String, Duration)],
+) -> Result<(), Box<dyn Error>> {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let total: f64 = stages.iter().map(|(_, time)| ms(*time)).sum();
     let end = total.max(ms(baseline)) * 1.25;
@@ -45,10 +49,12 @@ pub(crate) fn draw(path: &Path, baseline: Duration, stages: &[(String, Duration)
         }),
     );
     for (row, (label, from, to)) in (0..rows).rev().zip(bars) {
-        let colour = if row == rows - 1 { BLACK.mix(0.5) } else { COLOURS[row.unsigned_abs() as usize % 6].to_rgba() };
-        chart.draw_series([
-            Rectangle::new([(from, row), (to, row + 1)], colour.filled()),
-        ])?;
+        let colour = if row == rows - 1 {
+            BLACK.mix(0.5)
+        } else {
+            COLOURS[row.unsigned_abs() as usize % 6].to_rgba()
+        };
+        chart.draw_series([Rectangle::new([(from, row), (to, row + 1)], colour.filled())])?;
         let text = format!("{label} ({:.0} ms)", to - from);
         chart.draw_series([Text::new(text, (to + end / 200.0, row + 1), ("sans-serif", 13))])?;
     }

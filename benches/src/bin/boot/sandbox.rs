@@ -28,7 +28,10 @@ pub(crate) async fn boot(rootfs: &Path) -> Result<Boot, Box<dyn Error>> {
     Ok(Boot {
         first_output: output.timings.at(Stage::FirstOutput).ok_or("no first output")?,
         stages: output.timings.iter().collect(),
-        host_memory_bytes: output.usage.host_memory_bytes.ok_or("host memory cannot be read")?,
+        host_memory_bytes: output
+            .usage
+            .host_memory_bytes
+            .ok_or("host memory cannot be read")?,
     })
 }
 
@@ -52,18 +55,27 @@ pub(crate) async fn execs(rootfs: &Path) -> Result<Execs, Box<dyn Error>> {
         }
     }
     let info = sandbox.info();
-    let hypervisor =
-        format!("{} {}, {}", info.hypervisor_version, info.machine_type, info.selection.reason);
+    let hypervisor = format!(
+        "{} {}, {}",
+        info.hypervisor_version, info.machine_type, info.selection.reason
+    );
     sandbox.stop().await?;
-    Ok(Execs { round_trips, hypervisor })
+    Ok(Execs {
+        round_trips,
+        hypervisor,
+    })
 }
 
 /// How long each stage took by itself, as the median over all boots, in order.
 pub(crate) fn stage_medians(boots: &[Boot]) -> Vec<(String, Duration)> {
-    let Some(first) = boots.first() else { return Vec::new() };
+    let Some(first) = boots.first() else {
+        return Vec::new();
+    };
     let of = |boot: &Boot, stage: Stage| {
         let at = boot.stages.iter().position(|(s, _)| *s == stage)?;
-        let before = at.checked_sub(1).map_or(Duration::ZERO, |before| boot.stages[before].1);
+        let before = at
+            .checked_sub(1)
+            .map_or(Duration::ZERO, |before| boot.stages[before].1);
         Some(boot.stages[at].1.saturating_sub(before))
     };
     first
