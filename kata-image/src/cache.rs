@@ -26,12 +26,20 @@ pub enum CacheDirectoryError {
 ///
 /// When no variable is set, or the first that is set is not an absolute path.
 pub fn cache_directory() -> Result<PathBuf, CacheDirectoryError> {
-    let lookup = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let lookup = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     choose(lookup)
 }
 
 fn choose(lookup: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, CacheDirectoryError> {
-    for (variable, below) in [("KATA_CACHE_DIR", ""), ("XDG_CACHE_HOME", "kata"), ("HOME", ".cache/kata")] {
+    for (variable, below) in [
+        ("KATA_CACHE_DIR", ""),
+        ("XDG_CACHE_HOME", "kata"),
+        ("HOME", ".cache/kata"),
+    ] {
         let Some(value) = lookup(variable) else { continue };
         if !value.is_absolute() {
             return Err(CacheDirectoryError::Relative { variable, value });
@@ -43,7 +51,11 @@ fn choose(lookup: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, CacheDire
 
 /// `Path::join` with nothing would add a slash.
 fn join(value: &Path, below: &str) -> PathBuf {
-    if below.is_empty() { value.to_path_buf() } else { value.join(below) }
+    if below.is_empty() {
+        value.to_path_buf()
+    } else {
+        value.join(below)
+    }
 }
 
 #[cfg(test)]
@@ -52,7 +64,10 @@ mod tests {
 
     fn check(variables: &[(&str, &str)], expected: Result<&str, &str>) {
         let lookup = |name: &str| {
-            variables.iter().find(|(variable, _)| *variable == name).map(|(_, value)| PathBuf::from(value))
+            variables
+                .iter()
+                .find(|(variable, _)| *variable == name)
+                .map(|(_, value)| PathBuf::from(value))
         };
         let found = choose(lookup).map_err(|error| error.to_string());
         assert_eq!(found, expected.map(PathBuf::from).map_err(str::to_owned));
@@ -60,10 +75,16 @@ mod tests {
 
     #[test]
     fn the_first_variable_that_is_set_wins() {
-        check(&[("KATA_CACHE_DIR", "/a"), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")], Ok("/a"));
+        check(
+            &[("KATA_CACHE_DIR", "/a"), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")],
+            Ok("/a"),
+        );
         check(&[("XDG_CACHE_HOME", "/b"), ("HOME", "/c")], Ok("/b/kata"));
         check(&[("HOME", "/c")], Ok("/c/.cache/kata"));
-        check(&[], Err("no cache directory: set KATA_CACHE_DIR, XDG_CACHE_HOME or HOME"));
+        check(
+            &[],
+            Err("no cache directory: set KATA_CACHE_DIR, XDG_CACHE_HOME or HOME"),
+        );
     }
 
     #[test]

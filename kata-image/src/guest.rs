@@ -128,7 +128,9 @@ impl Asset {
     ///
     /// When no regular file is there.
     pub fn find(self, overrides: &Overrides) -> Result<PathBuf, AssetError> {
-        let variable = env::var_os(self.variable()).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let variable = env::var_os(self.variable())
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from);
         self.find_in(overrides, variable, || Ok(directory()?))
     }
 
@@ -143,7 +145,14 @@ impl Asset {
             Some(path) => path,
             None => directory()?.join(self.file_name()),
         };
-        if path.is_file() { Ok(path) } else { Err(AssetError::Missing { asset: self, looked_in: vec![path] }) }
+        if path.is_file() {
+            Ok(path)
+        } else {
+            Err(AssetError::Missing {
+                asset: self,
+                looked_in: vec![path],
+            })
+        }
     }
 }
 
@@ -183,7 +192,9 @@ pub fn install(name: &str, bytes: &[u8], mode: u32) -> Result<PathBuf, AssetErro
 
 fn install_in(directory: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<PathBuf, AssetError> {
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
-        return Err(AssetError::Name { name: name.to_owned() });
+        return Err(AssetError::Name {
+            name: name.to_owned(),
+        });
     }
     let path = directory.join(name);
     match replace(directory, &path, bytes, mode) {
@@ -194,9 +205,12 @@ fn install_in(directory: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<P
 
 fn replace(directory: &Path, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     std::fs::create_dir_all(directory)?;
-    let mut file = tempfile::Builder::new().prefix(".install-").tempfile_in(directory)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".install-")
+        .tempfile_in(directory)?;
     file.write_all(bytes)?;
-    file.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
+    file.as_file()
+        .set_permissions(std::fs::Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;
     file.persist(path)?;
     File::open(directory)?.sync_all()
@@ -213,19 +227,29 @@ mod tests {
         for name in ["chosen", "from-environment", "vmlinux"] {
             std::fs::write(path(name), name).unwrap();
         }
-        let overrides = Overrides { kernel: Some(path("chosen")), ..Overrides::default() };
+        let overrides = Overrides {
+            kernel: Some(path("chosen")),
+            ..Overrides::default()
+        };
         let find = |overrides: &Overrides, variable| {
-            Asset::Kernel.find_in(overrides, variable, || Ok(directory.path().to_path_buf())).unwrap()
+            Asset::Kernel
+                .find_in(overrides, variable, || Ok(directory.path().to_path_buf()))
+                .unwrap()
         };
         assert_eq!(find(&overrides, Some(path("from-environment"))), path("chosen"));
-        assert_eq!(find(&Overrides::default(), Some(path("from-environment"))), path("from-environment"));
+        assert_eq!(
+            find(&Overrides::default(), Some(path("from-environment"))),
+            path("from-environment")
+        );
         assert_eq!(find(&Overrides::default(), None), path("vmlinux"));
     }
 
     #[test]
     fn a_missing_file_says_where_it_should_be_and_what_to_do() {
         let none = Overrides::default();
-        let error = Asset::Agent.find_in(&none, None, || Ok("/nonexistent".into())).unwrap_err();
+        let error = Asset::Agent
+            .find_in(&none, None, || Ok("/nonexistent".into()))
+            .unwrap_err();
         let expected = "the guest agent was not found in /nonexistent/kata-agent; run `cargo xtask quickstart` \
                         (or `cargo xtask guest`), or set KATA_AGENT to its path";
         assert_eq!(error.to_string(), expected);
@@ -236,7 +260,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("kata-agent"), "").unwrap();
         let chosen = Some(PathBuf::from("/nonexistent/agent"));
-        let found = Asset::Agent.find_in(&Overrides::default(), chosen, || Ok(directory.path().to_path_buf()));
+        let found = Asset::Agent.find_in(&Overrides::default(), chosen, || {
+            Ok(directory.path().to_path_buf())
+        });
         assert!(matches!(found, Err(AssetError::Missing { looked_in, .. }) if looked_in.len() == 1));
     }
 
@@ -247,7 +273,10 @@ mod tests {
         install_in(&directory, "kata-agent", b"old", 0o644).unwrap();
         let path = install_in(&directory, "kata-agent", b"new", 0o755).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o755);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
+            0o755
+        );
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
     }
 

@@ -75,7 +75,12 @@ const PERMISSIONS: u32 = 0o7777;
 impl Entry {
     fn new(kind: u32, mode: u32, contents: &[u8]) -> Self {
         let mode = kind | (mode & PERMISSIONS);
-        Self { mode, device: (0, 0), contents: contents.to_vec(), implied: false }
+        Self {
+            mode,
+            device: (0, 0),
+            contents: contents.to_vec(),
+            implied: false,
+        }
     }
 }
 
@@ -126,12 +131,24 @@ impl Builder {
         major: u32,
         minor: u32,
     ) -> Result<&mut Self, InitramfsError> {
-        let kind = if mode & !PERMISSIONS == BLOCK { BLOCK } else { CHARACTER };
-        self.add(path, Entry { device: (major, minor), ..Entry::new(kind, mode, b"") })
+        let kind = if mode & !PERMISSIONS == BLOCK {
+            BLOCK
+        } else {
+            CHARACTER
+        };
+        self.add(
+            path,
+            Entry {
+                device: (major, minor),
+                ..Entry::new(kind, mode, b"")
+            },
+        )
     }
 
     fn add(&mut self, path: &str, entry: Entry) -> Result<&mut Self, InitramfsError> {
-        let name = normalized(path).ok_or_else(|| InitramfsError::Path { path: path.to_owned() })?;
+        let name = normalized(path).ok_or_else(|| InitramfsError::Path {
+            path: path.to_owned(),
+        })?;
         if u32::try_from(entry.contents.len()).is_err() {
             return Err(InitramfsError::TooLarge { path: name });
         }
@@ -149,7 +166,10 @@ impl Builder {
     fn imply_parents(&mut self, name: &str) -> Result<(), InitramfsError> {
         for (slash, _) in name.match_indices('/') {
             let parent = &name[..slash];
-            let implied = || Entry { implied: true, ..Entry::new(DIRECTORY, 0o755, b"") };
+            let implied = || Entry {
+                implied: true,
+                ..Entry::new(DIRECTORY, 0o755, b"")
+            };
             let entry = self.entries.entry(parent.to_owned()).or_insert_with(implied);
             if entry.mode & !PERMISSIONS != DIRECTORY {
                 let (path, parent) = (name.to_owned(), parent.to_owned());
@@ -168,7 +188,11 @@ impl Builder {
         let mut archive = Vec::new();
         for (number, (path, entry)) in (1_u32..).zip(&self.entries) {
             let size = u32::try_from(entry.contents.len()).map_err(io::Error::other)?;
-            let links = if entry.mode & !PERMISSIONS == DIRECTORY { 2 } else { 1 };
+            let links = if entry.mode & !PERMISSIONS == DIRECTORY {
+                2
+            } else {
+                1
+            };
             let header = newc::Builder::new(path).ino(number).mode(entry.mode).nlink(links);
             let header = header.rdev_major(entry.device.0).rdev_minor(entry.device.1);
             let mut writer = header.write(&mut archive, size);
@@ -182,7 +206,10 @@ impl Builder {
 
 /// Without leading and doubled slashes and `.`.
 fn normalized(path: &str) -> Option<String> {
-    let names: Vec<_> = path.split('/').filter(|name| !matches!(*name, "" | ".")).collect();
+    let names: Vec<_> = path
+        .split('/')
+        .filter(|name| !matches!(*name, "" | "."))
+        .collect();
     let usable = !names.is_empty() && !names.contains(&"..") && !path.contains('\0');
     Some(names.join("/")).filter(|name| usable && name != "TRAILER!!!")
 }
@@ -191,8 +218,10 @@ fn normalized(path: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Path, mode, device, contents of every entry.
-    fn read(archive: &[u8]) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
+    /// Path, mode, device, contents.
+    type Read = (String, u32, (u32, u32), Vec<u8>);
+
+    fn read(archive: &[u8]) -> Vec<Read> {
         let mut entries = Vec::new();
         let mut rest = archive;
         loop {
@@ -253,16 +282,41 @@ mod tests {
     #[test]
     fn duplicates_and_bad_paths_are_refused_by_name() {
         let mut builder = Builder::new();
-        builder.file("a/b", 0o644, b"").unwrap().directory("d", 0o755).unwrap();
-        let mut check = |result: Result<&mut Builder, InitramfsError>, text: &str| {
+        builder
+            .file("a/b", 0o644, b"")
+            .unwrap()
+            .directory("d", 0o755)
+            .unwrap();
+        let check = |result: Result<&mut Builder, InitramfsError>, text: &str| {
             assert_eq!(result.unwrap_err().to_string(), text);
         };
-        check(builder.clone().file("/a//b", 0o644, b""), "a/b is in the initramfs already");
-        check(builder.clone().directory("d", 0o755), "d is in the initramfs already");
-        check(builder.clone().file("a", 0o644, b""), "a is in the initramfs already");
-        check(builder.clone().symlink("a/b/c", "x"), "a/b/c lies below a/b, which is no directory");
-        check(builder.clone().file("../x", 0o644, b""), "\"../x\" cannot be a path of an initramfs");
-        check(builder.clone().file("/", 0o644, b""), "\"/\" cannot be a path of an initramfs");
-        check(builder.clone().file("TRAILER!!!", 0o644, b""), "\"TRAILER!!!\" cannot be a path of an initramfs");
+        check(
+            builder.clone().file("/a//b", 0o644, b""),
+            "a/b is in the initramfs already",
+        );
+        check(
+            builder.clone().directory("d", 0o755),
+            "d is in the initramfs already",
+        );
+        check(
+            builder.clone().file("a", 0o644, b""),
+            "a is in the initramfs already",
+        );
+        check(
+            builder.clone().symlink("a/b/c", "x"),
+            "a/b/c lies below a/b, which is no directory",
+        );
+        check(
+            builder.clone().file("../x", 0o644, b""),
+            "\"../x\" cannot be a path of an initramfs",
+        );
+        check(
+            builder.clone().file("/", 0o644, b""),
+            "\"/\" cannot be a path of an initramfs",
+        );
+        check(
+            builder.clone().file("TRAILER!!!", 0o644, b""),
+            "\"TRAILER!!!\" cannot be a path of an initramfs",
+        );
     }
 }

@@ -33,10 +33,12 @@ pub mod initramfs;
 pub mod kernel;
 mod progress;
 mod source;
+mod store;
 mod tree;
 
 pub use archive::ArchiveError;
 pub use cache::{CacheDirectoryError, cache_directory};
 pub use progress::{Progress, Stage};
 pub use source::{Source, SourceError};
+pub use store::{Rootfs, Store, StoreError};
 pub use tree::EntryError;

@@ -53,10 +53,18 @@ mod tests {
 
     #[test]
     fn progress_reads_as_a_sentence() {
-        let progress =
-            Progress { stage: Stage::Reading, done_bytes: 3 << 20, total_bytes: Some(9 << 20), entries: 7 };
+        let progress = Progress {
+            stage: Stage::Reading,
+            done_bytes: 3 << 20,
+            total_bytes: Some(9 << 20),
+            entries: 7,
+        };
         assert_eq!(progress.to_string(), "reading 3 of 9 MiB, 7 entries");
-        let progress = Progress { stage: Stage::Hashing, total_bytes: None, ..progress };
+        let progress = Progress {
+            stage: Stage::Hashing,
+            total_bytes: None,
+            ..progress
+        };
         assert_eq!(progress.to_string(), "hashing 3 MiB, 7 entries");
     }
 }

@@ -63,16 +63,23 @@ impl Source {
     /// When it cannot be read, or is none of these.
     pub fn detect(path: impl AsRef<Path>) -> Result<Self, SourceError> {
         let path = path.as_ref();
-        let read_error = |source| SourceError::Read { path: path.to_path_buf(), source };
+        let read_error = |source| SourceError::Read {
+            path: path.to_path_buf(),
+            source,
+        };
         let metadata = std::fs::metadata(path).map_err(read_error)?;
         if metadata.is_dir() {
             return Ok(Self::Directory(path.to_path_buf()));
         }
         if !metadata.is_file() {
-            return Err(SourceError::Special { path: path.to_path_buf() });
+            return Err(SourceError::Special {
+                path: path.to_path_buf(),
+            });
         }
         let mut head = Vec::new();
-        File::open(path).and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head)).map_err(read_error)?;
+        File::open(path)
+            .and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head))
+            .map_err(read_error)?;
         Self::from_head(path, &head)
     }
 
@@ -149,6 +156,9 @@ mod tests {
         let missing = Source::detect("/nonexistent/rootfs").unwrap_err();
         assert_eq!(missing.to_string(), "cannot read /nonexistent/rootfs");
         assert_eq!(Source::detect("/tmp").unwrap(), Source::Directory("/tmp".into()));
-        assert!(matches!(Source::detect("/dev/null"), Err(SourceError::Special { .. })));
+        assert!(matches!(
+            Source::detect("/dev/null"),
+            Err(SourceError::Special { .. })
+        ));
     }
 }

@@ -9,8 +9,13 @@ const VERSION: u32 = 2;
 /// counts as one; any other needs the number as its fourth field. `None` when that is not so.
 pub(super) fn from_text(text: &[u8]) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(text).ok()?;
-    let lines = text.split([',', '\n']).map(|line| line.split('#').next().unwrap_or_default().trim());
-    let mut entries = lines.filter(|line| !line.is_empty()).map(entry).collect::<Option<Vec<_>>>()?;
+    let lines = text
+        .split([',', '\n'])
+        .map(|line| line.split('#').next().unwrap_or_default().trim());
+    let mut entries = lines
+        .filter(|line| !line.is_empty())
+        .map(entry)
+        .collect::<Option<Vec<_>>>()?;
     entries.sort_unstable();
     let mut attribute = VERSION.to_le_bytes().to_vec();
     for (tag, id, permissions) in entries {
@@ -36,7 +41,11 @@ fn entry(line: &str) -> Option<(u16, u32, u16)> {
         ("other" | "o", true) => 0x20,
         _ => return None,
     };
-    let id = if name.is_empty() { NO_ID } else { number.unwrap_or(name).parse().ok()? };
+    let id = if name.is_empty() {
+        NO_ID
+    } else {
+        number.unwrap_or(name).parse().ok()?
+    };
     Some((tag, id, permissions))
 }
 
@@ -56,7 +65,8 @@ mod tests {
 
     #[test]
     fn text_becomes_the_kernels_form() {
-        let attribute = from_text(b"user::rw-,user:daemon:r-x:1,group::r--,mask::rwx,other::---\n").expect("acl");
+        let attribute =
+            from_text(b"user::rw-,user:daemon:r-x:1,group::r--,mask::rwx,other::---\n").expect("acl");
         let expected = "02000000\
                         01000600ffffffff\
                         0200050001000000\
@@ -69,7 +79,14 @@ mod tests {
 
     #[test]
     fn a_name_without_a_number_is_refused() {
-        for text in [&b"user:daemon:rwx"[..], b"user", b"what::rwx", b"user::q", b"mask:1:rwx", b"\xff"] {
+        for text in [
+            &b"user:daemon:rwx"[..],
+            b"user",
+            b"what::rwx",
+            b"user::q",
+            b"mask:1:rwx",
+            b"\xff",
+        ] {
             assert_eq!(from_text(text), None);
         }
     }

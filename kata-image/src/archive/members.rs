@@ -16,7 +16,7 @@ use super::ArchiveError;
 use super::acl;
 use super::pax::{self, Records};
 use super::sparse::{FrontMap, Map, Segment};
-use crate::tree::{Body, Time};
+use crate::tree::{Body, Time, XattrPair};
 
 /// Everything in a tar archive comes in blocks of this size.
 pub(super) const BLOCK_BYTES: u64 = 512;
@@ -41,7 +41,7 @@ pub(crate) struct Member {
     pub(crate) gid: u32,
     pub(crate) mtime: Time,
     /// Full name and value.
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: Vec<XattrPair>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,15 +85,23 @@ struct Extensions {
 
 /// Whether these bytes begin with a header of any tar format: its checksum is right.
 pub(super) fn is_header(head: &[u8]) -> bool {
-    let block = head.get(..BLOCK).and_then(|block| <&[u8; BLOCK]>::try_from(block).ok());
-    block.is_some_and(|block| block[0] != 0 && checksum_matches(block))
+    let block = head
+        .get(..BLOCK)
+        .and_then(|block| <&[u8; BLOCK]>::try_from(block).ok());
+    block.is_some_and(checksum_matches)
 }
 
 fn checksum_matches(block: &[u8; BLOCK]) -> bool {
     let checksum = block.iter().enumerate().fold(0, |sum: u32, (index, byte)| {
-        sum + if (148..156).contains(&index) { 32 } else { u32::from(*byte) }
+        sum + if (148..156).contains(&index) {
+            32
+        } else {
+            u32::from(*byte)
+        }
     });
-    Header::from_byte_slice(block).cksum().is_ok_and(|stored| stored == checksum)
+    Header::from_byte_slice(block)
+        .cksum()
+        .is_ok_and(|stored| stored == checksum)
 }
 
 pub(super) fn path_of(bytes: &[u8]) -> PathBuf {
@@ -102,7 +110,12 @@ pub(super) fn path_of(bytes: &[u8]) -> PathBuf {
 
 impl<R: Read> Members<R> {
     pub(crate) fn new(input: R) -> Self {
-        Self { input, offset: 0, globals: Records::default(), contents: Contents::default() }
+        Self {
+            input,
+            offset: 0,
+            globals: Records::default(),
+            contents: Contents::default(),
+        }
     }
 
     /// The next member, or `None` after the end marker.
@@ -111,7 +124,9 @@ impl<R: Read> Members<R> {
         self.contents = Contents::default();
         let mut extensions = Extensions::default();
         loop {
-            let Some(header) = self.header()? else { return self.finish(&extensions) };
+            let Some(header) = self.header()? else {
+                return self.finish(&extensions);
+            };
             if !self.extend(&header, &mut extensions)? {
                 return self.member(&header, &extensions).map(Some);
             }
@@ -126,7 +141,9 @@ impl<R: Read> Members<R> {
         let rest = self.input.by_ref().take(MAX_TRAILING_BYTES + 1);
         let trailing = io::copy(&mut { rest }, &mut io::sink()).map_err(ArchiveError::Read)?;
         if trailing > MAX_TRAILING_BYTES {
-            return Err(ArchiveError::Trailing { limit: MAX_TRAILING_BYTES });
+            return Err(ArchiveError::Trailing {
+                limit: MAX_TRAILING_BYTES,
+            });
         }
         Ok(None)
     }
@@ -175,11 +192,21 @@ impl<R: Read> Members<R> {
         records.extend(&bytes).ok_or(ArchiveError::Pax { offset })
     }
 
-    fn extension(&mut self, header: &Header, what: &'static str, limit: u64) -> Result<Vec<u8>, ArchiveError> {
+    fn extension(
+        &mut self,
+        header: &Header,
+        what: &'static str,
+        limit: u64,
+    ) -> Result<Vec<u8>, ArchiveError> {
         let offset = self.offset;
         let bytes = header.entry_size().map_err(|_| field(header, "size"))?;
         let size = usize::try_from(bytes).ok().filter(|_| bytes <= limit);
-        let size = size.ok_or(ArchiveError::TooLong { what, bytes, offset, limit })?;
+        let size = size.ok_or(ArchiveError::TooLong {
+            what,
+            bytes,
+            offset,
+            limit,
+        })?;
         let mut contents = vec![0; size];
         self.fill(&mut contents)?;
         self.skip(padding(bytes))?;
@@ -188,7 +215,11 @@ impl<R: Read> Members<R> {
 
     fn member(&mut self, header: &Header, extensions: &Extensions) -> Result<Member, ArchiveError> {
         let pax = extensions.pax.as_ref().unwrap_or(&self.globals).clone();
-        let decoder = Decoder { header, extensions, pax: &pax };
+        let decoder = Decoder {
+            header,
+            extensions,
+            pax: &pax,
+        };
         let path = decoder.path();
         let kind = self.kind(&decoder, &path)?;
         decoder.member(path, kind)
@@ -207,7 +238,10 @@ impl<R: Read> Members<R> {
             EntryType::Char => decoder.device(|major, minor| Body::Character { major, minor }),
             EntryType::Block => decoder.device(|major, minor| Body::Block { major, minor }),
             EntryType::Fifo => Ok(MemberKind::Plain(Body::Fifo)),
-            other => Err(ArchiveError::Kind { entry: path_of(path), kind: char::from(other.as_byte()) }),
+            other => Err(ArchiveError::Kind {
+                entry: path_of(path),
+                kind: char::from(other.as_byte()),
+            }),
         }
     }
 
@@ -222,10 +256,18 @@ impl<R: Read> Members<R> {
         let sparse_error = || ArchiveError::Sparse { entry: path_of(path) };
         let (size_bytes, map, stored_bytes) = if decoder.header.entry_type().is_gnu_sparse() {
             let map = self.gnu_map(decoder.header)?.ok_or_else(sparse_error)?;
-            let size = decoder.header.as_gnu().and_then(|gnu| gnu.real_size().ok()).ok_or_else(sparse_error)?;
+            let size = decoder
+                .header
+                .as_gnu()
+                .and_then(|gnu| gnu.real_size().ok())
+                .ok_or_else(sparse_error)?;
             (size, map, stored_bytes)
         } else if decoder.pax.get("GNU.sparse.major") == Some(b"1") {
-            let size = decoder.pax.get("GNU.sparse.realsize").and_then(pax::decimal).ok_or_else(sparse_error)?;
+            let size = decoder
+                .pax
+                .get("GNU.sparse.realsize")
+                .and_then(pax::decimal)
+                .ok_or_else(sparse_error)?;
             let (map, map_bytes) = self.front_map(stored_bytes)?.ok_or_else(sparse_error)?;
             (size, map, stored_bytes - map_bytes)
         } else if decoder.pax.with_prefix("GNU.sparse.").next().is_some() {
@@ -238,13 +280,21 @@ impl<R: Read> Members<R> {
         }
         let stored_bytes = padded(stored_bytes).ok_or_else(|| decoder.field("size"))?;
         let segments = map.into_segments();
-        self.contents = Contents { size_bytes, position: 0, segments, segment: None, stored_bytes };
+        self.contents = Contents {
+            size_bytes,
+            position: 0,
+            segments,
+            segment: None,
+            stored_bytes,
+        };
         Ok(MemberKind::File { size_bytes })
     }
 
     /// The old GNU form: four pieces in the header, more in blocks after it.
     fn gnu_map(&mut self, header: &Header) -> Result<Option<Map>, ArchiveError> {
-        let Some(gnu) = header.as_gnu() else { return Ok(None) };
+        let Some(gnu) = header.as_gnu() else {
+            return Ok(None);
+        };
         let mut map = Map::default();
         if map.push_headers(&gnu.sparse).is_none() {
             return Ok(None);
@@ -288,7 +338,11 @@ impl<R: Read> Members<R> {
         let mut skipped = self.input.by_ref().take(bytes);
         let count = io::copy(&mut skipped, &mut io::sink()).map_err(read_error)?;
         self.offset += count;
-        if count < bytes { Err(ArchiveError::Truncated) } else { Ok(()) }
+        if count < bytes {
+            Err(ArchiveError::Truncated)
+        } else {
+            Ok(())
+        }
     }
 
     fn read_stored(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -307,7 +361,9 @@ impl<R: Read> Read for Members<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let contents = &mut self.contents;
         while contents.segment.is_none_or(|segment| segment.bytes == 0) {
-            let Some(next) = contents.segments.next() else { break };
+            let Some(next) = contents.segments.next() else {
+                break;
+            };
             contents.segment = Some(next);
         }
         let left = contents.size_bytes - contents.position;
@@ -352,46 +408,76 @@ impl Decoder<'_> {
     fn path(&self) -> Vec<u8> {
         let long = self.extensions.path.as_deref().map(without_nul);
         let pax = self.pax.get("GNU.sparse.name").or_else(|| self.pax.get("path"));
-        long.or(pax).map_or_else(|| self.header.path_bytes().into_owned(), <[u8]>::to_vec)
+        long.or(pax)
+            .map_or_else(|| self.header.path_bytes().into_owned(), <[u8]>::to_vec)
     }
 
     fn link(&self) -> Vec<u8> {
-        let long = self.extensions.link.as_deref().map(without_nul).or_else(|| self.pax.get("linkpath"));
+        let long = self
+            .extensions
+            .link
+            .as_deref()
+            .map(without_nul)
+            .or_else(|| self.pax.get("linkpath"));
         let short = || self.header.link_name_bytes().unwrap_or_default().into_owned();
         long.map_or_else(short, <[u8]>::to_vec)
     }
 
     fn size(&self) -> Result<u64, ArchiveError> {
         let pax = self.pax.get("size").map(pax::decimal);
-        pax.unwrap_or_else(|| self.header.entry_size().ok()).ok_or_else(|| self.field("size"))
+        pax.unwrap_or_else(|| self.header.entry_size().ok())
+            .ok_or_else(|| self.field("size"))
     }
 
     fn device(&self, body: impl FnOnce(u32, u32) -> Body) -> Result<MemberKind, ArchiveError> {
         let number = |number: io::Result<Option<u32>>| number.ok().flatten();
-        let (major, minor) = (number(self.header.device_major()), number(self.header.device_minor()));
+        let (major, minor) = (
+            number(self.header.device_major()),
+            number(self.header.device_minor()),
+        );
         let (major, minor) = major.zip(minor).ok_or_else(|| self.field("device number"))?;
         Ok(MemberKind::Plain(body(major, minor)))
     }
 
     fn id(&self, name: &'static str, stored: io::Result<u64>) -> Result<u32, ArchiveError> {
-        let id = self.pax.get(name).map_or_else(|| stored.ok(), pax::decimal::<u64>);
-        id.and_then(|id| u32::try_from(id).ok()).ok_or_else(|| self.field(name))
+        let id = self
+            .pax
+            .get(name)
+            .map_or_else(|| stored.ok(), pax::decimal::<u64>);
+        id.and_then(|id| u32::try_from(id).ok())
+            .ok_or_else(|| self.field(name))
     }
 
     fn mtime(&self) -> Result<Time, ArchiveError> {
-        let stored = || self.header.mtime().ok().and_then(|seconds| i64::try_from(seconds).ok());
-        let stored = || stored().map(|seconds| Time { seconds, nanoseconds: 0 });
-        self.pax.get("mtime").map_or_else(stored, pax::time).ok_or_else(|| self.field("mtime"))
+        let stored = || {
+            self.header
+                .mtime()
+                .ok()
+                .and_then(|seconds| i64::try_from(seconds).ok())
+        };
+        let stored = || {
+            stored().map(|seconds| Time {
+                seconds,
+                nanoseconds: 0,
+            })
+        };
+        self.pax
+            .get("mtime")
+            .map_or_else(stored, pax::time)
+            .ok_or_else(|| self.field("mtime"))
     }
 
-    fn xattrs(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ArchiveError> {
+    fn xattrs(&self) -> Result<Vec<XattrPair>, ArchiveError> {
         let raw = self.pax.with_prefix("SCHILY.xattr.");
         let mut xattrs: Vec<_> = raw.map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
-        for (key, name) in
-            [("SCHILY.acl.access", "system.posix_acl_access"), ("SCHILY.acl.default", "system.posix_acl_default")]
-        {
+        for (key, name) in [
+            ("SCHILY.acl.access", "system.posix_acl_access"),
+            ("SCHILY.acl.default", "system.posix_acl_default"),
+        ] {
             let Some(text) = self.pax.get(key) else { continue };
-            let value = acl::from_text(text).ok_or_else(|| ArchiveError::Acl { entry: path_of(&self.path()) })?;
+            let value = acl::from_text(text).ok_or_else(|| ArchiveError::Acl {
+                entry: path_of(&self.path()),
+            })?;
             xattrs.push((name.as_bytes().to_vec(), value));
         }
         Ok(xattrs)
@@ -411,12 +497,18 @@ impl Decoder<'_> {
     }
 
     fn field(&self, field: &'static str) -> ArchiveError {
-        ArchiveError::Field { entry: path_of(&self.path()), field }
+        ArchiveError::Field {
+            entry: path_of(&self.path()),
+            field,
+        }
     }
 }
 
 fn field(header: &Header, field: &'static str) -> ArchiveError {
-    ArchiveError::Field { entry: path_of(&header.path_bytes()), field }
+    ArchiveError::Field {
+        entry: path_of(&header.path_bytes()),
+        field,
+    }
 }
 
 fn without_nul(bytes: &[u8]) -> &[u8] {

@@ -143,17 +143,29 @@ pub(crate) fn open(path: &Path) -> io::Result<Option<Archive>> {
     let file = File::open(path)?;
     let size_bytes = file.metadata()?.len();
     let bytes_read = BytesRead::default();
-    let mut input = BufReader::with_capacity(BUFFER_BYTES, Counted { input: file, count: bytes_read.clone() });
+    let mut input = BufReader::with_capacity(
+        BUFFER_BYTES,
+        Counted {
+            input: file,
+            count: bytes_read.clone(),
+        },
+    );
     let mut head = Vec::new();
     input.by_ref().take(members::BLOCK_BYTES).read_to_end(&mut head)?;
-    let Recognized::Readable(compression) = recognize(&head) else { return Ok(None) };
+    let Recognized::Readable(compression) = recognize(&head) else {
+        return Ok(None);
+    };
     let whole = io::Cursor::new(head).chain(input);
     let unpacked: Box<dyn Read> = match compression {
         Compression::None => Box::new(whole),
         Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(whole)),
         Compression::Zstd => Box::new(zstd::Decoder::new(whole)?),
     };
-    Ok(Some(Archive { members: Members::new(unpacked), bytes_read, size_bytes }))
+    Ok(Some(Archive {
+        members: Members::new(unpacked),
+        bytes_read,
+        size_bytes,
+    }))
 }
 
 const BUFFER_BYTES: usize = 256 << 10;

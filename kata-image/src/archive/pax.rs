@@ -33,7 +33,8 @@ impl Records {
     /// The keys with this prefix, without it, and their values.
     pub(super) fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         let stripped = move |(key, value): (&'a Vec<u8>, &'a Vec<u8>)| {
-            key.strip_prefix(prefix.as_bytes()).map(|name| (name, value.as_slice()))
+            key.strip_prefix(prefix.as_bytes())
+                .map(|name| (name, value.as_slice()))
         };
         self.0.iter().filter_map(stripped)
     }
@@ -69,8 +70,14 @@ pub(super) fn time(value: &[u8]) -> Option<Time> {
     let nanoseconds = parts.next().map_or(Some(0), nanoseconds)?;
     Some(match (negative, nanoseconds) {
         (false, _) => Time { seconds, nanoseconds },
-        (true, 0) => Time { seconds: -seconds, nanoseconds },
-        (true, _) => Time { seconds: -seconds - 1, nanoseconds: 1_000_000_000 - nanoseconds },
+        (true, 0) => Time {
+            seconds: -seconds,
+            nanoseconds,
+        },
+        (true, _) => Time {
+            seconds: -seconds - 1,
+            nanoseconds: 1_000_000_000 - nanoseconds,
+        },
     })
 }
 
@@ -89,14 +96,28 @@ mod tests {
     #[test]
     fn a_value_may_hold_any_byte() {
         let mut records = Records::default();
-        records.extend(b"20 SCHILY.xattr.u=\n\n12 path=a\xffb\n").expect("records");
-        assert_eq!(records.with_prefix("SCHILY.xattr.").collect::<Vec<_>>(), [(&b"u"[..], &b"\n"[..])]);
+        records
+            .extend(b"20 SCHILY.xattr.u=\n\n12 path=a\xffb\n")
+            .expect("records");
+        assert_eq!(
+            records.with_prefix("SCHILY.xattr.").collect::<Vec<_>>(),
+            [(&b"u"[..], &b"\n"[..])]
+        );
         assert_eq!(records.get("path"), Some(&b"a\xffb"[..]));
     }
 
     #[test]
     fn malformed_records_are_refused() {
-        for bytes in [&b"x"[..], b"5 a=b", b"99 a=b\n", b"6 ab=", b"4 ab\n", b"+6 a=b\n", b"0 a=b\n", b"3 \n"] {
+        for bytes in [
+            &b"x"[..],
+            b"5 a=b",
+            b"99 a=b\n",
+            b"6 ab=",
+            b"4 ab\n",
+            b"+6 a=b\n",
+            b"0 a=b\n",
+            b"3 \n",
+        ] {
             assert_eq!(Records::default().extend(bytes), None, "{bytes:?}");
         }
     }

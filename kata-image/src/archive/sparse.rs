@@ -24,7 +24,10 @@ pub(super) const MAX_SEGMENTS: usize = 1 << 20;
 impl Map {
     /// A file that is stored whole.
     pub(super) fn whole(bytes: u64) -> Self {
-        Self { segments: vec![Segment { offset: 0, bytes }], stored_bytes: bytes }
+        Self {
+            segments: vec![Segment { offset: 0, bytes }],
+            stored_bytes: bytes,
+        }
     }
 
     /// Appends a piece. `None` when it is out of order, overflows, or is one too many.

@@ -7,7 +7,9 @@ const POLYNOMIAL: u32 = 0x82f6_3b78;
 /// Continues a checksum, which begins as `!0`.
 pub(super) fn crc32c(start: u32, bytes: &[u8]) -> u32 {
     bytes.iter().fold(start, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (POLYNOMIAL & (crc & 1).wrapping_neg()))
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (POLYNOMIAL & (crc & 1).wrapping_neg())
+        })
     })
 }
 

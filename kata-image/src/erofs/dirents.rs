@@ -73,7 +73,11 @@ mod tests {
 
     #[test]
     fn a_small_directory_is_entries_then_names() {
-        let entry = |name, nid| Entry { name, nid, file_type: 2 };
+        let entry = |name, nid| Entry {
+            name,
+            nid,
+            file_type: 2,
+        };
         let contents = contents(&[entry(b".", 1), entry(b"..", 2), entry(b"abc", 0x0102)]);
         let expected = "0100000000000000 2400 02 00\
                         0200000000000000 2500 02 00\
@@ -84,11 +88,27 @@ mod tests {
 
     #[test]
     fn the_size_is_known_before_the_contents() {
-        for (count, length) in [(1, 1), (100, 30), (97, 30), (98, 30), (1000, 255), (16, 244), (17, 244)] {
+        for (count, length) in [
+            (1, 1),
+            (100, 30),
+            (97, 30),
+            (98, 30),
+            (1000, 255),
+            (16, 244),
+            (17, 244),
+        ] {
             let names: Vec<_> = (0..count).map(|index| format!("{index:0length$}")).collect();
-            let entries = names.iter().map(|name| Entry { name: name.as_bytes(), nid: 9, file_type: 1 });
+            let entries = names.iter().map(|name| Entry {
+                name: name.as_bytes(),
+                nid: 9,
+                file_type: 1,
+            });
             let contents = contents(&entries.collect::<Vec<_>>());
-            assert_eq!(contents.len(), size(names.iter().map(String::as_bytes)), "{count} of {length}");
+            assert_eq!(
+                contents.len(),
+                size(names.iter().map(String::as_bytes)),
+                "{count} of {length}"
+            );
         }
     }
 }

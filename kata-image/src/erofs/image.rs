@@ -54,7 +54,12 @@ pub(crate) enum StoreFileError {
 
 impl<'a> Image<'a> {
     pub(super) fn new(out: &'a File, limits: Limits, progress: &'a mut dyn FnMut(Progress)) -> Self {
-        let reported = Progress { stage: Stage::Reading, done_bytes: 0, total_bytes: None, entries: 0 };
+        let reported = Progress {
+            stage: Stage::Reading,
+            done_bytes: 0,
+            total_bytes: None,
+            entries: 0,
+        };
         Self {
             out,
             limits,
@@ -78,7 +83,11 @@ impl<'a> Image<'a> {
         let entries = entries as u64;
         let last = self.reported;
         if done_bytes >= last.done_bytes + REPORT_BYTES || entries >= last.entries + REPORT_ENTRIES {
-            self.reported = Progress { done_bytes, entries, ..last };
+            self.reported = Progress {
+                done_bytes,
+                entries,
+                ..last
+            };
             (self.progress)(self.reported);
         }
     }
@@ -86,18 +95,31 @@ impl<'a> Image<'a> {
     /// Tells the caller about the metadata that follows the contents.
     pub(super) fn report_metadata(&mut self, done_bytes: u64, total_bytes: u64, entries: usize) {
         let (stage, total_bytes) = (Stage::Writing, Some(total_bytes));
-        (self.progress)(Progress { stage, done_bytes, total_bytes, entries: entries as u64 });
+        (self.progress)(Progress {
+            stage,
+            done_bytes,
+            total_bytes,
+            entries: entries as u64,
+        });
     }
 
     pub(crate) fn check_entries(&self, entries: usize) -> Result<(), Error> {
         let limit = self.limits.entries;
-        if entries > limit { Err(Error::TooManyEntries { limit }) } else { Ok(()) }
+        if entries > limit {
+            Err(Error::TooManyEntries { limit })
+        } else {
+            Ok(())
+        }
     }
 
     /// Notes an attribute that no image can hold.
     pub(crate) fn skip_xattr(&mut self, path: &Path, name: &OsStr) {
         self.xattrs_left_out += 1;
-        log::debug!("{}: extended attribute {} is left out", path.display(), name.display());
+        log::debug!(
+            "{}: extended attribute {} is left out",
+            path.display(),
+            name.display()
+        );
     }
 
     pub(super) fn xattrs_left_out(&self) -> u64 {
@@ -121,21 +143,35 @@ impl<'a> Image<'a> {
         size_bytes: u64,
         xattr_bytes: usize,
     ) -> Result<Content, StoreFileError> {
-        let too_large = StoreFileError::TooLarge { limit: self.limits.image_bytes };
+        let too_large = StoreFileError::TooLarge {
+            limit: self.limits.image_bytes,
+        };
         if self.next_block().saturating_add(size_bytes.div_ceil(BLOCK_BYTES)) > self.max_blocks() {
             return Err(too_large);
         }
-        let Ok(first_block) = u32::try_from(self.next_block()) else { return Err(too_large) };
+        let Ok(first_block) = u32::try_from(self.next_block()) else {
+            return Err(too_large);
+        };
         let tail_bytes = usize::try_from(size_bytes % BLOCK_BYTES).unwrap_or(BLOCK);
         if !fits_inline(xattr_bytes, tail_bytes) || self.tails.len() + tail_bytes > MAX_TAIL_BYTES {
             self.append_from(contents, size_bytes)?;
-            return Ok(Content { size_bytes, first_block, tail: None });
+            return Ok(Content {
+                size_bytes,
+                first_block,
+                tail: None,
+            });
         }
         self.append_from(contents, size_bytes - tail_bytes as u64)?;
         let tail = self.tails.len();
         self.tails.resize(tail + tail_bytes, 0);
-        contents.read_exact(&mut self.tails[tail..]).map_err(StoreFileError::Read)?;
-        Ok(Content { size_bytes, first_block, tail: Some(tail) })
+        contents
+            .read_exact(&mut self.tails[tail..])
+            .map_err(StoreFileError::Read)?;
+        Ok(Content {
+            size_bytes,
+            first_block,
+            tail: Some(tail),
+        })
     }
 
     /// The last piece of a file whose [`Content::tail`] this is.
@@ -150,7 +186,9 @@ impl<'a> Image<'a> {
             let room = BUFFER_BYTES - start;
             let count = usize::try_from(left).unwrap_or(room).min(room);
             self.buffer.resize(start + count, 0);
-            contents.read_exact(&mut self.buffer[start..]).map_err(StoreFileError::Read)?;
+            contents
+                .read_exact(&mut self.buffer[start..])
+                .map_err(StoreFileError::Read)?;
             left -= count as u64;
             self.flush_if_full().map_err(StoreFileError::Write)?;
         }
@@ -176,7 +214,11 @@ impl<'a> Image<'a> {
     }
 
     fn flush_if_full(&mut self) -> io::Result<()> {
-        if self.buffer.len() < BUFFER_BYTES { Ok(()) } else { self.flush() }
+        if self.buffer.len() < BUFFER_BYTES {
+            Ok(())
+        } else {
+            self.flush()
+        }
     }
 
     /// Writes the blocks in the buffer, but not those of zeros.
@@ -221,7 +263,10 @@ impl ChunkByBlocks for Vec<u8> {
         let mut rest = self.as_slice();
         std::iter::from_fn(move || {
             let zero = is_zero(rest.chunks(BLOCK).next()?);
-            let blocks = rest.chunks(BLOCK).take_while(|block| is_zero(block) == zero).count();
+            let blocks = rest
+                .chunks(BLOCK)
+                .take_while(|block| is_zero(block) == zero)
+                .count();
             let (run, after) = rest.split_at((blocks * BLOCK).min(rest.len()));
             rest = after;
             Some(run)

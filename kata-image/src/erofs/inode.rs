@@ -30,7 +30,11 @@ pub(super) fn is_compact(node: &Node, size_bytes: u64, build_time: Time) -> bool
 
 /// Bytes of an inode with its attributes.
 pub(super) fn stored_bytes(node: &Node, is_compact: bool) -> usize {
-    let inode = if is_compact { size_of::<CompactInode>() } else { size_of::<ExtendedInode>() };
+    let inode = if is_compact {
+        size_of::<CompactInode>()
+    } else {
+        size_of::<ExtendedInode>()
+    };
     inode + node.metadata.xattrs.stored_bytes()
 }
 
@@ -120,7 +124,9 @@ pub(super) fn device_number(major: u32, minor: u32) -> u32 {
 
 /// `i_xattr_icount`: units of four bytes behind the header, plus one; 0 without attributes.
 fn xattr_count(xattrs: &Xattrs) -> u16 {
-    let Some(behind_header) = xattrs.stored_bytes().checked_sub(crate::tree::XATTR_HEADER_BYTES) else { return 0 };
+    let Some(behind_header) = xattrs.stored_bytes().checked_sub(crate::tree::XATTR_HEADER_BYTES) else {
+        return 0;
+    };
     // The attributes of one entry are limited to what this field can count.
     u16::try_from(behind_header / 4 + 1).unwrap_or(u16::MAX)
 }

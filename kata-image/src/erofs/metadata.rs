@@ -21,15 +21,25 @@ pub(super) fn write(mut image: Image<'_>, tree: &Tree) -> Result<Summary, Error>
     let plan = Plan::new(tree, image.next_block());
     let blocks = plan.meta_block + plan.meta_blocks as u64;
     let limit = image.max_blocks();
-    let blocks = u32::try_from(blocks).ok().filter(|blocks| u64::from(*blocks) <= limit);
-    let too_large = || Error::TooLarge { path: PathBuf::from("."), limit: limit * BLOCK_BYTES };
+    let blocks = u32::try_from(blocks)
+        .ok()
+        .filter(|blocks| u64::from(*blocks) <= limit);
+    let too_large = || Error::TooLarge {
+        path: PathBuf::from("."),
+        limit: limit * BLOCK_BYTES,
+    };
     let blocks = blocks.ok_or_else(too_large)?;
     plan.write_blocks(&mut image).map_err(Error::Write)?;
     plan.write_inodes(&mut image).map_err(Error::Write)?;
     let xattrs_left_out = image.xattrs_left_out();
-    let size_bytes =
-        image.finish(|digest| first_block(plan.superblock(digest, blocks))).map_err(Error::Write)?;
-    Ok(Summary { size_bytes, inodes: plan.placed.len() as u64, xattrs_left_out })
+    let size_bytes = image
+        .finish(|digest| first_block(plan.superblock(digest, blocks)))
+        .map_err(Error::Write)?;
+    Ok(Summary {
+        size_bytes,
+        inodes: plan.placed.len() as u64,
+        xattrs_left_out,
+    })
 }
 
 /// All addresses.
@@ -97,7 +107,12 @@ impl<'a> Plan<'a> {
         self.meta_block += layout.new_blocks;
         let index = self.placed.len();
         let number = u32::try_from(index + 1).unwrap_or(u32::MAX);
-        let inode = Inode { number, size_bytes: layout.size_bytes, address, format: layout.format };
+        let inode = Inode {
+            number,
+            size_bytes: layout.size_bytes,
+            address,
+            format: layout.format,
+        };
         self.placed.push(Placed { id, inode, offset });
         self.places.insert(id, index);
     }
@@ -165,7 +180,12 @@ impl<'a> Plan<'a> {
         let mut bytes = inode::encode(node, &placed.inode, self.build_time);
         match &node.body {
             Body::File(content) => {
-                bytes.extend(content.tail.map(|start| image.tail(start, tail_bytes)).unwrap_or_default());
+                bytes.extend(
+                    content
+                        .tail
+                        .map(|start| image.tail(start, tail_bytes))
+                        .unwrap_or_default(),
+                );
             }
             _ if tail_bytes > 0 => {
                 let contents = self.contents(placed.id);
@@ -233,14 +253,20 @@ fn most_common_time(tree: &Tree, order: &[NodeId]) -> Time {
     for id in order {
         *counts.entry(tree.node(*id).metadata.mtime).or_default() += 1;
     }
-    let most = counts.into_iter().max_by_key(|(time, count)| (*count, std::cmp::Reverse(*time)));
+    let most = counts
+        .into_iter()
+        .max_by_key(|(time, count)| (*count, std::cmp::Reverse(*time)));
     most.map(|(time, _)| time).unwrap_or_default()
 }
 
 fn layout(node: &Node) -> Layout {
     match &node.body {
         Body::File(content) => {
-            let tail = if content.tail.is_some() { tail_of(content.size_bytes) } else { 0 };
+            let tail = if content.tail.is_some() {
+                tail_of(content.size_bytes)
+            } else {
+                0
+            };
             Layout::new(content.size_bytes, tail, 0)
         }
         Body::Symlink(target) => held(node, target.len()),
@@ -262,8 +288,17 @@ fn held(node: &Node, size: usize) -> Layout {
 
 impl Layout {
     fn new(size_bytes: u64, tail_bytes: usize, new_blocks: u64) -> Self {
-        let format = if tail_bytes > 0 { FORMAT_INLINE } else { FORMAT_PLAIN };
-        Self { size_bytes, format, tail_bytes, new_blocks }
+        let format = if tail_bytes > 0 {
+            FORMAT_INLINE
+        } else {
+            FORMAT_PLAIN
+        };
+        Self {
+            size_bytes,
+            format,
+            tail_bytes,
+            new_blocks,
+        }
     }
 }
 

@@ -36,8 +36,8 @@ use crate::progress::{Progress, Stage};
 use crate::source::Source;
 use crate::tree::{self, EntryError};
 
-pub(crate) use image::{Image, StoreFileError};
 pub use image::MAX_TAIL_BYTES;
+pub(crate) use image::{Image, StoreFileError};
 pub(crate) use superblock::has_magic;
 pub use superblock::{Superblock, SuperblockError};
 
@@ -69,7 +69,10 @@ pub struct Limits {
 impl Default for Limits {
     /// 1 TiB and eight million entries.
     fn default() -> Self {
-        Self { image_bytes: 1 << 40, entries: 8 << 20 }
+        Self {
+            image_bytes: 1 << 40,
+            entries: 8 << 20,
+        }
     }
 }
 
@@ -151,11 +154,7 @@ pub enum Error {
 ///
 /// When the source cannot be read or holds what no image can hold, when it exceeds the default [`Limits`], or when
 /// the output cannot be written.
-pub fn write(
-    source: &Source,
-    out: &File,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Summary, Error> {
+pub fn write(source: &Source, out: &File, progress: &mut dyn FnMut(Progress)) -> Result<Summary, Error> {
     write_within(source, out, &Limits::default(), progress)
 }
 
@@ -183,10 +182,15 @@ pub fn write_within(
 }
 
 fn copy(path: &Path, out: &File, progress: &mut dyn FnMut(Progress)) -> Result<Summary, Error> {
-    let read_error = |source| Error::Read { path: path.to_path_buf(), source };
+    let read_error = |source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    };
     let image = File::open(path).map_err(read_error)?;
-    let superblock =
-        Superblock::read(&image).map_err(|source| Error::Superblock { path: path.to_path_buf(), source })?;
+    let superblock = Superblock::read(&image).map_err(|source| Error::Superblock {
+        path: path.to_path_buf(),
+        source,
+    })?;
     let total_bytes = image.metadata().map_err(read_error)?.len();
     let mut buffer = vec![0; 1 << 20];
     let mut done_bytes = 0;
@@ -195,10 +199,20 @@ fn copy(path: &Path, out: &File, progress: &mut dyn FnMut(Progress)) -> Result<S
         if count == 0 {
             break;
         }
-        out.write_all_at(&buffer[..count], done_bytes).map_err(Error::Write)?;
+        out.write_all_at(&buffer[..count], done_bytes)
+            .map_err(Error::Write)?;
         done_bytes += count as u64;
         let (stage, total_bytes) = (Stage::Reading, Some(total_bytes));
-        progress(Progress { stage, done_bytes, total_bytes, entries: superblock.inodes });
+        progress(Progress {
+            stage,
+            done_bytes,
+            total_bytes,
+            entries: superblock.inodes,
+        });
     }
-    Ok(Summary { size_bytes: done_bytes, inodes: superblock.inodes, xattrs_left_out: 0 })
+    Ok(Summary {
+        size_bytes: done_bytes,
+        inodes: superblock.inodes,
+        xattrs_left_out: 0,
+    })
 }

@@ -53,7 +53,8 @@ pub enum SuperblockError {
 }
 
 pub(crate) fn has_magic(head: &[u8]) -> bool {
-    head.get(MAGIC_RANGE).is_some_and(|magic| *magic == MAGIC.to_le_bytes())
+    head.get(MAGIC_RANGE)
+        .is_some_and(|magic| *magic == MAGIC.to_le_bytes())
 }
 
 const MAGIC_RANGE: std::ops::Range<usize> = 1024..1028;
@@ -87,12 +88,21 @@ impl Superblock {
         let blocks = u64::from(stored.blocks.get());
         let needed_bytes = blocks * block_bytes;
         if file_bytes < needed_bytes {
-            return Err(SuperblockError::Truncated { file_bytes, needed_bytes });
+            return Err(SuperblockError::Truncated {
+                file_bytes,
+                needed_bytes,
+            });
         }
-        if stored.feature_compat.get() & COMPAT_CHECKSUM != 0 && !checksum_matches(&stored, tail, block_bytes) {
+        if stored.feature_compat.get() & COMPAT_CHECKSUM != 0 && !checksum_matches(&stored, tail, block_bytes)
+        {
             return Err(SuperblockError::Checksum);
         }
-        Ok(Self { block_bytes, blocks, inodes: stored.inodes.get(), uuid: stored.uuid })
+        Ok(Self {
+            block_bytes,
+            blocks,
+            inodes: stored.inodes.get(),
+            uuid: stored.uuid,
+        })
     }
 }
 
@@ -109,9 +119,14 @@ fn read_up_to(image: &File, buffer: &mut [u8]) -> io::Result<usize> {
 
 /// The checksum covers what is left of its block, or a whole block if those are small, with itself as zero.
 fn checksum_matches(stored: &format::Superblock, tail: &[u8], block_bytes: u64) -> bool {
-    let covered = if block_bytes > SUPERBLOCK_OFFSET { block_bytes - SUPERBLOCK_OFFSET } else { block_bytes };
-    let Some(rest) =
-        usize::try_from(covered).ok().and_then(|covered| tail.get(size_of::<format::Superblock>()..covered))
+    let covered = if block_bytes > SUPERBLOCK_OFFSET {
+        block_bytes - SUPERBLOCK_OFFSET
+    } else {
+        block_bytes
+    };
+    let Some(rest) = usize::try_from(covered)
+        .ok()
+        .and_then(|covered| tail.get(size_of::<format::Superblock>()..covered))
     else {
         return false;
     };
@@ -119,14 +134,20 @@ fn checksum_matches(stored: &format::Superblock, tail: &[u8], block_bytes: u64) 
 }
 
 fn checksum(superblock: format::Superblock, rest: &[u8]) -> u32 {
-    let unsummed = format::Superblock { checksum: 0.into(), ..superblock };
+    let unsummed = format::Superblock {
+        checksum: 0.into(),
+        ..superblock
+    };
     crc32c(crc32c(!0, unsummed.as_bytes()), rest)
 }
 
 /// The image's first block.
 pub(super) fn first_block(superblock: format::Superblock) -> Vec<u8> {
     let rest = vec![0; FIRST_BLOCK_REST];
-    let superblock = format::Superblock { checksum: checksum(superblock, &rest).into(), ..superblock };
+    let superblock = format::Superblock {
+        checksum: checksum(superblock, &rest).into(),
+        ..superblock
+    };
     let mut block = vec![0; MAGIC_RANGE.start];
     block.extend(superblock.as_bytes());
     block.extend(rest);
@@ -139,6 +160,7 @@ const _: () = assert!(BLOCK_BYTES == 4096 && SUPERBLOCK_OFFSET == 1024);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerocopy::FromZeros;
 
     fn block() -> Vec<u8> {
         let mut superblock = format::Superblock::new_zeroed();
@@ -168,8 +190,14 @@ mod tests {
     #[test]
     fn a_short_file_is_truncated() {
         let error = Superblock::parse(&block(), 3 * 4096 - 1).unwrap_err();
-        assert_eq!(error.to_string(), "the file has 12287 bytes, the filesystem 12288");
-        assert!(matches!(Superblock::parse(&block()[..1030], 1 << 20), Err(SuperblockError::Magic)));
+        assert_eq!(
+            error.to_string(),
+            "the file has 12287 bytes, the filesystem 12288"
+        );
+        assert!(matches!(
+            Superblock::parse(&block()[..1030], 1 << 20),
+            Err(SuperblockError::Magic)
+        ));
         assert!(matches!(Superblock::parse(&[], 0), Err(SuperblockError::Magic)));
     }
 }

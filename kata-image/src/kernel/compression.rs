@@ -55,7 +55,10 @@ const MAGICS: [(&[u8], Format); 9] = [
 ];
 
 pub(super) fn recognize(bytes: &[u8]) -> Option<Format> {
-    MAGICS.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, format)| *format)
+    MAGICS
+        .iter()
+        .find(|(magic, _)| bytes.starts_with(magic))
+        .map(|(_, format)| *format)
 }
 
 /// Unpacks one stream; what follows it is ignored (the kernel's build puts the unpacked size there).
@@ -65,7 +68,10 @@ pub(super) fn decompress(format: Format, bytes: &[u8]) -> Result<Vec<u8>, Decomp
         Format::Xz => read("xz", liblzma::bufread::XzDecoder::new(bytes)),
         Format::Zstd => {
             let decoder = zstd::Decoder::with_buffer(bytes);
-            let decoder = decoder.map_err(|source| DecompressError::Broken { format: "zstd", source })?;
+            let decoder = decoder.map_err(|source| DecompressError::Broken {
+                format: "zstd",
+                source,
+            })?;
             read("zstd", decoder.single_frame())
         }
         Format::Other(format) => Err(DecompressError::Unsupported { format }),
@@ -77,7 +83,9 @@ fn read(format: &'static str, decoder: impl Read) -> Result<Vec<u8>, DecompressE
     let read = decoder.take(MAX_UNPACKED_BYTES + 1).read_to_end(&mut unpacked);
     read.map_err(|source| DecompressError::Broken { format, source })?;
     if unpacked.len() as u64 > MAX_UNPACKED_BYTES {
-        return Err(DecompressError::TooLarge { limit: MAX_UNPACKED_BYTES });
+        return Err(DecompressError::TooLarge {
+            limit: MAX_UNPACKED_BYTES,
+        });
     }
     Ok(unpacked)
 }

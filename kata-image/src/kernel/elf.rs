@@ -9,8 +9,14 @@ const NAMES_INDEX: usize = 62;
 /// `None` when this is no ELF file with such a section.
 pub(super) fn modinfo<'a>(module: &'a [u8], key: &str) -> Option<Vec<&'a str>> {
     let description = section(module, b".modinfo")?;
-    let lines = description.split(|byte| *byte == 0).filter_map(|line| std::str::from_utf8(line).ok());
-    Some(lines.filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect())
+    let lines = description
+        .split(|byte| *byte == 0)
+        .filter_map(|line| std::str::from_utf8(line).ok());
+    Some(
+        lines
+            .filter_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+            .collect(),
+    )
 }
 
 fn section<'a>(file: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
@@ -32,11 +38,16 @@ fn header(file: &[u8], index: usize) -> Option<(usize, &[u8])> {
     let header = file.get(table.checked_add(index.checked_mul(entry)?)?..)?;
     let name = u32::from_le_bytes(header.get(..4)?.try_into().ok()?);
     let (start, size) = (u64_at(header, 24)?, u64_at(header, 32)?);
-    Some((usize::try_from(name).ok()?, file.get(start..start.checked_add(size)?).unwrap_or_default()))
+    Some((
+        usize::try_from(name).ok()?,
+        file.get(start..start.checked_add(size)?).unwrap_or_default(),
+    ))
 }
 
 fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(bytes.get(offset..offset + 2)?.try_into().ok()?))
+    Some(u16::from_le_bytes(
+        bytes.get(offset..offset + 2)?.try_into().ok()?,
+    ))
 }
 
 fn u64_at(bytes: &[u8], offset: usize) -> Option<usize> {
@@ -50,7 +61,10 @@ pub(super) mod tests {
 
     /// A relocatable file with nothing but this description.
     pub(in crate::kernel) fn module(description: &[&str]) -> Vec<u8> {
-        let modinfo = description.iter().flat_map(|line| [line.as_bytes(), b"\0"].concat()).collect::<Vec<_>>();
+        let modinfo = description
+            .iter()
+            .flat_map(|line| [line.as_bytes(), b"\0"].concat())
+            .collect::<Vec<_>>();
         let names = b"\0.modinfo\0.shstrtab\0";
         let mut file = vec![0; 64];
         file[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -58,9 +72,11 @@ pub(super) mod tests {
         let table = names_at + names.len();
         file.extend(&modinfo);
         file.extend(names);
-        for (name, start, size) in
-            [(0, 0, 0), (1, modinfo_at, modinfo.len()), (10, names_at, names.len())]
-        {
+        for (name, start, size) in [
+            (0, 0, 0),
+            (1, modinfo_at, modinfo.len()),
+            (10, names_at, names.len()),
+        ] {
             let mut header = [0; 64];
             header[0] = name;
             header[24..32].copy_from_slice(&start.to_le_bytes());

@@ -83,11 +83,15 @@ pub enum ModuleError {
 }
 
 fn and_who_needs_it(name: Option<&str>) -> String {
-    name.map(|name| format!(", which {name} needs")).unwrap_or_default()
+    name.map(|name| format!(", which {name} needs"))
+        .unwrap_or_default()
 }
 
 fn read_error(path: &Path) -> impl Fn(io::Error) -> ModuleError {
-    move |source| ModuleError::Read { path: path.to_path_buf(), source }
+    move |source| ModuleError::Read {
+        path: path.to_path_buf(),
+        source,
+    }
 }
 
 /// The kernel takes `-` and `_` in names as the same.
@@ -113,7 +117,10 @@ impl ModuleTree {
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, ModuleError> {
         let directory = directory.as_ref();
         let builtin = read_list(&directory.join("modules.builtin"))?.unwrap_or_default();
-        let builtin = builtin.lines().filter_map(|line| name_of(Path::new(line))).collect();
+        let builtin = builtin
+            .lines()
+            .filter_map(|line| name_of(Path::new(line)))
+            .collect();
         let (files, dependencies) = match read_list(&directory.join("modules.dep"))? {
             Some(list) => {
                 let (files, mut needed) = parse_dependencies(&list);
@@ -123,7 +130,12 @@ impl ModuleTree {
             }
             None => (find_files(directory)?, Dependencies::InModules),
         };
-        Ok(Self { directory: directory.to_path_buf(), files, builtin, dependencies })
+        Ok(Self {
+            directory: directory.to_path_buf(),
+            files,
+            builtin,
+            dependencies,
+        })
     }
 
     /// The modules to load for these names to be there, each after what it needs, none twice. What is built into
@@ -134,7 +146,11 @@ impl ModuleTree {
     ///
     /// When a module is missing, or one that has to be asked for its dependencies cannot be read.
     pub fn resolve(&self, names: &[&str]) -> Result<Vec<Module>, ModuleError> {
-        let mut resolution = Resolution { tree: self, visited: BTreeMap::new(), order: Vec::new() };
+        let mut resolution = Resolution {
+            tree: self,
+            visited: BTreeMap::new(),
+            order: Vec::new(),
+        };
         for name in names {
             resolution.visit(&normalized(name), None)?;
         }
@@ -143,7 +159,10 @@ impl ModuleTree {
 
     fn module(&self, name: &str) -> Option<Module> {
         let path = self.directory.join(self.files.get(name)?);
-        Some(Module { name: name.to_owned(), path })
+        Some(Module {
+            name: name.to_owned(),
+            path,
+        })
     }
 
     fn needed_by(&self, module: &Module) -> Result<Vec<String>, ModuleError> {
@@ -156,11 +175,19 @@ impl ModuleTree {
     /// What the module itself says that it needs.
     fn ask(&self, module: &Module) -> Result<Vec<String>, ModuleError> {
         let contents = module.read()?;
-        let not_a_module = || ModuleError::NotAModule { path: module.path.clone() };
+        let not_a_module = || ModuleError::NotAModule {
+            path: module.path.clone(),
+        };
         let depends = elf::modinfo(&contents, "depends").ok_or_else(not_a_module)?;
         let soft = elf::modinfo(&contents, "softdep").unwrap_or_default();
-        let hard = depends.iter().flat_map(|list| list.split(',')).filter(|name| !name.is_empty());
-        let soft = soft.into_iter().flat_map(soft_before).filter(|name| self.files.contains_key(name));
+        let hard = depends
+            .iter()
+            .flat_map(|list| list.split(','))
+            .filter(|name| !name.is_empty());
+        let soft = soft
+            .into_iter()
+            .flat_map(soft_before)
+            .filter(|name| self.files.contains_key(name));
         Ok(hard.map(normalized).chain(soft).collect())
     }
 }
@@ -178,8 +205,13 @@ fn read_list(path: &Path) -> Result<Option<String>, ModuleError> {
 fn parse_dependencies(list: &str) -> (BTreeMap<String, PathBuf>, BTreeMap<String, Vec<String>>) {
     let (mut files, mut needed) = (BTreeMap::new(), BTreeMap::new());
     for (file, after) in list.lines().filter_map(|line| line.split_once(':')) {
-        let Some(name) = name_of(Path::new(file)) else { continue };
-        let before = after.split_whitespace().rev().filter_map(|file| name_of(Path::new(file)));
+        let Some(name) = name_of(Path::new(file)) else {
+            continue;
+        };
+        let before = after
+            .split_whitespace()
+            .rev()
+            .filter_map(|file| name_of(Path::new(file)));
         needed.insert(name.clone(), before.collect());
         files.insert(name, PathBuf::from(file));
     }
@@ -192,11 +224,17 @@ fn add_soft_dependencies(
     files: &BTreeMap<String, PathBuf>,
     needed: &mut BTreeMap<String, Vec<String>>,
 ) {
-    for (name, words) in
-        list.lines().filter_map(|line| line.strip_prefix("softdep ")).filter_map(|line| line.split_once(' '))
+    for (name, words) in list
+        .lines()
+        .filter_map(|line| line.strip_prefix("softdep "))
+        .filter_map(|line| line.split_once(' '))
     {
         if let Some(needed) = needed.get_mut(&normalized(name)) {
-            needed.extend(soft_before(words).into_iter().filter(|name| files.contains_key(name)));
+            needed.extend(
+                soft_before(words)
+                    .into_iter()
+                    .filter(|name| files.contains_key(name)),
+            );
         }
     }
 }
@@ -247,7 +285,11 @@ impl Resolution<'_> {
     fn visit(&mut self, name: &str, needed_by: Option<&str>) -> Result<(), ModuleError> {
         match self.visited.get(name) {
             Some(true) => return Ok(()),
-            Some(false) => return Err(ModuleError::Cycle { name: name.to_owned() }),
+            Some(false) => {
+                return Err(ModuleError::Cycle {
+                    name: name.to_owned(),
+                });
+            }
             None if self.tree.builtin.contains(name) => return Ok(()),
             None => {}
         }
@@ -283,8 +325,10 @@ impl Module {
         let stored = std::fs::read(&self.path).map_err(read_error(&self.path))?;
         let mut module = match recognize(&stored) {
             None => stored,
-            Some(format) => decompress(format, &stored)
-                .map_err(|source| ModuleError::Decompress { path: self.path.clone(), source })?,
+            Some(format) => decompress(format, &stored).map_err(|source| ModuleError::Decompress {
+                path: self.path.clone(),
+                source,
+            })?,
         };
         module.truncate(unsigned_length(&module));
         Ok(module)
@@ -297,7 +341,9 @@ fn unsigned_length(module: &[u8]) -> usize {
         .and_then(<[u8]>::split_last_chunk::<SIGNATURE_BYTES>)
         .and_then(|(rest, [_, _, _, signer, key_id, _, _, _, length @ ..])| {
             let signature = usize::try_from(u32::from_be_bytes(*length)).ok()?;
-            rest.len().checked_sub(usize::from(*signer) + usize::from(*key_id))?.checked_sub(signature)
+            rest.len()
+                .checked_sub(usize::from(*signer) + usize::from(*key_id))?
+                .checked_sub(signature)
         });
     signed.unwrap_or(module.len())
 }
@@ -320,7 +366,8 @@ mod tests {
 
     fn check(tree: &tempfile::TempDir, names: &[&str], expected: Result<&[&str], &str>) {
         let resolved = ModuleTree::open(tree.path()).unwrap().resolve(names);
-        let resolved = resolved.map(|modules| modules.into_iter().map(|module| module.name).collect::<Vec<_>>());
+        let resolved =
+            resolved.map(|modules| modules.into_iter().map(|module| module.name).collect::<Vec<_>>());
         let directory = tree.path().display().to_string();
         let resolved = resolved.map_err(|error| error.to_string().replace(&directory, "TREE"));
         let expected = expected.map(|names| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
@@ -346,10 +393,22 @@ mod tests {
             ("modules.builtin", b"kernel/drivers/virtio/virtio.ko\n"),
         ]);
         check(&tree, &["erofs"], Ok(&["crc32c_intel", "libcrc32c", "erofs"]));
-        check(&tree, &["virtio", "crc32c-intel", "crc32c_intel"], Ok(&["crc32c_intel"]));
-        let vsock = ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
+        check(
+            &tree,
+            &["virtio", "crc32c-intel", "crc32c_intel"],
+            Ok(&["crc32c_intel"]),
+        );
+        let vsock = [
+            "vsock",
+            "vmw_vsock_virtio_transport_common",
+            "vmw_vsock_virtio_transport",
+        ];
         check(&tree, &["vmw_vsock_virtio_transport", "vsock"], Ok(&vsock));
-        check(&tree, &["a"], Err("there is no module gone in TREE, which a needs"));
+        check(
+            &tree,
+            &["a"],
+            Err("there is no module gone in TREE, which a needs"),
+        );
         check(&tree, &["what"], Err("there is no module what in TREE"));
         check(&tree, &["x"], Err("the module x needs itself"));
     }
@@ -357,7 +416,9 @@ mod tests {
     #[test]
     fn without_lists_the_modules_are_asked() {
         let mut compressed = liblzma::write::XzEncoder::new(Vec::new(), 1);
-        compressed.write_all(&module(&["depends=lib-a,b", "softdep=pre: c none"])).unwrap();
+        compressed
+            .write_all(&module(&["depends=lib-a,b", "softdep=pre: c none"]))
+            .unwrap();
         let top = compressed.finish().unwrap();
         let b = zstd::encode_all(&module(&["depends="])[..], 1).unwrap();
         let tree = tree(&[
@@ -368,7 +429,11 @@ mod tests {
             ("kernel/broken.ko", b"text"),
         ]);
         check(&tree, &["top"], Ok(&["b", "lib_a", "c", "top"]));
-        check(&tree, &["broken"], Err("TREE/kernel/broken.ko is no kernel module"));
+        check(
+            &tree,
+            &["broken"],
+            Err("TREE/kernel/broken.ko is no kernel module"),
+        );
     }
 
     #[test]

@@ -53,7 +53,11 @@ pub fn extract_vmlinux(bzimage: &[u8]) -> Result<Vec<u8>, ExtractError> {
     }
     let format = recognize(payload).ok_or(ExtractError::UnknownCompression)?;
     let kernel = decompress(format, payload)?;
-    if kernel.starts_with(ELF_MAGIC) { Ok(kernel) } else { Err(ExtractError::NotElf) }
+    if kernel.starts_with(ELF_MAGIC) {
+        Ok(kernel)
+    } else {
+        Err(ExtractError::NotElf)
+    }
 }
 
 /// Offsets of the real-mode header's fields (boot.rst, "The Real-Mode Kernel Header").
@@ -69,19 +73,28 @@ fn payload(bzimage: &[u8]) -> Result<&[u8], ExtractError> {
     if array(bzimage, HEADER) != Some(*b"HdrS") {
         return Err(ExtractError::NotAKernel);
     }
-    let version = array(bzimage, VERSION).map(u16::from_le_bytes).ok_or(ExtractError::NotAKernel)?;
+    let version = array(bzimage, VERSION)
+        .map(u16::from_le_bytes)
+        .ok_or(ExtractError::NotAKernel)?;
     if version < FIRST_VERSION_WITH_PAYLOAD {
         return Err(ExtractError::Protocol { version });
     }
     let field = |offset| array(bzimage, offset).map(u32::from_le_bytes).map(u64::from);
-    let (offset, length) = field(PAYLOAD_OFFSET).zip(field(PAYLOAD_LENGTH)).ok_or(ExtractError::NotAKernel)?;
+    let (offset, length) = field(PAYLOAD_OFFSET)
+        .zip(field(PAYLOAD_LENGTH))
+        .ok_or(ExtractError::NotAKernel)?;
     // "For backwards compatibility, if the setup_sects field contains 0, the real value is 4."
-    let sectors = bzimage.get(SETUP_SECTS).map_or(4, |sectors| if *sectors == 0 { 4 } else { *sectors });
+    let sectors = bzimage
+        .get(SETUP_SECTS)
+        .map_or(4, |sectors| if *sectors == 0 { 4 } else { *sectors });
     let start = (u64::from(sectors) + 1) * SECTOR_BYTES + offset;
     let end = start + length;
     let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
     let payload = range.and_then(|(start, end)| bzimage.get(start..end));
-    payload.ok_or(ExtractError::Truncated { end, file_bytes: bzimage.len() as u64 })
+    payload.ok_or(ExtractError::Truncated {
+        end,
+        file_bytes: bzimage.len() as u64,
+    })
 }
 
 fn array<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
@@ -126,7 +139,12 @@ mod tests {
 
     #[test]
     fn every_compression_gives_the_kernel_whatever_follows_it() {
-        for compressed in [gzip(&kernel()), xz(&kernel()), zstd::encode_all(&kernel()[..], 1).unwrap(), kernel()] {
+        for compressed in [
+            gzip(&kernel()),
+            xz(&kernel()),
+            zstd::encode_all(&kernel()[..], 1).unwrap(),
+            kernel(),
+        ] {
             let with_size = [&compressed[..], &[0, 0, 1, 0]].concat();
             let extracted = extract_vmlinux(&bzimage(&with_size)).unwrap();
             assert!(extracted.starts_with(&kernel()));
@@ -136,25 +154,39 @@ mod tests {
 
     #[test]
     fn what_cannot_be_extracted_says_why() {
-        let check = |image: &[u8], text: &str| assert_eq!(extract_vmlinux(image).unwrap_err().to_string(), text);
+        let check =
+            |image: &[u8], text: &str| assert_eq!(extract_vmlinux(image).unwrap_err().to_string(), text);
         check(b"MZ", "the file is neither an ELF kernel nor a bzImage");
         check(&bzimage(b"what"), "the payload's compression is not known");
         check(&bzimage(&gzip(b"no kernel")), "the payload is no ELF file");
         let mut old = bzimage(b"");
         old[VERSION] = 7;
-        check(&old, "the boot protocol 2.07 does not say where the kernel is; 2.08 is needed");
-        check(&bzimage(&[0; 100])[..1600], "the payload ends at byte 1652, the file at 1600");
+        check(
+            &old,
+            "the boot protocol 2.07 does not say where the kernel is; 2.08 is needed",
+        );
+        check(
+            &bzimage(&[0; 100])[..1600],
+            "the payload ends at byte 1652, the file at 1600",
+        );
     }
 
     #[test]
     fn lz4_is_unsupported_by_name() {
         let error = extract_vmlinux(&bzimage(&[0x02, 0x21, 0x4c, 0x18, 0, 0])).unwrap_err();
-        assert!(matches!(&error, ExtractError::Decompress(DecompressError::Unsupported { format: "lz4" })));
+        assert!(matches!(
+            &error,
+            ExtractError::Decompress(DecompressError::Unsupported { format: "lz4" })
+        ));
     }
 
     #[test]
     fn broken_payloads_are_broken() {
-        for compressed in [gzip(&kernel()), xz(&kernel()), zstd::encode_all(&kernel()[..], 1).unwrap()] {
+        for compressed in [
+            gzip(&kernel()),
+            xz(&kernel()),
+            zstd::encode_all(&kernel()[..], 1).unwrap(),
+        ] {
             let half = &compressed[..compressed.len() / 2];
             let error = extract_vmlinux(&bzimage(half)).unwrap_err();
             let broken = matches!(&error, ExtractError::Decompress(DecompressError::Broken { .. }));

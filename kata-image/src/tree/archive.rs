@@ -9,12 +9,25 @@ use crate::erofs::{Error, Image, StoreFileError};
 
 /// Reads the archive at `path` to its end.
 pub(crate) fn read(path: &Path, image: &mut Image<'_>) -> Result<Tree, Error> {
-    let read_error = |source| Error::Read { path: path.to_path_buf(), source };
+    let read_error = |source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    };
     let opened = archive::open(path).map_err(read_error)?;
-    let mut archive = opened.ok_or_else(|| Error::NotAnArchive { path: path.to_path_buf() })?;
+    let mut archive = opened.ok_or_else(|| Error::NotAnArchive {
+        path: path.to_path_buf(),
+    })?;
     image.expect(Some(archive.size_bytes));
-    let mut reader = Reader { path, tree: Tree::new(), image };
-    while let Some(member) = archive.members.next().map_err(|error| reader.archive_error(error))? {
+    let mut reader = Reader {
+        path,
+        tree: Tree::new(),
+        image,
+    };
+    while let Some(member) = archive
+        .members
+        .next()
+        .map_err(|error| reader.archive_error(error))?
+    {
         reader.member(member, &mut archive.members, &archive.bytes_read)?;
     }
     Ok(reader.tree)
@@ -38,7 +51,9 @@ impl Reader<'_, '_> {
             MemberKind::HardLink(ref target) => self.link(&path, target),
             MemberKind::File { size_bytes } => {
                 let metadata = metadata(&path, &member).map_err(|error| self.entry_error(error))?;
-                let stored = self.image.store(contents, size_bytes, metadata.xattrs.stored_bytes());
+                let stored = self
+                    .image
+                    .store(contents, size_bytes, metadata.xattrs.stored_bytes());
                 let content = stored.map_err(|error| self.store_error(&path, error))?;
                 self.tree.insert(&path, metadata, Body::File(content)).map(drop)
             }
@@ -62,20 +77,35 @@ impl Reader<'_, '_> {
         match error {
             StoreFileError::Read(source) => self.archive_error(archive::read_error(source)),
             StoreFileError::Write(source) => Error::Write(source),
-            StoreFileError::TooLarge { limit } => Error::TooLarge { path: path.to_path_buf(), limit },
+            StoreFileError::TooLarge { limit } => Error::TooLarge {
+                path: path.to_path_buf(),
+                limit,
+            },
         }
     }
 
     fn archive_error(&self, source: ArchiveError) -> Error {
-        Error::Archive { path: self.path.to_path_buf(), source }
+        Error::Archive {
+            path: self.path.to_path_buf(),
+            source,
+        }
     }
 
     fn entry_error(&self, source: EntryError) -> Error {
-        Error::Entry { path: self.path.to_path_buf(), source }
+        Error::Entry {
+            path: self.path.to_path_buf(),
+            source,
+        }
     }
 }
 
 fn metadata(path: &EntryPath, member: &Member) -> Result<Metadata, EntryError> {
     let xattrs = Xattrs::new(&path.to_path_buf(), member.xattrs.iter().cloned())?;
-    Ok(Metadata { mode: member.mode, uid: member.uid, gid: member.gid, mtime: member.mtime, xattrs })
+    Ok(Metadata {
+        mode: member.mode,
+        uid: member.uid,
+        gid: member.gid,
+        mtime: member.mtime,
+        xattrs,
+    })
 }

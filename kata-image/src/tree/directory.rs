@@ -11,13 +11,18 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{Body, EntryError, Metadata, NodeId, Time, Tree, Xattrs, xattr};
+use super::{Body, EntryError, Metadata, NodeId, Time, Tree, XattrPair, Xattrs, xattr};
 use crate::erofs::{Error, Image, StoreFileError};
 
 /// Reads everything in the directory `root`.
 pub(crate) fn read(root: &Path, image: &mut Image<'_>) -> Result<Tree, Error> {
-    let mut walk =
-        Walk { tree: Tree::new(), image, hard_links: HashMap::new(), pending: Vec::new(), read_bytes: 0 };
+    let mut walk = Walk {
+        tree: Tree::new(),
+        image,
+        hard_links: HashMap::new(),
+        pending: Vec::new(),
+        read_bytes: 0,
+    };
     let status = std::fs::metadata(root).map_err(read_error(root))?;
     let metadata = walk.metadata(root, &status)?;
     walk.tree.set_root(metadata);
@@ -38,7 +43,10 @@ struct Walk<'a, 'b> {
 }
 
 fn read_error(path: &Path) -> impl Fn(io::Error) -> Error {
-    move |source| Error::Read { path: path.to_path_buf(), source }
+    move |source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    }
 }
 
 impl Walk<'_, '_> {
@@ -108,16 +116,23 @@ impl Walk<'_, '_> {
         let mut file = File::from(opened.map_err(read_error(path))?);
         let now = file.metadata().map_err(read_error(path))?;
         if (now.dev(), now.ino(), now.len()) != (status.dev(), status.ino(), status.len()) {
-            return Err(Error::Changed { path: path.to_path_buf() });
+            return Err(Error::Changed {
+                path: path.to_path_buf(),
+            });
         }
-        let stored = self.image.store(&mut file, now.len(), metadata.xattrs.stored_bytes());
+        let stored = self
+            .image
+            .store(&mut file, now.len(), metadata.xattrs.stored_bytes());
         let content = stored.map_err(|error| match error {
-            StoreFileError::Read(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Error::Changed { path: path.to_path_buf() }
-            }
+            StoreFileError::Read(error) if error.kind() == io::ErrorKind::UnexpectedEof => Error::Changed {
+                path: path.to_path_buf(),
+            },
             StoreFileError::Read(source) => read_error(path)(source),
             StoreFileError::Write(source) => Error::Write(source),
-            StoreFileError::TooLarge { limit } => Error::TooLarge { path: path.to_path_buf(), limit },
+            StoreFileError::TooLarge { limit } => Error::TooLarge {
+                path: path.to_path_buf(),
+                limit,
+            },
         })?;
         self.read_bytes += now.len();
         Ok(Body::File(content))
@@ -125,7 +140,10 @@ impl Walk<'_, '_> {
 
     fn metadata(&mut self, path: &Path, status: &Status) -> Result<Metadata, Error> {
         let xattrs = self.xattrs(path)?;
-        let entry_error = |source: EntryError| Error::Entry { path: path.to_path_buf(), source };
+        let entry_error = |source: EntryError| Error::Entry {
+            path: path.to_path_buf(),
+            source,
+        };
         Ok(Metadata {
             mode: u16::try_from(status.mode() & 0o7777).unwrap_or_default(),
             uid: status.uid(),
@@ -140,7 +158,7 @@ impl Walk<'_, '_> {
 
     /// All attributes that an image can hold; the others belong to the host's filesystem (`btrfs.`, `system.`)
     /// and are counted.
-    fn xattrs(&mut self, path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+    fn xattrs(&mut self, path: &Path) -> Result<Vec<XattrPair>, Error> {
         let names = match ::xattr::list(path) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(Vec::new()),
             names => names.map_err(read_error(path))?,

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub(crate) use path::EntryPath;
-pub(crate) use xattr::{HEADER_BYTES as XATTR_HEADER_BYTES, Xattrs};
+pub(crate) use xattr::{HEADER_BYTES as XATTR_HEADER_BYTES, XattrPair, Xattrs};
 
 /// An entry of a source that cannot stand in a filesystem. Paths are relative to the root.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -109,7 +109,13 @@ pub(crate) struct Metadata {
 impl Metadata {
     /// A directory that no entry describes.
     fn implied() -> Self {
-        Self { mode: 0o755, uid: 0, gid: 0, mtime: Time::default(), xattrs: Xattrs::default() }
+        Self {
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: Time::default(),
+            xattrs: Xattrs::default(),
+        }
     }
 }
 
@@ -145,13 +151,21 @@ impl Body {
 
     fn check(&self, path: &EntryPath) -> Result<(), EntryError> {
         match self {
-            Self::Symlink(target) if !(1..=MAX_TARGET_BYTES).contains(&target.len()) || target.contains(&0) => {
-                Err(EntryError::Target { path: path.to_path_buf() })
+            Self::Symlink(target)
+                if !(1..=MAX_TARGET_BYTES).contains(&target.len()) || target.contains(&0) =>
+            {
+                Err(EntryError::Target {
+                    path: path.to_path_buf(),
+                })
             }
             Self::Character { major, minor } | Self::Block { major, minor }
                 if *major > MAX_MAJOR || *minor > MAX_MINOR =>
             {
-                Err(EntryError::Device { path: path.to_path_buf(), major: *major, minor: *minor })
+                Err(EntryError::Device {
+                    path: path.to_path_buf(),
+                    major: *major,
+                    minor: *minor,
+                })
             }
             _ => Ok(()),
         }
@@ -194,8 +208,12 @@ pub(crate) struct Tree {
 
 impl Tree {
     pub(crate) fn new() -> Self {
-        let root =
-            Node { metadata: Metadata::implied(), body: Body::directory(), parent: NodeId::ROOT, links: 2 };
+        let root = Node {
+            metadata: Metadata::implied(),
+            body: Body::directory(),
+            parent: NodeId::ROOT,
+            links: 2,
+        };
         Self { nodes: vec![root] }
     }
 
@@ -232,15 +250,25 @@ impl Tree {
                 self.unlink(parent, name);
                 Ok(self.add(parent, name, metadata, body))
             }
-            _ => Err(EntryError::TypeClash { path: path.to_path_buf() }),
+            _ => Err(EntryError::TypeClash {
+                path: path.to_path_buf(),
+            }),
         }
     }
 
     /// Gives the file at `target` one more name.
     pub(crate) fn link(&mut self, path: &EntryPath, target: &EntryPath) -> Result<(), EntryError> {
-        let error = || EntryError::HardLink { path: path.to_path_buf(), target: target.to_path_buf() };
-        let id = self.find(target).filter(|id| !self.node(*id).body.is_directory()).ok_or_else(error)?;
-        let clash = || EntryError::TypeClash { path: path.to_path_buf() };
+        let error = || EntryError::HardLink {
+            path: path.to_path_buf(),
+            target: target.to_path_buf(),
+        };
+        let id = self
+            .find(target)
+            .filter(|id| !self.node(*id).body.is_directory())
+            .ok_or_else(error)?;
+        let clash = || EntryError::TypeClash {
+            path: path.to_path_buf(),
+        };
         let (parent, name) = self.parent_of(path)?.ok_or_else(clash)?;
         match self.child(parent, name) {
             Some(existing) if existing == id => return Ok(()),
@@ -269,7 +297,12 @@ impl Tree {
         } else {
             0
         };
-        self.nodes.push(Node { metadata, body, parent, links });
+        self.nodes.push(Node {
+            metadata,
+            body,
+            parent,
+            links,
+        });
         self.link_node(parent, name, id);
         id
     }
@@ -285,7 +318,9 @@ impl Tree {
         body: &Body,
     ) -> Result<NodeId, EntryError> {
         if !body.is_directory() {
-            return Err(EntryError::TypeClash { path: path.to_path_buf() });
+            return Err(EntryError::TypeClash {
+                path: path.to_path_buf(),
+            });
         }
         self.set_root(metadata);
         Ok(NodeId::ROOT)
@@ -293,7 +328,9 @@ impl Tree {
 
     /// The directory of `path`, made if need be, and its last name; `None` for the root.
     fn parent_of<'a>(&mut self, path: &'a EntryPath) -> Result<Option<(NodeId, &'a [u8])>, EntryError> {
-        let Some((name, parents)) = path.names().split_last() else { return Ok(None) };
+        let Some((name, parents)) = path.names().split_last() else {
+            return Ok(None);
+        };
         let mut directory = NodeId::ROOT;
         for (depth, parent) in parents.iter().enumerate() {
             directory = match self.child(directory, parent) {
@@ -308,10 +345,14 @@ impl Tree {
     fn passable(&self, id: NodeId, path: &EntryPath, depth: usize) -> Result<NodeId, EntryError> {
         match &self.node(id).body {
             Body::Directory(_) => Ok(id),
-            Body::Symlink(_) => {
-                Err(EntryError::BelowSymlink { path: path.to_path_buf(), link: path.ancestor(depth) })
-            }
-            _ => Err(EntryError::BelowFile { path: path.to_path_buf(), parent: path.ancestor(depth) }),
+            Body::Symlink(_) => Err(EntryError::BelowSymlink {
+                path: path.to_path_buf(),
+                link: path.ancestor(depth),
+            }),
+            _ => Err(EntryError::BelowFile {
+                path: path.to_path_buf(),
+                parent: path.ancestor(depth),
+            }),
         }
     }
 
@@ -324,7 +365,9 @@ impl Tree {
 
     /// Follows names only, never links.
     fn find(&self, path: &EntryPath) -> Option<NodeId> {
-        path.names().iter().try_fold(NodeId::ROOT, |directory, name| self.child(directory, name))
+        path.names()
+            .iter()
+            .try_fold(NodeId::ROOT, |directory, name| self.child(directory, name))
     }
 
     fn unlink(&mut self, parent: NodeId, name: &[u8]) {
@@ -345,7 +388,10 @@ mod tests {
     }
 
     fn file(size_bytes: u64) -> Body {
-        Body::File(Content { size_bytes, ..Content::default() })
+        Body::File(Content {
+            size_bytes,
+            ..Content::default()
+        })
     }
 
     fn insert(tree: &mut Tree, at: &str, body: Body) -> Result<NodeId, EntryError> {
@@ -393,19 +439,34 @@ mod tests {
         insert(&mut tree, "link", Body::Symlink(b"/etc"[..].into())).unwrap();
         insert(&mut tree, "file", file(0)).unwrap();
         insert(&mut tree, "dir", Body::directory()).unwrap();
-        let mut check = |result: Result<NodeId, EntryError>, text: &str| {
+        let check = |result: Result<NodeId, EntryError>, text: &str| {
             assert_eq!(result.unwrap_err().to_string(), text);
         };
         check(
             insert(&mut tree, "link/passwd", file(0)),
             "link/passwd lies below the symbolic link link",
         );
-        check(insert(&mut tree, "file/x", file(0)), "file/x lies below file, which is no directory");
-        check(insert(&mut tree, "dir", file(0)), "dir is both a directory and something else");
-        check(insert(&mut tree, "link", Body::directory()), "link is both a directory and something else");
-        check(insert(&mut tree, ".", file(0)), ". is both a directory and something else");
+        check(
+            insert(&mut tree, "file/x", file(0)),
+            "file/x lies below file, which is no directory",
+        );
+        check(
+            insert(&mut tree, "dir", file(0)),
+            "dir is both a directory and something else",
+        );
+        check(
+            insert(&mut tree, "link", Body::directory()),
+            "link is both a directory and something else",
+        );
+        check(
+            insert(&mut tree, ".", file(0)),
+            ". is both a directory and something else",
+        );
         let missing = "new is a hard link to gone, which is not an earlier file of the archive";
-        assert_eq!(tree.link(&path("new"), &path("gone")).unwrap_err().to_string(), missing);
+        assert_eq!(
+            tree.link(&path("new"), &path("gone")).unwrap_err().to_string(),
+            missing
+        );
         assert!(tree.link(&path("new"), &path("dir")).is_err());
         assert!(tree.link(&path("new"), &path("link/x")).is_err());
         assert!(tree.link(&path("dir"), &path("file")).is_err());

@@ -41,7 +41,11 @@ impl EntryPath {
     }
 
     pub(crate) fn to_path_buf(&self) -> PathBuf {
-        if self.0.is_empty() { PathBuf::from(".") } else { self.ancestor(self.0.len()) }
+        if self.0.is_empty() {
+            PathBuf::from(".")
+        } else {
+            self.ancestor(self.0.len())
+        }
     }
 
     /// The path of the first `depth` names.

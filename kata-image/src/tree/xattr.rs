@@ -31,6 +31,9 @@ pub(crate) struct Xattr {
     pub(crate) value: Box<[u8]>,
 }
 
+/// Full name and value, as a source has them.
+pub(crate) type XattrPair = (Vec<u8>, Vec<u8>);
+
 impl Xattr {
     /// Bytes on disk: an entry of four, name, value, padded to four.
     pub(crate) fn stored_bytes(&self) -> usize {
@@ -53,19 +56,24 @@ fn split(name: &[u8]) -> Option<(u8, &[u8])> {
 
 impl Xattrs {
     /// From full names and values; of two with one name the last counts.
-    pub(crate) fn new(
-        path: &Path,
-        pairs: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>,
-    ) -> Result<Self, EntryError> {
+    pub(crate) fn new(path: &Path, pairs: impl IntoIterator<Item = XattrPair>) -> Result<Self, EntryError> {
         let mut by_name = std::collections::BTreeMap::new();
         for (name, value) in pairs {
             let (key, value) = check(path, &name, value)?;
             by_name.insert(key, value);
         }
-        let xattrs = by_name.into_iter().map(|((namespace, name), value)| Xattr { namespace, name, value });
+        let xattrs = by_name.into_iter().map(|((namespace, name), value)| Xattr {
+            namespace,
+            name,
+            value,
+        });
         let xattrs = Self(xattrs.collect());
         if xattrs.stored_bytes() > MAX_STORED_BYTES {
-            return Err(error(path, b"*", "all attributes of one entry together exceed 256 KiB"));
+            return Err(error(
+                path,
+                b"*",
+                "all attributes of one entry together exceed 256 KiB",
+            ));
         }
         Ok(xattrs)
     }
@@ -76,7 +84,11 @@ impl Xattrs {
 
     /// Bytes on disk with the header, 0 without attributes.
     pub(crate) fn stored_bytes(&self) -> usize {
-        if self.0.is_empty() { 0 } else { HEADER_BYTES + self.0.iter().map(Xattr::stored_bytes).sum::<usize>() }
+        if self.0.is_empty() {
+            0
+        } else {
+            HEADER_BYTES + self.0.iter().map(Xattr::stored_bytes).sum::<usize>()
+        }
     }
 }
 
@@ -98,7 +110,11 @@ fn check(path: &Path, name: &[u8], value: Vec<u8>) -> Result<(Key, Box<[u8]>), E
 
 fn error(path: &Path, name: &[u8], reason: &'static str) -> EntryError {
     let name = String::from_utf8_lossy(name).into_owned();
-    EntryError::Xattr { path: path.to_path_buf(), name, reason }
+    EntryError::Xattr {
+        path: path.to_path_buf(),
+        name,
+        reason,
+    }
 }
 
 #[cfg(test)]
@@ -106,14 +122,22 @@ mod tests {
     use super::*;
 
     fn new(pairs: &[(&str, &str)]) -> Result<Xattrs, EntryError> {
-        let pairs = pairs.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()));
+        let pairs = pairs
+            .iter()
+            .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()));
         Xattrs::new(Path::new("f"), pairs)
     }
 
     #[test]
     fn order_and_duplicates_do_not_matter() {
         let one = new(&[("user.b", "1"), ("user.a", "2"), ("security.x", "3")]).unwrap();
-        let other = new(&[("security.x", "3"), ("user.a", "0"), ("user.a", "2"), ("user.b", "1")]).unwrap();
+        let other = new(&[
+            ("security.x", "3"),
+            ("user.a", "0"),
+            ("user.a", "2"),
+            ("user.b", "1"),
+        ])
+        .unwrap();
         assert_eq!(one, other);
         assert_eq!(one.stored_bytes(), 12 + 3 * 8);
         assert_eq!(new(&[]).unwrap().stored_bytes(), 0);
@@ -136,7 +160,12 @@ mod tests {
         assert!(new(&[("user.a", &"x".repeat(65536))]).is_err());
         let large = "x".repeat(65535);
         assert!(new(&[("user.a", &large), ("user.b", &large), ("user.c", &large)]).is_ok());
-        let four = [("user.a", large.as_str()), ("user.b", &large), ("user.c", &large), ("user.d", &large)];
+        let four = [
+            ("user.a", large.as_str()),
+            ("user.b", &large),
+            ("user.c", &large),
+            ("user.d", &large),
+        ];
         assert!(new(&four).is_err());
     }
 }
