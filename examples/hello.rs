@@ -1,2 +1,101 @@
-//! Placeholder until the SDK stands.
-fn main() {}
+//! A container in a virtual machine of its own, and what that took:
+//! `cargo run --release --example hello -- ROOTFS.tar|DIRECTORY`.
+//!
+//! `Sandbox::run` would do it in one call; this takes the steps one by one, to look at the machine while it
+//! is there.
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use kata_sandbox::report::{Info, Usage};
+use kata_sandbox::{Container, Output, Sandbox};
+
+/// What the container runs: its own idea of where it is. The image needs no more than a shell and coreutils.
+const SCRIPT: &str = r#"
+uname -a
+echo; cat /etc/os-release
+echo; echo "processes:"
+for process in /proc/[0-9]*; do
+    printf '%5s  %s\n' "${process#/proc/}" "$(tr '\0\n' '  ' <"$process/cmdline")"
+done
+echo; echo "memory:"
+head -n 3 /proc/meminfo
+exit 7
+"#;
+
+/// How [`SCRIPT`] ends.
+const STATUS: i32 = 7;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Some(rootfs) = std::env::args_os().nth(1) else {
+        eprintln!("usage: hello ROOTFS.tar|DIRECTORY");
+        return ExitCode::from(2);
+    };
+    match hello(Container::new(rootfs).args(["sh", "-c", SCRIPT])).await {
+        Ok(output) if output.status.code() == STATUS => ExitCode::SUCCESS,
+        Ok(_) => {
+            eprintln!("expected exit status {STATUS}");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            print_chain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn hello(container: Container) -> Result<Output, kata_sandbox::Error> {
+    let sandbox = Sandbox::boot(container).await?;
+    let output = sandbox.spawn().await?.output().await?;
+    let usage = sandbox.usage().await?;
+    let info = sandbox.info().clone();
+    sandbox.stop().await?;
+
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    println!("\n--- {}, as it was told to ---\n", output.status);
+    println!("{}", output.timings);
+    print_machine(&info);
+    print_cost(&usage);
+    Ok(output)
+}
+
+fn print_machine(info: &Info) {
+    println!(
+        "hypervisor  {}, machine {}",
+        info.hypervisor_version, info.machine_type
+    );
+    println!("why         {}", info.selection.reason);
+    println!(
+        "guest       Linux {}, {} MiB, {} vCPU",
+        info.kernel_release,
+        info.memory_bytes >> 20,
+        info.vcpus
+    );
+}
+
+fn print_cost(usage: &Usage) {
+    match usage.host_memory_bytes {
+        Some(bytes) => println!(
+            "memory      {} MiB of the host (PSS of monitor and hypervisor)",
+            bytes >> 20
+        ),
+        None => println!("memory      the host does not let us read it"),
+    }
+    println!(
+        "processor   {:.1} ms in the container",
+        usage.cpu_time.as_secs_f64() * 1e3
+    );
+}
+
+fn print_chain(error: &dyn Error) {
+    eprint!("error: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprint!(": {error}");
+        cause = error.source();
+    }
+    eprintln!();
+}
