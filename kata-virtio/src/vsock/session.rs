@@ -59,6 +59,7 @@ pub(crate) struct Session {
     writable: bool,
     host_gone: bool,
     write_shut: bool,
+    read_shut: bool,
     to_host: VecDeque<u8>,
     to_guest: Vec<u8>,
     to_guest_sent: usize,
@@ -77,6 +78,7 @@ impl Session {
             writable: true,
             host_gone: false,
             write_shut: false,
+            read_shut: false,
             to_host: VecDeque::new(),
             to_guest: Vec::new(),
             to_guest_sent: 0,
@@ -153,8 +155,8 @@ impl Session {
         }
         if self.to_host.is_empty() {
             self.to_host = VecDeque::new();
-            self.close_as_the_guest_did();
         }
+        self.close_as_the_guest_did();
     }
 
     /// What to send to the guest next, with at most `room` bytes of payload.
@@ -256,16 +258,26 @@ impl Session {
         sent
     }
 
-    /// A direction that cannot be shut any more is closed already.
+    /// Shuts the host's stream as far as the guest did: what the guest sent has to be out first, and a
+    /// host whose bytes nobody will read should not wait for ever.
     fn close_as_the_guest_did(&mut self) {
-        if !self.connection.guest_sends() && !self.write_shut {
+        if !self.connection.guest_receives() && !self.read_shut {
+            self.read_shut = true;
+            self.shut(Direction::Read);
+        }
+        if !self.connection.guest_sends() && self.to_host.is_empty() && !self.write_shut {
             self.write_shut = true;
-            if let Err(cause) = self.stream.shutdown(Direction::Write) {
-                log::debug!(
-                    "vsock: host stream of port {} is closed: {cause}",
-                    self.ports.host
-                );
-            }
+            self.shut(Direction::Write);
+        }
+    }
+
+    /// A direction that cannot be shut any more is closed already.
+    fn shut(&self, direction: Direction) {
+        if let Err(cause) = self.stream.shutdown(direction) {
+            log::debug!(
+                "vsock: host stream of port {} is closed: {cause}",
+                self.ports.host
+            );
         }
     }
 }

@@ -1,0 +1,106 @@
+//! The mock's guest with a device behind it, in one thread.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+
+use super::guest::Guest;
+use crate::vsock::{Device, Signals};
+
+/// How long [`Machine::run_until`] waits.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long it waits for a stream before it asks its condition again, which may depend on other
+/// threads.
+const ROUND: Duration = Duration::from_millis(20);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Machine {
+    /// The driver.
+    pub guest: Guest,
+    /// The device.
+    pub device: Device,
+    /// The device's sides of the receive, transmit and event queues.
+    pub queues: [Queue; 3],
+    memory: Arc<GuestMemoryMmap>,
+}
+
+impl Machine {
+    /// Starts a guest of CID 3 with this device.
+    ///
+    /// # Errors
+    /// When the guest's memory cannot be had, or the device is not ready.
+    pub fn new(mut device: Device) -> io::Result<Self> {
+        device.ready()?;
+        let cid = u64::from_le_bytes(device.config());
+        let mut guest = Guest::new(cid)?;
+        Ok(Self {
+            queues: guest.queues().map(|queue| queue.device_side(true)),
+            memory: guest.memory(),
+            guest,
+            device,
+        })
+    }
+
+    /// Lets the device work once, then the guest; returns what the device signalled.
+    pub fn step(&mut self) -> Signals {
+        if let Err(cause) = self.device.poll() {
+            log::error!("mock: {cause}");
+        }
+        let signals = self.work();
+        self.guest.pump();
+        signals
+    }
+
+    /// Lets the device work once, and not the guest.
+    pub fn work(&mut self) -> Signals {
+        let [rx, tx, _] = &mut self.queues;
+        self.device.process(&*self.memory, rx, tx)
+    }
+
+    /// Steps until the condition holds.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`] when it does not hold after twenty seconds.
+    pub fn run_until(&mut self, mut holds: impl FnMut(&mut Guest) -> bool) -> io::Result<()> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let signals = self.step();
+            if holds(&mut self.guest) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            if signals == Signals::default() {
+                self.wait_for_streams()?;
+            }
+        }
+    }
+
+    /// The driver resets the device and starts again with empty queues.
+    ///
+    /// # Errors
+    /// When the guest's memory cannot be had.
+    pub fn reset(&mut self) -> io::Result<()> {
+        self.guest.reset()?;
+        self.memory = self.guest.memory();
+        self.queues = self.guest.queues().map(|queue| queue.device_side(true));
+        self.device.reset();
+        Ok(())
+    }
+
+    fn wait_for_streams(&self) -> io::Result<()> {
+        let timeout = rustix::time::Timespec::try_from(ROUND).unwrap_or_default();
+        let mut fds = [PollFd::from_borrowed_fd(self.device.events(), PollFlags::IN)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(cause) => Err(cause.into()),
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! A guest's driver in memory: drives the devices through real virtqueues, without a guest.
+//!
+//! For tests, benchmarks and examples, here and in programs that embed a device. Knows what a driver
+//! knows: queues, packets and its own sockets. It is not a model driver: what a hostile one may do, it
+//! does on request ([`Guest::send_raw`], [`Guest::hold_receive_buffers`]).
+//!
+//! A device driven by the mock:
+//!
+//! ```
+//! use std::io::{Read, Write};
+//! use std::os::unix::net::UnixStream;
+//!
+//! use kata_virtio::mock::{Machine, Socket};
+//! use kata_virtio::vsock::Device;
+//!
+//! # fn main() -> std::io::Result<()> {
+//! let (device, handle) = Device::new(3)?;
+//! let mut machine = Machine::new(device)?;
+//! machine.guest.listen(1024);
+//!
+//! let (mut host, stream) = UnixStream::pair()?;
+//! handle.connect(7, 1024, stream);
+//! host.write_all(b"ping")?;
+//!
+//! let socket = Socket { guest_port: 1024, host_port: 7 };
+//! machine.run_until(|guest| guest.received(socket) == b"ping")?;
+//! machine.guest.write(socket, b"pong");
+//! machine.step();
+//!
+//! let mut answer = [0; 4];
+//! host.read_exact(&mut answer)?;
+//! assert_eq!(&answer, b"pong");
+//! assert_eq!(handle.counters().connections_open, 1);
+//! # Ok(())
+//! # }
+//! ```
+
+mod guest;
+mod machine;
+mod ring;
+mod socket;
+
+pub use guest::Guest;
+pub use machine::Machine;
+pub use ring::{Buffer, DriverQueue};
+pub use socket::{Socket, SocketState};
