@@ -137,14 +137,17 @@ impl FailureKind {
     }
 
     /// Number on the wire.
-    fn number(self) -> i32 {
+    #[must_use]
+    pub fn number(self) -> i32 {
         match self {
             FailureKind::Unknown(number) => number,
             known => known.row().map_or(0, |row| row.1 as i32),
         }
     }
 
-    fn from_number(number: i32) -> FailureKind {
+    /// The kind with this number on the wire.
+    #[must_use]
+    pub fn from_number(number: i32) -> FailureKind {
         KINDS
             .iter()
             .find(|row| row.1 as i32 == number)

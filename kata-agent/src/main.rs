@@ -1,2 +1,145 @@
-//! PID 1 of the guest.
-fn main() {}
+#![doc = include_str!("../README.md")]
+//!
+//! One program with three roles: the first process of a guest, the same agent as an ordinary process,
+//! and the agent's short-lived helper. Must not know hypervisors, images or the host's side.
+
+mod agent;
+mod args;
+mod boot;
+mod console;
+mod container;
+mod guest;
+mod helper;
+mod launch;
+mod nest;
+mod order;
+mod process;
+mod pump;
+mod reaper;
+mod sandbox;
+mod server;
+mod spec;
+mod stats;
+mod streams;
+mod sys;
+mod transport;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use kata_agent_proto::Hello;
+
+use crate::args::{ProcessMode, Role};
+use crate::boot::Timeline;
+use crate::guest::{Guest, boot_time_ns};
+use crate::sandbox::{Sandbox, Settings};
+use crate::transport::{Channel, Transport, Vsock};
+
+/// The cgroup of all containers in a guest.
+const GUEST_CGROUP: &str = "/kata";
+
+fn main() -> ExitCode {
+    let init_start_ns = boot_time_ns();
+    let pid_one = std::process::id() == 1;
+    let ended = match args::parse(std::env::args().skip(1), pid_one) {
+        Ok(Role::Init) => init(init_start_ns),
+        Ok(Role::Process(mode)) => process(mode, init_start_ns),
+        Ok(Role::Helper { order, outcome }) => helper::run(order, outcome).map_err(Into::into),
+        Err(usage) => Err(usage.into()),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            warn(&chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One short line on the console, which may be a slow serial line.
+fn warn(text: &str) {
+    use std::io::Write;
+    // There is no other place to complain.
+    let _ = writeln!(std::io::stderr(), "kata-agent: {text}");
+}
+
+fn chain(error: &dyn Error) -> String {
+    let causes = std::iter::successors(Some(error), |error: &&dyn Error| (*error).source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn init(init_start_ns: u64) -> Result<(), Box<dyn Error>> {
+    let Timeline {
+        modules_ns,
+        mounts_ns,
+    } = boot::set_up()?;
+    let hello = Hello {
+        init_start_ns,
+        modules_ns,
+        mounts_ns,
+        ..hello()
+    };
+    let settings = Settings {
+        guest: Guest::Machine,
+        cgroup: PathBuf::from(GUEST_CGROUP),
+        disks: Vec::new(),
+    };
+    run(settings, hello, || Ok(Transport::Vsock(Vsock::listen()?)))
+}
+
+fn process(mode: ProcessMode, init_start_ns: u64) -> Result<(), Box<dyn Error>> {
+    let channel = sys::take_fd(mode.channel)?;
+    let disk = |(serial, fd)| Ok((serial, sys::take_fd(fd)?));
+    let disks = mode
+        .disks
+        .into_iter()
+        .map(disk)
+        .collect::<std::io::Result<Vec<_>>>()?;
+    for (_, disk) in &disks {
+        rustix::io::fcntl_setfd(disk, rustix::io::FdFlags::CLOEXEC)?;
+    }
+    let cgroup = nest::enter()?;
+    let now = boot_time_ns();
+    let hello = Hello {
+        init_start_ns,
+        modules_ns: now,
+        mounts_ns: now,
+        process_mode: true,
+        ..hello()
+    };
+    let settings = Settings {
+        guest: Guest::Process,
+        cgroup,
+        disks,
+    };
+    run(settings, hello, || Ok(Transport::Channel(Channel::new(channel)?)))
+}
+
+fn hello() -> Hello {
+    Hello {
+        agent_version: env!("CARGO_PKG_VERSION").into(),
+        kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+        ..Default::default()
+    }
+}
+
+/// The agent's life, on one thread.
+fn run(
+    settings: Settings,
+    hello: Hello,
+    transport: impl FnOnce() -> std::io::Result<Transport>,
+) -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let guest = settings.guest;
+    std::fs::create_dir_all("/run/kata")?;
+    let served = runtime.block_on(async {
+        let transport = transport()?;
+        agent::serve(&transport, Arc::new(Sandbox::new(settings)), hello).await
+    });
+    served?;
+    Ok(guest.end()?)
+}

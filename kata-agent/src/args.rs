@@ -1,0 +1,123 @@
+//! The command line: which of its three roles this process has.
+//!
+//! Owns the words of the command line and nothing else.
+
+use std::os::fd::RawFd;
+
+/// What this process is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The first process of a guest.
+    Init,
+    /// The agent as an ordinary process in namespaces of its own.
+    Process(ProcessMode),
+    /// A short-lived child of the agent, with the descriptors of its order and its answer.
+    Helper {
+        /// Where the order is read from.
+        order: RawFd,
+        /// Where the outcome is written to.
+        outcome: RawFd,
+    },
+}
+
+/// What the agent is given as an ordinary process.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct ProcessMode {
+    /// The socket on which connections come as descriptors.
+    pub(crate) channel: RawFd,
+    /// Disks by serial.
+    pub(crate) disks: Vec<(String, RawFd)>,
+}
+
+/// Why the command line is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0}; usage: kata-agent --channel-fd FD [--disk SERIAL=FD]... (or as PID 1 without arguments)")]
+pub(crate) struct Usage(String);
+
+/// Reads the command line. `pid_one` is whether this is the first process of its PID namespace.
+pub(crate) fn parse(args: impl Iterator<Item = String>, pid_one: bool) -> Result<Role, Usage> {
+    let args: Vec<String> = args.collect();
+    match args.first().map(String::as_str) {
+        // The kernel passes words it does not know to init: they are not for us.
+        _ if pid_one && args.first().is_none_or(|word| word != "helper") => Ok(Role::Init),
+        Some("helper") => match &args[1..] {
+            [order, outcome] => Ok(Role::Helper {
+                order: number(order)?,
+                outcome: number(outcome)?,
+            }),
+            _ => Err(Usage("a helper takes two descriptors".into())),
+        },
+        _ => process_mode(&args).map(Role::Process),
+    }
+}
+
+fn process_mode(args: &[String]) -> Result<ProcessMode, Usage> {
+    let mut channel = None;
+    let mut disks = Vec::new();
+    for pair in args.chunks(2) {
+        match pair {
+            [word, value] if word == "--channel-fd" => channel = Some(number(value)?),
+            [word, value] if word == "--disk" => disks.push(disk(value)?),
+            [word, ..] => return Err(Usage(format!("unknown or incomplete argument {word}"))),
+            [] => {}
+        }
+    }
+    let channel = channel.ok_or_else(|| Usage("--channel-fd is missing".into()))?;
+    Ok(ProcessMode { channel, disks })
+}
+
+fn disk(value: &str) -> Result<(String, RawFd), Usage> {
+    let (serial, fd) = value
+        .split_once('=')
+        .ok_or_else(|| Usage(format!("{value} is not SERIAL=FD")))?;
+    Ok((serial.to_owned(), number(fd)?))
+}
+
+fn number(word: &str) -> Result<RawFd, Usage> {
+    word.parse()
+        .ok()
+        .filter(|fd| *fd >= 0)
+        .ok_or_else(|| Usage(format!("{word} is not a descriptor")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &str, pid_one: bool) -> Result<Role, Usage> {
+        parse(words.split_whitespace().map(str::to_owned), pid_one)
+    }
+
+    #[test]
+    fn pid_one_is_init_whatever_the_kernel_passes() {
+        assert_eq!(parsed("", true), Ok(Role::Init));
+        assert_eq!(parsed("quiet single", true), Ok(Role::Init));
+    }
+
+    #[test]
+    fn a_process_is_given_its_channel_and_disks() {
+        let expected = ProcessMode {
+            channel: 3,
+            disks: vec![("rootfs".into(), 4), ("data".into(), 5)],
+        };
+        assert_eq!(
+            parsed("--channel-fd 3 --disk rootfs=4 --disk data=5", false),
+            Ok(Role::Process(expected))
+        );
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        for words in [
+            "",
+            "--disk a=1",
+            "--channel-fd x",
+            "--channel-fd 3 --disk a",
+            "--channel-fd",
+            "--what 1",
+            "helper 1",
+        ] {
+            assert!(parsed(words, false).is_err(), "{words}");
+        }
+    }
+}

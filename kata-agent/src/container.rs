@@ -1,0 +1,231 @@
+//! A container: its init, its further processes, and what it holds.
+//!
+//! ```text
+//!  created ──start──► started ──init ends──► stopped ──remove──► (forgotten)
+//! ```
+//!
+//! Owns which request is valid in which state. Must not know connections or the API's messages.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kata_agent_proto::{Failed, FailureKind};
+use tokio::sync::watch;
+
+use crate::process::Process;
+
+/// A container's cgroup and files.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    /// Directory of config.json and of libcontainer's record.
+    pub(crate) bundle: PathBuf,
+    /// Absolute path of the cgroup's directory.
+    pub(crate) cgroup: PathBuf,
+    /// What was mounted for it, in order.
+    pub(crate) mount_points: Vec<String>,
+}
+
+/// Processes being made in a container, for which its init's id must stand.
+#[derive(Clone)]
+pub(crate) struct Launches(Arc<watch::Sender<usize>>);
+
+impl Launches {
+    pub(crate) fn new() -> Self {
+        Launches(Arc::new(watch::channel(0).0))
+    }
+
+    /// Returns when none is under way.
+    pub(crate) fn none(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut count = self.0.subscribe();
+        async move {
+            // An error means that the container is gone: no more launches either.
+            let _ = count.wait_for(|count| *count == 0).await;
+        }
+    }
+
+    fn begin(&self) -> Launching {
+        self.0.send_modify(|count| *count += 1);
+        Launching(self.clone())
+    }
+}
+
+/// A process is being made.
+pub(crate) struct Launching(Launches);
+
+impl Drop for Launching {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// See the module.
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) places: Places,
+    init: Arc<Process>,
+    launches: Launches,
+    started: AtomicBool,
+    /// By name; `None` while being made.
+    execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
+}
+
+impl Container {
+    pub(crate) fn new(id: String, places: Places, init: Process, launches: Launches) -> Self {
+        Container {
+            id,
+            places,
+            init: Arc::new(init),
+            launches,
+            started: AtomicBool::new(false),
+            execs: Mutex::new(HashMap::new()),
+        }
+    }
+
+    fn execs(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Process>>>> {
+        // Nothing panics while holding it.
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The init.
+    pub(crate) fn init(&self) -> &Arc<Process> {
+        &self.init
+    }
+
+    /// A process by name: the container's id is its init.
+    pub(crate) fn process(&self, exec_id: &str) -> Option<Arc<Process>> {
+        if exec_id == self.id {
+            return Some(self.init.clone());
+        }
+        self.execs().get(exec_id).cloned().flatten()
+    }
+
+    /// Lets the init go on to its program.
+    pub(crate) fn start(&self) -> Result<(), Failed> {
+        if self.init.has_ended() {
+            return Err(Failed::new(FailureKind::NotRunning, &self.id));
+        }
+        if self.started.swap(true, Ordering::Relaxed) {
+            return Err(Failed::new(
+                FailureKind::AlreadyExists,
+                format!("{} was started", self.id),
+            ));
+        }
+        notify(&self.places.bundle.join(&self.id))
+            .map_err(|error| Failed::new(FailureKind::Container, format!("start: {error}")))
+    }
+
+    fn is_running(&self) -> bool {
+        self.started.load(Ordering::Relaxed) && !self.init.has_ended()
+    }
+
+    /// Reserves a name for a process that is being made, and keeps the init's id.
+    pub(crate) fn reserve(self: &Arc<Self>, exec_id: &str) -> Result<(Reservation, i32), Failed> {
+        let pid = self.init.pid().filter(|_| self.is_running());
+        let pid = pid.ok_or_else(|| Failed::new(FailureKind::NotRunning, &self.id))?;
+        let mut execs = self.execs();
+        if exec_id == self.id || execs.contains_key(exec_id) {
+            return Err(Failed::new(FailureKind::AlreadyExists, exec_id));
+        }
+        execs.insert(exec_id.to_owned(), None);
+        let container = self.clone();
+        let launching = self.launches.begin();
+        Ok((
+            Reservation {
+                container,
+                exec_id: exec_id.to_owned(),
+                _launching: launching,
+            },
+            pid,
+        ))
+    }
+
+    /// Sends a signal to one process. Before the start only SIGKILL has a meaning.
+    pub(crate) fn signal(&self, process: &Process, signal: i32) -> Result<(), Failed> {
+        let early = !self.started.load(Ordering::Relaxed);
+        if early && signal != libc::SIGKILL && !process.has_ended() {
+            return Err(Failed::new(
+                FailureKind::NotRunning,
+                format!("{} is not started", self.id),
+            ));
+        }
+        process.signal(signal)
+    }
+
+    /// Kills everything in the container, however much it forks.
+    pub(crate) fn kill_all(&self) -> io::Result<()> {
+        match std::fs::write(self.places.cgroup.join("cgroup.kill"), "1") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Sends a signal to everything that is in the container at this moment.
+    pub(crate) fn signal_all(&self, signal: i32) -> Result<(), Failed> {
+        if !self.is_running() && signal != libc::SIGKILL {
+            return Err(Failed::new(FailureKind::NotRunning, &self.id));
+        }
+        let sent = if signal == libc::SIGKILL {
+            self.kill_all()
+        } else {
+            signal_tree(&self.places.cgroup, signal)
+        };
+        sent.map_err(|error| Failed::new(FailureKind::Container, format!("signal: {error}")))
+    }
+}
+
+/// Connects to the socket that a created init waits at (libcontainer's notify socket). The path may be
+/// longer than a socket's address, so it goes by the directory's descriptor.
+fn notify(directory: &Path) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let directory = std::fs::File::open(directory)?;
+    let path = format!("/proc/self/fd/{}/notify.sock", directory.as_raw_fd());
+    std::os::unix::net::UnixStream::connect(path)?.write_all(b"start container")
+}
+
+/// Signals the processes of a cgroup and of those below it.
+fn signal_tree(cgroup: &Path, signal: i32) -> io::Result<()> {
+    let processes = std::fs::read_to_string(cgroup.join("cgroup.procs"))?;
+    for pid in processes
+        .lines()
+        .filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?))
+    {
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+        // One that is gone by now needs no signal.
+        let _ = pidfd.map(|pidfd| crate::sys::pidfd_signal(&pidfd, signal));
+    }
+    for entry in std::fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            signal_tree(&entry.path(), signal)?;
+        }
+    }
+    Ok(())
+}
+
+/// The name of a process that is being made. Dropping it without [`Reservation::fill`] frees the name.
+pub(crate) struct Reservation {
+    container: Arc<Container>,
+    exec_id: String,
+    _launching: Launching,
+}
+
+impl Reservation {
+    /// The process was made.
+    pub(crate) fn fill(self, process: Process) {
+        self.container
+            .execs()
+            .insert(self.exec_id.clone(), Some(Arc::new(process)));
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut execs = self.container.execs();
+        if execs.get(&self.exec_id).is_some_and(Option::is_none) {
+            execs.remove(&self.exec_id);
+        }
+    }
+}

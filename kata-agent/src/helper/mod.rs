@@ -1,0 +1,197 @@
+//! The agent's short-lived child: everything that can block or must not happen in the agent.
+//!
+//! A fresh process of one thread for each order. It mounts, looks into root file systems and calls
+//! libcontainer, whose processes become the agent's own children. Must not know connections or RPC.
+
+mod create;
+mod etc;
+mod exec;
+mod executor;
+mod passwd;
+mod program;
+mod remove;
+mod root;
+mod storage;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use kata_agent_proto::{Failed, FailureKind};
+use serde_json::{Value, json};
+
+use crate::order::{OUTCOME_MAX_BYTES, Order, Outcome, User};
+use crate::sys;
+use passwd::Accounts;
+use root::Root;
+
+/// Longest subject of a failure, so that the outcome fits.
+const SUBJECT_MAX_BYTES: usize = OUTCOME_MAX_BYTES / 4;
+
+/// Reads the order, carries it out, and writes the outcome.
+pub(crate) fn run(order: RawFd, outcome: RawFd) -> io::Result<()> {
+    let order = serde_json::from_reader(io::BufReader::new(File::from(sys::take_fd(order)?)))?;
+    let outcome = sys::take_fd(outcome)?;
+    rustix::io::fcntl_setfd(&outcome, rustix::io::FdFlags::CLOEXEC)?;
+    let answer = carry_out(order).unwrap_or_else(|mut failed| {
+        truncate(&mut failed.subject);
+        Outcome::failed(&failed)
+    });
+    let mut line = serde_json::to_vec(&answer)?;
+    line.push(b'\n');
+    File::from(outcome).write_all(&line)
+}
+
+fn carry_out(order: Order) -> Result<Outcome, Failed> {
+    match order {
+        Order::Create(create) => create::create(create).map(Outcome::Process),
+        Order::Exec(exec) => exec::exec(exec).map(Outcome::Process),
+        Order::Remove(remove) => remove::remove(&remove).map(|()| Outcome::Done),
+        Order::Mount(storages) => {
+            storage::mount_all(&storages)?.keep();
+            Ok(Outcome::Done)
+        }
+    }
+}
+
+fn truncate(text: &mut String) {
+    if text.len() > SUBJECT_MAX_BYTES {
+        let end = (0..=SUBJECT_MAX_BYTES)
+            .rev()
+            .find(|end| text.is_char_boundary(*end))
+            .unwrap_or(0);
+        text.truncate(end);
+    }
+}
+
+/// A failure that is only text, with its causes.
+fn container_failure(error: &dyn std::error::Error) -> Failed {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    Failed::new(FailureKind::Container, text)
+}
+
+/// A failure of the agent's own files.
+fn file_failure(path: &Path, error: &io::Error) -> Failed {
+    Failed::new(FailureKind::Container, format!("{}: {error}", path.display()))
+}
+
+/// Gives a process of an OCI specification its user in numbers, and a home. Returns user and group.
+fn settle_user(process: &mut Value, user: Option<&User>, root: &Root) -> Result<(u32, u32), Failed> {
+    let accounts = accounts(root)?;
+    let home = match user {
+        Some(user) => {
+            let resolved = accounts.resolve(user)?;
+            process["user"]["uid"] = json!(resolved.uid);
+            process["user"]["gid"] = json!(resolved.gid);
+            process["user"]["additionalGids"] = json!(resolved.additional_gids);
+            resolved.home
+        }
+        None => accounts.home(number(&process["user"]["uid"])),
+    };
+    set_home(process, home);
+    Ok((number(&process["user"]["uid"]), number(&process["user"]["gid"])))
+}
+
+fn accounts(root: &Root) -> Result<Accounts, Failed> {
+    let read = |path: &str| {
+        let path = Path::new(path);
+        root.read(path).map_err(|error| file_failure(path, &error))
+    };
+    Ok(Accounts {
+        passwd: read("/etc/passwd")?,
+        group: read("/etc/group")?,
+    })
+}
+
+fn number(value: &Value) -> u32 {
+    value
+        .as_u64()
+        .and_then(|number| u32::try_from(number).ok())
+        .unwrap_or(0)
+}
+
+fn set_home(process: &mut Value, home: Option<String>) {
+    let home = home.filter(|home| !home.is_empty()).unwrap_or_else(|| "/".into());
+    match &mut process["env"] {
+        Value::Array(env) if env.iter().any(is_home) => {}
+        Value::Array(env) => env.push(json!(format!("HOME={home}"))),
+        env => *env = json!([format!("HOME={home}")]),
+    }
+}
+
+fn is_home(entry: &Value) -> bool {
+    entry.as_str().is_some_and(|entry| entry.starts_with("HOME="))
+}
+
+/// The strings of a JSON array.
+fn strings(value: &Value) -> Vec<String> {
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|item| item.as_str().map(str::to_owned))
+        .collect()
+}
+
+/// Fails with a kind when the program of a process is not there or cannot be executed.
+fn check_program(process: &Value, root: &Root, hidden: impl Fn(&Path) -> bool) -> Result<(), Failed> {
+    let args = strings(&process["args"]);
+    let env = strings(&process["env"]);
+    let Some(name) = args.first() else {
+        return Ok(());
+    };
+    let cwd = Path::new(process["cwd"].as_str().unwrap_or("/"));
+    let candidates = program::candidates(name, program::search_path(&env), cwd);
+    program::find(name, &candidates, |path| root.is_executable(path), hidden)
+}
+
+/// Makes the standard streams that are pipes the user's own, so that `/dev/stdout` can be opened.
+fn own_streams(uid: u32, gid: u32) -> Result<(), Failed> {
+    let streams = [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ];
+    for stream in streams {
+        own_stream(stream, uid, gid).map_err(|error| container_failure(&io::Error::from(error)))?;
+    }
+    Ok(())
+}
+
+fn own_stream(stream: impl std::os::fd::AsFd, uid: u32, gid: u32) -> rustix::io::Result<()> {
+    let mode = rustix::fs::fstat(&stream)?.st_mode;
+    if rustix::fs::FileType::from_raw_mode(mode) != rustix::fs::FileType::Fifo {
+        return Ok(());
+    }
+    let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+    rustix::fs::fchown(stream, Some(uid), Some(gid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn home_is_set_only_when_it_is_not() {
+        let mut process = json!({ "env": ["A=1"] });
+        set_home(&mut process, Some("/home/web".into()));
+        set_home(&mut process, Some("/other".into()));
+        assert_eq!(process["env"], json!(["A=1", "HOME=/home/web"]));
+        let mut process = json!({});
+        set_home(&mut process, None);
+        assert_eq!(process["env"], json!(["HOME=/"]));
+    }
+
+    #[test]
+    fn a_long_failure_is_cut_where_a_character_ends() {
+        let mut text = "ü".repeat(SUBJECT_MAX_BYTES);
+        truncate(&mut text);
+        assert!(text.len() <= SUBJECT_MAX_BYTES && text.ends_with('ü'));
+    }
+}

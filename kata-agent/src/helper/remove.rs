@@ -1,0 +1,68 @@
+//! Releasing what a container had: its cgroup, mounts and files.
+//!
+//! Runs after every process of the container was killed; waits until the cgroup is empty, which is the
+//! kernel's word that they are gone.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::path::Path;
+
+use kata_agent_proto::Failed;
+use rustix::event::{PollFd, PollFlags};
+
+use super::{file_failure, storage};
+use crate::order::Remove;
+
+/// Removes all of it; goes on after a failure and reports the first.
+pub(super) fn remove(order: &Remove) -> Result<(), Failed> {
+    let mut results = vec![remove_cgroup(&order.cgroup).map_err(|error| file_failure(&order.cgroup, &error))];
+    for mount_point in order.mount_points.iter().rev().map(Path::new) {
+        results.push(storage::unmount(mount_point).map_err(|error| file_failure(mount_point, &error)));
+    }
+    // A mount that is still there must not be emptied.
+    if results.iter().all(Result::is_ok) {
+        results.push(remove_directory(&order.bundle).map_err(|error| file_failure(&order.bundle, &error)));
+    }
+    results.into_iter().collect()
+}
+
+fn remove_directory(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn remove_cgroup(path: &Path) -> io::Result<()> {
+    match File::open(path.join("cgroup.events")) {
+        Ok(events) => wait_until_empty(events)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    remove_tree(path)
+}
+
+/// cgroup.events is signalled as a priority event whenever it changes (cgroup-v2.rst, "[Un]populated
+/// Notification").
+fn wait_until_empty(mut events: File) -> io::Result<()> {
+    loop {
+        let mut text = String::new();
+        events.rewind()?;
+        events.read_to_string(&mut text)?;
+        if !text.contains("populated 1") {
+            return Ok(());
+        }
+        rustix::event::poll(&mut [PollFd::new(&events, PollFlags::PRI)], None)?;
+    }
+}
+
+/// Cgroups can only be removed from the leaves.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path)
+}

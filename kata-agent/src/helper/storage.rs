@@ -1,0 +1,253 @@
+//! Mounting the storages of a request, and unmounting them.
+//!
+//! Owns the words of a storage (driver, source, options). A failure unmounts what this call mounted.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use kata_agent_proto::{Failed, FailureKind};
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use crate::order::{Storage, Storages};
+use crate::sys;
+
+/// How long a disk may take to appear.
+const DISK_WAIT: Duration = Duration::from_secs(1);
+/// How often it is looked for, in that time.
+const DISK_POLL: Duration = Duration::from_millis(2);
+/// A directory to make before an overlay is mounted; repeatable.
+const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_directory=";
+
+/// Mounts that are undone unless kept.
+pub(crate) struct Mounted(Vec<PathBuf>);
+
+impl Mounted {
+    /// Keeps the mounts.
+    pub(crate) fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        for path in self.0.iter().rev() {
+            // Rolling back: the failure that led here is the one to report.
+            let _ = unmount(path);
+        }
+    }
+}
+
+/// Mounts the storages in order.
+///
+/// # Errors
+/// The first that cannot be mounted, by kind; those before it are unmounted again.
+pub(crate) fn mount_all(storages: &Storages) -> Result<Mounted, Failed> {
+    let mut mounted = Mounted(Vec::new());
+    for storage in &storages.list {
+        mount(storage, storages)?;
+        mounted.0.push(PathBuf::from(&storage.mount_point));
+    }
+    Ok(mounted)
+}
+
+/// Unmounts a storage and removes its mount point if nothing else is in it.
+pub(crate) fn unmount(path: &Path) -> io::Result<()> {
+    match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW) {
+        Ok(()) => {}
+        // Still in use, or never mounted: out of sight at least.
+        Err(rustix::io::Errno::BUSY) => {
+            rustix::mount::unmount(path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)?
+        }
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // The caller may have put more into the directory.
+    let _ = fs::remove_dir(path);
+    Ok(())
+}
+
+fn mount(storage: &Storage, storages: &Storages) -> Result<(), Failed> {
+    if !Path::new(&storage.mount_point).is_absolute() {
+        return Err(Failed::new(
+            FailureKind::Invalid,
+            format!("mount point {:?}", storage.mount_point),
+        ));
+    }
+    fs::create_dir_all(&storage.mount_point).map_err(|error| failed(storage, &error))?;
+    match (storage.driver.as_str(), storage.fstype.as_str()) {
+        ("blk", _) => mount_disk(storage, storages),
+        ("ephemeral", "tmpfs") => mount_options(storage, "tmpfs", "tmpfs"),
+        ("overlayfs", "overlay") => mount_overlay(storage),
+        (driver, fstype) => Err(Failed::new(
+            FailureKind::Unsupported,
+            format!("storage driver {driver:?} with file system {fstype:?}"),
+        )),
+    }
+}
+
+fn mount_overlay(storage: &Storage) -> Result<(), Failed> {
+    for option in &storage.driver_options {
+        let Some(directory) = option.strip_prefix(CREATE_DIRECTORY) else {
+            return Err(Failed::new(
+                FailureKind::Unsupported,
+                format!("overlay driver option {option:?}"),
+            ));
+        };
+        fs::create_dir_all(directory).map_err(|error| failed(storage, &error))?;
+    }
+    mount_options(storage, "overlay", "overlay")
+}
+
+fn mount_disk(storage: &Storage, storages: &Storages) -> Result<(), Failed> {
+    let inherited = storages
+        .disks
+        .iter()
+        .find(|(serial, _)| *serial == storage.source);
+    let source = match inherited {
+        Some((_, fd)) => format!("/proc/self/fd/{fd}"),
+        None => wait_for_disk(&storage.source)?,
+    };
+    match mount_options(storage, &source, &storage.fstype) {
+        // A file where this file system wants a device.
+        Err(failed) if inherited.is_some() => mount_by_loop(storage, &source).map_err(|_| failed),
+        other => other,
+    }
+}
+
+fn mount_by_loop(storage: &Storage, source: &str) -> Result<(), Failed> {
+    let file = fs::File::open(source).map_err(|error| failed(storage, &error))?;
+    let device = sys::attach_loop(&file).map_err(|error| failed(storage, &error))?;
+    mount_options(storage, &device, &storage.fstype)
+}
+
+/// The device of the disk with this serial (`/sys/block/*/serial`; on virtio, virtio 1.2 §5.2.6.1
+/// VIRTIO_BLK_T_GET_ID).
+fn wait_for_disk(serial: &str) -> Result<String, Failed> {
+    let deadline = Instant::now() + DISK_WAIT;
+    loop {
+        if let Some(device) = find_disk(Path::new("/sys/block"), serial) {
+            return Ok(device);
+        }
+        if Instant::now() >= deadline {
+            return Err(Failed::new(FailureKind::NoSuchDisk, serial));
+        }
+        std::thread::sleep(DISK_POLL);
+    }
+}
+
+fn find_disk(directory: &Path, serial: &str) -> Option<String> {
+    let entries = fs::read_dir(directory).ok()?;
+    entries.flatten().find_map(|entry| {
+        let found = fs::read_to_string(entry.path().join("serial")).ok()?;
+        let name = entry.file_name().into_string().ok()?;
+        (found.trim_end() == serial).then(|| format!("/dev/{name}"))
+    })
+}
+
+/// Options that are flags of mount(2); the rest goes to the file system as text.
+const FLAGS: [(&str, MountFlags); 10] = [
+    ("ro", MountFlags::RDONLY),
+    ("nosuid", MountFlags::NOSUID),
+    ("nodev", MountFlags::NODEV),
+    ("noexec", MountFlags::NOEXEC),
+    ("sync", MountFlags::SYNCHRONOUS),
+    ("dirsync", MountFlags::DIRSYNC),
+    ("noatime", MountFlags::NOATIME),
+    ("nodiratime", MountFlags::NODIRATIME),
+    ("relatime", MountFlags::RELATIME),
+    ("strictatime", MountFlags::STRICTATIME),
+];
+
+fn parse_options(options: &[String]) -> (MountFlags, String) {
+    let mut flags = MountFlags::empty();
+    let mut text = Vec::new();
+    for option in options {
+        match FLAGS.iter().find(|(word, _)| word == option) {
+            Some((_, flag)) => flags |= *flag,
+            None if matches!(option.as_str(), "rw" | "defaults") => {}
+            None => text.push(option.as_str()),
+        }
+    }
+    (flags, text.join(","))
+}
+
+fn mount_options(storage: &Storage, source: &str, fstype: &str) -> Result<(), Failed> {
+    let (flags, text) = parse_options(&storage.options);
+    let text = std::ffi::CString::new(text).map_err(|error| failed(storage, &error.into()))?;
+    rustix::mount::mount(
+        source,
+        storage.mount_point.as_str(),
+        fstype,
+        flags,
+        text.as_c_str(),
+    )
+    .map_err(|error| failed(storage, &error.into()))
+}
+
+fn failed(storage: &Storage, error: &io::Error) -> Failed {
+    let Storage {
+        source,
+        fstype,
+        mount_point,
+        ..
+    } = storage;
+    Failed::new(
+        FailureKind::Mount,
+        format!("{fstype} {source:?} at {mount_point}: {error}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_split_into_flags_and_text() {
+        let options = ["ro", "lowerdir=/a:/b", "nosuid", "size=1m"].map(String::from);
+        let (flags, text) = parse_options(&options);
+        assert_eq!(flags, MountFlags::RDONLY | MountFlags::NOSUID);
+        assert_eq!(text, "lowerdir=/a:/b,size=1m");
+    }
+
+    #[test]
+    fn a_disk_is_found_by_its_serial() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (name, serial) in [("vda", "rootfs\n"), ("vdb", "data")] {
+            fs::create_dir(dir.path().join(name)).expect("made");
+            fs::write(dir.path().join(name).join("serial"), serial).expect("written");
+        }
+        fs::create_dir(dir.path().join("loop0")).expect("made");
+        assert_eq!(find_disk(dir.path(), "rootfs"), Some("/dev/vda".into()));
+        assert_eq!(find_disk(dir.path(), "data"), Some("/dev/vdb".into()));
+        assert_eq!(find_disk(dir.path(), "root"), None);
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_by_kind() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mount_point = dir.path().join("m").to_string_lossy().into_owned();
+        let storage = Storage {
+            driver: "9p".into(),
+            mount_point,
+            ..Storage::default()
+        };
+        let storages = Storages {
+            list: vec![storage],
+            disks: Vec::new(),
+        };
+        assert_eq!(
+            mount_all(&storages).err().map(|failed| failed.kind),
+            Some(FailureKind::Unsupported)
+        );
+        let storages = Storages {
+            list: vec![Storage::default()],
+            disks: Vec::new(),
+        };
+        assert_eq!(
+            mount_all(&storages).err().map(|failed| failed.kind),
+            Some(FailureKind::Invalid)
+        );
+    }
+}

@@ -1,0 +1,144 @@
+//! Running a helper process and hearing its outcome.
+//!
+//! Owns how an order reaches the helper (a memory file) and how its outcome comes back (a pipe). Must
+//! not know what the orders mean.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::process::{Command, Stdio};
+
+use kata_agent_proto::{Failed, FailureKind};
+use rustix::fs::MemfdFlags;
+use rustix::io::FdFlags;
+use rustix::pipe::PipeFlags;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::order::{OUTCOME_MAX_BYTES, Order, Outcome};
+use crate::reaper::{Child, Reaper};
+
+/// The standard streams of a helper, and so of the process that it makes.
+pub(crate) struct Streams {
+    pub(crate) stdin: OwnedFd,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+}
+
+impl Streams {
+    /// Streams that lead nowhere.
+    pub(crate) fn null() -> io::Result<Self> {
+        let open = |write: bool| {
+            std::fs::File::options()
+                .read(!write)
+                .write(write)
+                .open("/dev/null")
+                .map(OwnedFd::from)
+        };
+        Ok(Streams {
+            stdin: open(false)?,
+            stdout: open(true)?,
+            stderr: open(true)?,
+        })
+    }
+}
+
+/// Runs a helper without streams of its own, for an order that makes no process.
+pub(crate) async fn run(reaper: &Reaper, order: &Order, inherit: &[OwnedFd]) -> Result<(), Failed> {
+    let _launch = reaper.launch();
+    let streams = Streams::null().map_err(|error| helper_failure(&error))?;
+    outcome(reaper, order, streams, inherit).await.map(drop)
+}
+
+/// Runs a helper that makes a process, and makes that process known.
+pub(crate) async fn process(
+    reaper: &Reaper,
+    order: &Order,
+    streams: Streams,
+    inherit: &[OwnedFd],
+) -> Result<Child, Failed> {
+    let _launch = reaper.launch();
+    let pid = outcome(reaper, order, streams, inherit).await?;
+    let pid = pid.ok_or_else(|| Failed::new(FailureKind::Container, "the helper made no process"))?;
+    reaper.adopt(pid).map_err(|error| helper_failure(&error))
+}
+
+async fn outcome(
+    reaper: &Reaper,
+    order: &Order,
+    streams: Streams,
+    inherit: &[OwnedFd],
+) -> Result<Option<i32>, Failed> {
+    let (helper, answer) = spawn(reaper, order, streams, inherit).map_err(|error| helper_failure(&error))?;
+    let outcome = hear(&helper, answer)
+        .await
+        .map_err(|error| helper_failure(&error));
+    // It ends by itself after its answer; nobody waits for that.
+    tokio::spawn(async move { helper.ended().await.map(drop) });
+    outcome?.into_result()
+}
+
+fn helper_failure(error: &io::Error) -> Failed {
+    Failed::new(FailureKind::Container, format!("helper process: {error}"))
+}
+
+fn spawn(
+    reaper: &Reaper,
+    order: &Order,
+    streams: Streams,
+    inherit: &[OwnedFd],
+) -> io::Result<(Child, pipe::Receiver)> {
+    let order = memory_file(order)?;
+    let (receiver, sender) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let mut passed = vec![order.as_fd(), sender.as_fd()];
+    passed.extend(inherit.iter().map(AsFd::as_fd));
+    pass_on(&passed, true)?;
+    let spawned = Command::new("/proc/self/exe")
+        .args([
+            "helper",
+            &order.as_raw_fd().to_string(),
+            &sender.as_raw_fd().to_string(),
+        ])
+        .env_clear()
+        .stdin(Stdio::from(streams.stdin))
+        .stdout(Stdio::from(streams.stdout))
+        .stderr(Stdio::from(streams.stderr))
+        .spawn();
+    pass_on(&passed, false)?;
+    let pid = i32::try_from(spawned?.id()).map_err(io::Error::other)?;
+    rustix::io::ioctl_fionbio(&receiver, true)?;
+    Ok((reaper.adopt(pid)?, pipe::Receiver::from_owned_fd(receiver)?))
+}
+
+/// Lets descriptors through to a new program, or not. Nothing else starts programs in between.
+fn pass_on(fds: &[BorrowedFd<'_>], on: bool) -> io::Result<()> {
+    let flags = if on { FdFlags::empty() } else { FdFlags::CLOEXEC };
+    fds.iter()
+        .try_for_each(|fd| Ok(rustix::io::fcntl_setfd(fd, flags)?))
+}
+
+fn memory_file(order: &Order) -> io::Result<OwnedFd> {
+    let mut file = std::fs::File::from(rustix::fs::memfd_create("order", MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(order)?)?;
+    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
+    Ok(file.into())
+}
+
+/// Reads the outcome. The end of the pipe says nothing (the process that was made holds it, too), but
+/// the end of the helper does.
+async fn hear(helper: &Child, mut answer: pipe::Receiver) -> io::Result<Outcome> {
+    let mut line = Vec::with_capacity(OUTCOME_MAX_BYTES);
+    while !line.ends_with(b"\n") {
+        let read = tokio::select! {
+            biased;
+            read = answer.read_buf(&mut line) => read?,
+            ended = helper.ended() => match answer.try_read_buf(&mut line) {
+                Ok(read) if read > 0 => read,
+                _ => return Err(io::Error::other(format!("ended with status {} and no answer", ended?))),
+            },
+        };
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(serde_json::from_slice(&line)?)
+}

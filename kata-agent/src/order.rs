@@ -1,0 +1,128 @@
+//! What the agent orders of its helper process, and what the helper answers.
+//!
+//! JSON in a memory file one way, one line of JSON on a pipe the other way. Owns that format; the
+//! two ends are the same program, so it carries no version.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use kata_agent_proto::{Failed, FailureKind};
+use serde::{Deserialize, Serialize};
+
+/// Longest outcome in bytes: what a pipe takes in one piece.
+pub(crate) const OUTCOME_MAX_BYTES: usize = 4096;
+
+/// One piece of work for a helper.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// Mount storages and create a container.
+    Create(Create),
+    /// Start a further process in a container.
+    Exec(Exec),
+    /// Release what a container had.
+    Remove(Remove),
+    /// Mount storages that belong to the sandbox.
+    Mount(Storages),
+}
+
+/// Storages, with the disks that stand behind serials in process mode.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Storages {
+    /// In the order of mounting.
+    pub(crate) list: Vec<Storage>,
+    /// Serial and descriptor of disks that are files.
+    pub(crate) disks: Vec<(String, RawFd)>,
+}
+
+/// A storage of the agent's API.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Storage {
+    pub(crate) driver: String,
+    pub(crate) driver_options: Vec<String>,
+    pub(crate) source: String,
+    pub(crate) fstype: String,
+    pub(crate) options: Vec<String>,
+    pub(crate) mount_point: String,
+}
+
+/// A user by name or number.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct User {
+    pub(crate) uid: String,
+    pub(crate) gid: String,
+    pub(crate) additional_gids: Vec<String>,
+}
+
+/// Creates a container. Its standard streams are the helper's own.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Create {
+    pub(crate) id: String,
+    /// Directory of config.json and of the container's state.
+    pub(crate) bundle: PathBuf,
+    pub(crate) storages: Storages,
+    /// The OCI specification; without arguments the container idles.
+    pub(crate) spec: serde_json::Value,
+    pub(crate) user: Option<User>,
+    /// Where the terminal's master is sent to.
+    pub(crate) console: Option<PathBuf>,
+    /// Lines for a resolv.conf.
+    pub(crate) dns: Vec<String>,
+    /// For /etc/hostname and /etc/hosts.
+    pub(crate) hostname: String,
+}
+
+/// Starts a process in a container. Its standard streams are the helper's own.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Exec {
+    pub(crate) id: String,
+    pub(crate) exec_id: String,
+    pub(crate) bundle: PathBuf,
+    /// The process of an OCI specification.
+    pub(crate) process: serde_json::Value,
+    pub(crate) user: Option<User>,
+    pub(crate) console: Option<PathBuf>,
+    /// The container's init, which is not waited for before the helper has ended.
+    pub(crate) init_pid: i32,
+}
+
+/// Releases what a container had; its processes are dead or dying.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Remove {
+    pub(crate) bundle: PathBuf,
+    pub(crate) cgroup: PathBuf,
+    /// Unmounted in reverse.
+    pub(crate) mount_points: Vec<String>,
+}
+
+/// How an order ended.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Outcome {
+    /// A process was made; it is the agent's child.
+    Process(i32),
+    /// Nothing was made that has a number.
+    Done,
+    /// It failed, and left nothing behind.
+    Failed {
+        /// The number of the kind.
+        kind: i32,
+        /// What it speaks about.
+        subject: String,
+    },
+}
+
+impl Outcome {
+    pub(crate) fn failed(failed: &Failed) -> Self {
+        Outcome::Failed {
+            kind: failed.kind.number(),
+            subject: failed.subject.clone(),
+        }
+    }
+
+    pub(crate) fn into_result(self) -> Result<Option<i32>, Failed> {
+        match self {
+            Outcome::Process(pid) => Ok(Some(pid)),
+            Outcome::Done => Ok(None),
+            Outcome::Failed { kind, subject } => Err(Failed::new(FailureKind::from_number(kind), subject)),
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! One process of a container: its streams, its end, and who may be told.
+//!
+//! ```text
+//!  prepare streams ──► launched ──► running ──► ended ──► settled ──► answered
+//!                                     │          │ output drained or stuck
+//!                                     │          └ reaped when nobody needs its id
+//! ```
+//!
+//! Owns the tasks that follow a process. Must not know containers.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kata_agent_proto::{Failed, FailureKind};
+use rustix::pipe::PipeFlags;
+use rustix::termios::Winsize;
+use tokio::io::Interest;
+use tokio::net::UnixListener;
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::console;
+use crate::launch::Streams;
+use crate::pump::{self, End, Exit, Input, Output};
+use crate::reaper::Child;
+use crate::streams::Unclaimed;
+use crate::transport::Stream;
+
+/// Bytes that a pipe holds, where the kernel lets us choose.
+const PIPE_BYTES: usize = 256 << 10;
+
+/// How long a terminal may take to arrive from a process that was made.
+const CONSOLE_WAIT: Duration = Duration::from_secs(5);
+
+/// The host's ports of a process's streams; 0 is none.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Ports {
+    pub(crate) stdin: u32,
+    pub(crate) stdout: u32,
+    pub(crate) stderr: u32,
+}
+
+/// The host's connections for a process's streams.
+struct Connections {
+    stdin: Option<Stream>,
+    stdout: Option<Stream>,
+    stderr: Option<Stream>,
+}
+
+impl Connections {
+    async fn claim(ports: Ports, unclaimed: &Unclaimed) -> Result<Self, Failed> {
+        Ok(Connections {
+            stdin: unclaimed.claim(ports.stdin).await?,
+            stdout: unclaimed.claim(ports.stdout).await?,
+            stderr: unclaimed.claim(ports.stderr).await?,
+        })
+    }
+}
+
+/// What is ready before a process is made.
+pub(crate) struct Prepared {
+    connections: Connections,
+    ends: Ends,
+}
+
+/// Our ends of the process's streams.
+enum Ends {
+    Pipes {
+        stdin: Option<End>,
+        stdout: Option<End>,
+        stderr: Option<End>,
+    },
+    Terminal {
+        listener: UnixListener,
+        path: PathBuf,
+        size: Option<Winsize>,
+    },
+}
+
+/// A terminal, where a process has one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terminal {
+    /// The size to begin with.
+    pub(crate) size: Option<Winsize>,
+}
+
+impl Prepared {
+    /// Claims the host's connections and makes the process's ends.
+    pub(crate) async fn new(
+        ports: Ports,
+        terminal: Option<Terminal>,
+        unclaimed: &Unclaimed,
+        directory: &Path,
+    ) -> Result<(Self, Streams), Failed> {
+        let connections = Connections::claim(ports, unclaimed).await?;
+        let made = match terminal {
+            Some(terminal) => terminal_ends(terminal, directory),
+            None => pipe_ends(&connections),
+        };
+        let (ends, streams) =
+            made.map_err(|error| Failed::new(FailureKind::Container, format!("standard streams: {error}")))?;
+        Ok((Prepared { connections, ends }, streams))
+    }
+
+    /// Where the terminal's master is to be sent.
+    pub(crate) fn console(&self) -> Option<&Path> {
+        match &self.ends {
+            Ends::Terminal { path, .. } => Some(path),
+            Ends::Pipes { .. } => None,
+        }
+    }
+
+    /// Begins to follow the process that was made. It is reaped once `unneeded` has ended.
+    pub(crate) async fn follow(
+        self,
+        child: Child,
+        unneeded: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Process, Failed> {
+        let (exit, watched) = watch::channel(None);
+        let close = Arc::new(Notify::new());
+        let pumps = self.ends.pumps(self.connections, &close).await?;
+        let outputs = pumps.start(&watched);
+        let (answer, answered) = watch::channel(None);
+        let child = Arc::new(child);
+        let slot = Arc::new(Mutex::new(Some(child.clone())));
+        tokio::spawn(follow(
+            child,
+            slot.clone(),
+            exit,
+            outputs.settled,
+            answer,
+            unneeded,
+        ));
+        Ok(Process {
+            child: slot,
+            exit: watched,
+            answered,
+            close,
+            terminal: outputs.terminal,
+        })
+    }
+}
+
+fn pipe(interest: Interest) -> io::Result<(End, OwnedFd)> {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    // A smaller pipe works as well.
+    let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE_BYTES);
+    let (ours, theirs) = if interest.is_readable() {
+        (reader, writer)
+    } else {
+        (writer, reader)
+    };
+    Ok((pump::end(ours, interest)?, theirs))
+}
+
+/// Pipes where the host has a connection; no standard input ends at once, no output leads nowhere.
+fn pipe_ends(connections: &Connections) -> io::Result<(Ends, Streams)> {
+    let mut streams = Streams::null()?;
+    let (stdin, theirs) = pipe(Interest::WRITABLE)?;
+    streams.stdin = theirs;
+    let stdin = connections.stdin.is_some().then_some(stdin);
+    let stdout = output_pipe(connections.stdout.is_some(), &mut streams.stdout)?;
+    let stderr = output_pipe(connections.stderr.is_some(), &mut streams.stderr)?;
+    Ok((
+        Ends::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        },
+        streams,
+    ))
+}
+
+fn output_pipe(connected: bool, theirs: &mut OwnedFd) -> io::Result<Option<End>> {
+    if !connected {
+        return Ok(None);
+    }
+    let (ours, writer) = pipe(Interest::READABLE)?;
+    *theirs = writer;
+    Ok(Some(ours))
+}
+
+fn terminal_ends(terminal: Terminal, directory: &Path) -> io::Result<(Ends, Streams)> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let path = directory.join(format!("console-{}.sock", NEXT.fetch_add(1, Ordering::Relaxed)));
+    let listener = UnixListener::bind(&path)?;
+    Ok((
+        Ends::Terminal {
+            listener,
+            path,
+            size: terminal.size,
+        },
+        Streams::null()?,
+    ))
+}
+
+impl Ends {
+    async fn pumps(self, connections: Connections, close: &Arc<Notify>) -> Result<Pumps, Failed> {
+        let Connections {
+            stdin,
+            stdout,
+            stderr,
+        } = connections;
+        match self {
+            Ends::Pipes {
+                stdin: to,
+                stdout: out,
+                stderr: err,
+            } => Ok(Pumps {
+                input: stdin.zip(to).map(|(source, sink)| Input {
+                    source,
+                    sink,
+                    terminal: false,
+                    close: close.clone(),
+                }),
+                outputs: [(out, stdout), (err, stderr)]
+                    .into_iter()
+                    .filter_map(|(source, sink)| Some(Output::new(source?, sink, false)))
+                    .collect(),
+                terminal: None,
+            }),
+            Ends::Terminal { listener, path, size } => {
+                let master = receive_console(listener, &path)
+                    .await
+                    .map_err(|error| Failed::new(FailureKind::Container, format!("terminal: {error}")))?;
+                if let Some(size) = size {
+                    resize(&master, size)?;
+                }
+                let input = stdin.map(|source| Input {
+                    source,
+                    sink: master.clone(),
+                    terminal: true,
+                    close: close.clone(),
+                });
+                let output = Output::new(master.clone(), stdout, true);
+                Ok(Pumps {
+                    input,
+                    outputs: vec![output],
+                    terminal: Some(master),
+                })
+            }
+        }
+    }
+}
+
+async fn receive_console(listener: UnixListener, path: &Path) -> io::Result<End> {
+    let received = tokio::time::timeout(CONSOLE_WAIT, console::receive(&listener)).await;
+    // The socket file has served; what is left of it goes with the sandbox.
+    let _ = std::fs::remove_file(path);
+    pump::end(
+        received.map_err(io::Error::from)??,
+        Interest::READABLE | Interest::WRITABLE,
+    )
+}
+
+fn resize(master: &End, size: Winsize) -> Result<(), Failed> {
+    rustix::termios::tcsetwinsize(master.as_fd(), size)
+        .map_err(|error| Failed::new(FailureKind::NotRunning, format!("terminal: {error}")))
+}
+
+/// Pumps that wait for their process.
+struct Pumps {
+    input: Option<Input>,
+    outputs: Vec<Output>,
+    terminal: Option<End>,
+}
+
+/// Pumps at work.
+struct Pumping {
+    settled: Vec<oneshot::Receiver<()>>,
+    terminal: Option<End>,
+}
+
+impl Pumps {
+    fn start(self, exit: &Exit) -> Pumping {
+        if let Some(input) = self.input {
+            tokio::spawn(input.run(exit.clone()));
+        }
+        let start = |output: Output| {
+            let (settled, receiver) = oneshot::channel();
+            tokio::spawn(output.run(exit.clone(), settled));
+            receiver
+        };
+        Pumping {
+            settled: self.outputs.into_iter().map(start).collect(),
+            terminal: self.terminal,
+        }
+    }
+}
+
+/// Sees a process to its end.
+async fn follow(
+    child: Arc<Child>,
+    slot: Arc<Mutex<Option<Arc<Child>>>>,
+    exit: watch::Sender<Option<i32>>,
+    settled: Vec<oneshot::Receiver<()>>,
+    answer: watch::Sender<Option<i32>>,
+    unneeded: impl Future<Output = ()>,
+) {
+    // Waiting on our own child fails only if somebody else reaped it; then nobody knows its status.
+    let status = child.ended().await.unwrap_or(255);
+    exit.send_replace(Some(status));
+    for output in settled {
+        // A pump that is gone has nothing more to settle.
+        let _ = output.await;
+    }
+    answer.send_replace(Some(status));
+    unneeded.await;
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+}
+
+/// A process of a container, from its making until its container is removed.
+pub(crate) struct Process {
+    child: Arc<Mutex<Option<Arc<Child>>>>,
+    exit: Exit,
+    answered: Exit,
+    close: Arc<Notify>,
+    terminal: Option<End>,
+}
+
+impl Process {
+    fn child(&self) -> Option<Arc<Child>> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The process id, while nobody else can have it.
+    pub(crate) fn pid(&self) -> Option<i32> {
+        self.child().map(|child| child.pid())
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.exit.borrow().is_some()
+    }
+
+    /// The exit status, once its output is delivered or stuck.
+    pub(crate) async fn wait(&self) -> Option<i32> {
+        self.answered
+            .clone()
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|status| *status)
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// Not running, when it has ended.
+    pub(crate) fn signal(&self, signal: i32) -> Result<(), Failed> {
+        let ended = || Failed::new(FailureKind::NotRunning, "the process has ended");
+        let child = self.child().filter(|_| !self.has_ended()).ok_or_else(ended)?;
+        child.signal(signal).map_err(|error| match error.raw_os_error() {
+            Some(libc::ESRCH) => ended(),
+            _ => Failed::new(FailureKind::Invalid, format!("signal {signal}")),
+        })
+    }
+
+    /// Closes standard input after what has arrived; a terminal gets its end-of-file character.
+    pub(crate) fn close_stdin(&self) {
+        self.close.notify_one();
+    }
+
+    /// Sets the terminal's size.
+    ///
+    /// # Errors
+    /// Unsupported without a terminal.
+    pub(crate) fn resize(&self, size: Winsize) -> Result<(), Failed> {
+        match &self.terminal {
+            Some(master) => resize(master, size),
+            None => Err(Failed::new(
+                FailureKind::Unsupported,
+                "resizing a process without a terminal",
+            )),
+        }
+    }
+}

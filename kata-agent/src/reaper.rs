@@ -1,0 +1,183 @@
+//! Children: those that somebody waits for, and orphans.
+//!
+//! ```text
+//!  spawned by us ──► known ──pidfd──► ended (still a zombie) ──reap──► gone
+//!  orphan of a container ──SIGCHLD──► gone
+//! ```
+//!
+//! A process that ends is looked at before it is reaped, so that its id cannot be used again while
+//! somebody still needs it. While a launch is under way nobody is taken for an orphan: the new
+//! process may end before its id is known here.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
+
+/// What a killed process's signal number is added to.
+const SIGNAL_BASE: i32 = 128;
+
+/// Who is known, and how many launches are under way. Clones are the same.
+#[derive(Clone, Default)]
+pub(crate) struct Reaper(Arc<Mutex<Children>>);
+
+#[derive(Default)]
+struct Children {
+    known: HashSet<i32>,
+    launches: usize,
+}
+
+impl Reaper {
+    fn children(&self) -> MutexGuard<'_, Children> {
+        // Nothing panics while holding it, and every state of it is valid.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Announces that a child is being made whose id is not known yet.
+    pub(crate) fn launch(&self) -> Launch {
+        self.children().launches += 1;
+        Launch(self.clone())
+    }
+
+    /// Makes a child known, during its [`Launch`].
+    pub(crate) fn adopt(&self, pid: i32) -> io::Result<Child> {
+        let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+        let pidfd = sys::watch(pidfd, Interest::READABLE)?;
+        self.children().known.insert(pid.as_raw_pid());
+        Ok(Child {
+            pid,
+            pidfd,
+            reaper: self.clone(),
+        })
+    }
+
+    /// Reaps every orphan that has ended.
+    pub(crate) fn sweep(&self) {
+        let children = self.children();
+        if children.launches > 0 {
+            return;
+        }
+        // A known child in front hides those behind it; whoever reaps it sweeps again.
+        while let Ok(Some(pid)) = sys::peek_ended_child() {
+            if children.known.contains(&pid.as_raw_pid()) || !reap(WaitId::Pid(pid)) {
+                return;
+            }
+        }
+    }
+}
+
+fn reap(id: WaitId<'_>) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    matches!(rustix::process::waitid(id, options), Ok(Some(_)))
+}
+
+/// The time in which a child is being made.
+pub(crate) struct Launch(Reaper);
+
+impl Drop for Launch {
+    fn drop(&mut self) {
+        self.0.children().launches -= 1;
+        self.0.sweep();
+    }
+}
+
+/// A known child. Dropping it reaps it if it has ended, and leaves it to the sweep otherwise.
+pub(crate) struct Child {
+    pid: Pid,
+    pidfd: AsyncFd<OwnedFd>,
+    reaper: Reaper,
+}
+
+impl Child {
+    /// The process id, which is this process's as long as the child is not dropped.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid.as_raw_pid()
+    }
+
+    /// Waits for the end; returns the exit code, or 128 + signal. The process stays a zombie.
+    pub(crate) async fn ended(&self) -> io::Result<i32> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        loop {
+            let mut ready = self.pidfd.readable().await?;
+            let ended = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options)?;
+            if let Some(status) = ended {
+                return Ok(code(&status));
+            }
+            ready.clear_ready();
+        }
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
+        sys::pidfd_signal(&self.pidfd, signal)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        reap(WaitId::PidFd(self.pidfd.as_fd()));
+        self.reaper.children().known.remove(&self.pid.as_raw_pid());
+        self.reaper.sweep();
+    }
+}
+
+fn code(status: &WaitIdStatus) -> i32 {
+    let killed = status.terminating_signal().map(|signal| SIGNAL_BASE + signal);
+    status.exit_status().or(killed).unwrap_or(SIGNAL_BASE)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn spawn(script: &str) -> i32 {
+        let child = Command::new("/bin/sh")
+            .args(["-c", script])
+            .spawn()
+            .expect("a shell");
+        i32::try_from(child.id()).expect("a pid")
+    }
+
+    fn is_zombie(pid: i32) -> bool {
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+    }
+
+    #[tokio::test]
+    async fn an_exit_is_its_code_and_a_death_128_and_the_signal() {
+        let reaper = Reaper::default();
+        let _launch = reaper.launch();
+        for (script, status) in [
+            ("exit 0", 0),
+            ("exit 7", 7),
+            ("kill -TERM $$", 143),
+            ("kill -KILL $$", 137),
+        ] {
+            let child = reaper.adopt(spawn(script)).expect("known");
+            assert_eq!(child.ended().await.expect("a status"), status, "{script}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_ended_child_keeps_its_id_until_it_is_dropped() {
+        let reaper = Reaper::default();
+        let launch = reaper.launch();
+        let child = reaper.adopt(spawn("exit 3")).expect("known");
+        drop(launch);
+        assert_eq!(child.ended().await.expect("a status"), 3);
+        reaper.sweep();
+        let pid = child.pid();
+        assert!(is_zombie(pid), "a sweep leaves known children alone");
+        assert_eq!(child.ended().await.expect("the same status again"), 3);
+        drop(child);
+        assert!(!is_zombie(pid));
+    }
+}

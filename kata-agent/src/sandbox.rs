@@ -1,0 +1,379 @@
+//! The sandbox: its containers by id, and what they share.
+//!
+//! Owns the steps of creating, executing and removing, and what is undone when one fails. Each step
+//! that may block is a helper process, so one request never waits for another. Must not know ttrpc.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kata_agent_proto::{Failed, FailureKind};
+use tokio::sync::Notify;
+
+use crate::container::{Container, Launches, Places};
+use crate::guest::Guest;
+use crate::launch;
+use crate::order::{Create, Exec, Order, Remove, Storage, Storages, User};
+use crate::process::{Ports, Prepared, Terminal};
+use crate::reaper::{Child, Reaper};
+use crate::streams::Unclaimed;
+
+/// Below it everything of the containers is kept.
+const RUN: &str = "/run/kata";
+
+/// Longest name of a container or process, so that it fits into the names of files.
+const NAME_MAX_BYTES: usize = 64;
+
+/// What the agent was started with.
+pub(crate) struct Settings {
+    pub(crate) guest: Guest,
+    /// The cgroup that all containers are in, from the root of the hierarchy.
+    pub(crate) cgroup: PathBuf,
+    /// Disks that are files, by serial.
+    pub(crate) disks: Vec<(String, OwnedFd)>,
+}
+
+/// What containers get from their sandbox.
+#[derive(Debug, Clone, Default)]
+struct Names {
+    sandbox_id: Option<String>,
+    hostname: String,
+    dns: Vec<String>,
+}
+
+/// See the module.
+pub(crate) struct Sandbox {
+    settings: Settings,
+    disks: Vec<OwnedFd>,
+    serials: Vec<String>,
+    pub(crate) reaper: Reaper,
+    pub(crate) unclaimed: Unclaimed,
+    names: Mutex<Names>,
+    /// `None` while being made or removed.
+    containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
+    /// The sandbox is destroyed; the agent shall end.
+    pub(crate) destroyed: Notify,
+}
+
+/// What a container is made of.
+pub(crate) struct Creation {
+    pub(crate) id: String,
+    pub(crate) spec: serde_json::Value,
+    pub(crate) user: Option<User>,
+    pub(crate) storages: Vec<Storage>,
+    pub(crate) ports: Ports,
+    pub(crate) terminal: Option<Terminal>,
+}
+
+/// What a further process is made of.
+pub(crate) struct Execution {
+    pub(crate) container_id: String,
+    pub(crate) exec_id: String,
+    pub(crate) process: serde_json::Value,
+    pub(crate) user: Option<User>,
+    pub(crate) ports: Ports,
+    pub(crate) terminal: Option<Terminal>,
+}
+
+/// Why a container or process was not found, or what else failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// No such container or process, or not any more.
+    #[error("no such container or process: {0}")]
+    NotFound(String),
+    /// Its processes did not end in time.
+    #[error("the processes of {0} did not end in time")]
+    Timeout(String),
+    /// A failure with a kind.
+    #[error(transparent)]
+    Failed(#[from] Failed),
+}
+
+fn check_name(name: &str) -> Result<(), Failed> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    if name.is_empty() || name.len() > NAME_MAX_BYTES || name.starts_with('.') || !name.bytes().all(known) {
+        return Err(Failed::new(FailureKind::Invalid, format!("name {name:?}")));
+    }
+    Ok(())
+}
+
+impl Sandbox {
+    pub(crate) fn new(mut settings: Settings) -> Self {
+        let (serials, disks) = std::mem::take(&mut settings.disks).into_iter().unzip();
+        Sandbox {
+            settings,
+            disks,
+            serials,
+            reaper: Reaper::default(),
+            unclaimed: Unclaimed::default(),
+            names: Mutex::default(),
+            containers: Mutex::default(),
+            destroyed: Notify::new(),
+        }
+    }
+
+    pub(crate) fn guest(&self) -> Guest {
+        self.settings.guest
+    }
+
+    fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {
+        // Nothing panics while holding it.
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names the sandbox and mounts what its containers share. Once.
+    pub(crate) async fn set_up(
+        &self,
+        sandbox_id: String,
+        hostname: String,
+        dns: Vec<String>,
+        storages: Vec<Storage>,
+    ) -> Result<(), Error> {
+        if self.names().sandbox_id.is_some() {
+            return Err(Failed::new(FailureKind::AlreadyExists, "the sandbox").into());
+        }
+        if !hostname.is_empty() {
+            rustix::system::sethostname(hostname.as_bytes()).map_err(|error| {
+                Failed::new(FailureKind::Invalid, format!("hostname {hostname:?}: {error}"))
+            })?;
+        }
+        if !storages.is_empty() {
+            launch::run(&self.reaper, &Order::Mount(self.storages(storages)), &self.disks).await?;
+        }
+        *self.names() = Names {
+            sandbox_id: Some(sandbox_id),
+            hostname,
+            dns,
+        };
+        Ok(())
+    }
+
+    fn storages(&self, list: Vec<Storage>) -> Storages {
+        let fds = self.disks.iter().map(AsRawFd::as_raw_fd);
+        Storages {
+            list,
+            disks: self.serials.iter().cloned().zip(fds).collect(),
+        }
+    }
+
+    /// The container with this id.
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        self.containers()
+            .get(id)
+            .cloned()
+            .flatten()
+            .ok_or_else(|| Error::NotFound(id.to_owned()))
+    }
+
+    /// Creates a container; its process waits to be started.
+    pub(crate) async fn create(&self, creation: Creation) -> Result<(), Error> {
+        check_name(&creation.id)?;
+        let id = creation.id.clone();
+        let slot = Slot::reserve(self, &id)?;
+        let container = self.make_container(creation).await?;
+        slot.fill(container);
+        Ok(())
+    }
+
+    async fn make_container(&self, creation: Creation) -> Result<Container, Error> {
+        let places = self.places(&creation);
+        let launches = Launches::new();
+        fs::create_dir_all(&places.bundle).map_err(|error| {
+            Failed::new(
+                FailureKind::Container,
+                format!("{}: {error}", places.bundle.display()),
+            )
+        })?;
+        let made = self.make_init(&places, creation, &launches).await;
+        match made {
+            Ok((id, init)) => Ok(Container::new(id, places, init, launches)),
+            Err(failed) => {
+                self.release(&places).await?;
+                Err(failed.into())
+            }
+        }
+    }
+
+    async fn make_init(
+        &self,
+        places: &Places,
+        creation: Creation,
+        launches: &Launches,
+    ) -> Result<(String, crate::process::Process), Failed> {
+        let Creation {
+            id,
+            mut spec,
+            user,
+            storages,
+            ports,
+            terminal,
+        } = creation;
+        let (prepared, streams) = Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?;
+        let Names { hostname, dns, .. } = self.names().clone();
+        let hostname = spec["hostname"].as_str().map_or(hostname, str::to_owned);
+        spec["linux"]["cgroupsPath"] = serde_json::json!(self.settings.cgroup.join(&id));
+        let order = Order::Create(Create {
+            id: id.clone(),
+            bundle: places.bundle.clone(),
+            storages: self.storages(storages),
+            spec,
+            user,
+            console: prepared.console().map(Path::to_owned),
+            dns,
+            hostname,
+        });
+        let child = launch::process(&self.reaper, &order, streams, &self.disks).await?;
+        Ok((id, prepared.follow(child, launches.none()).await?))
+    }
+
+    fn places(&self, creation: &Creation) -> Places {
+        let cgroup = self
+            .settings
+            .cgroup
+            .strip_prefix("/")
+            .unwrap_or(&self.settings.cgroup);
+        Places {
+            bundle: Path::new(RUN).join(&creation.id),
+            cgroup: Path::new("/sys/fs/cgroup").join(cgroup).join(&creation.id),
+            mount_points: creation
+                .storages
+                .iter()
+                .map(|storage| storage.mount_point.clone())
+                .collect(),
+        }
+    }
+
+    /// Starts a further process.
+    pub(crate) async fn exec(&self, execution: Execution) -> Result<(), Error> {
+        let Execution {
+            container_id,
+            exec_id,
+            process,
+            user,
+            ports,
+            terminal,
+        } = execution;
+        check_name(&exec_id)?;
+        let container = self.container(&container_id)?;
+        let (reservation, init_pid) = container.reserve(&exec_id)?;
+        let (prepared, streams) = Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?;
+        let order = Order::Exec(Exec {
+            id: container_id,
+            exec_id,
+            bundle: container.places.bundle.clone(),
+            process,
+            user,
+            console: prepared.console().map(Path::to_owned),
+            init_pid,
+        });
+        let child: Child = launch::process(&self.reaper, &order, streams, &[]).await?;
+        reservation.fill(prepared.follow(child, async {}).await?);
+        Ok(())
+    }
+
+    /// Kills what still runs in a container, waits for it, and releases what it had.
+    pub(crate) async fn remove(&self, id: &str, timeout: Option<Duration>) -> Result<(), Error> {
+        let container = self.container(id)?;
+        self.containers().insert(id.to_owned(), None);
+        let removing = Slot { sandbox: self, id };
+        let removed = match timeout {
+            Some(timeout) => tokio::time::timeout(timeout, self.end(&container)).await,
+            None => Ok(self.end(&container).await),
+        };
+        match removed {
+            Ok(released) => released,
+            Err(_) => {
+                removing.put_back(container);
+                Err(Error::Timeout(id.to_owned()))
+            }
+        }
+    }
+
+    async fn end(&self, container: &Container) -> Result<(), Error> {
+        container
+            .kill_all()
+            .map_err(|error| Failed::new(FailureKind::Container, format!("cgroup.kill: {error}")))?;
+        container.init().wait().await;
+        self.release(&container.places).await
+    }
+
+    async fn release(&self, places: &Places) -> Result<(), Error> {
+        // A failed creation may have left a process behind; killing an empty cgroup is harmless.
+        let _ = fs::write(places.cgroup.join("cgroup.kill"), "1");
+        let order = Order::Remove(Remove {
+            bundle: places.bundle.clone(),
+            cgroup: places.cgroup.clone(),
+            mount_points: places.mount_points.clone(),
+        });
+        Ok(launch::run(&self.reaper, &order, &[]).await?)
+    }
+
+    /// Removes every container. The agent ends after it.
+    pub(crate) async fn destroy(&self) {
+        let ids: Vec<String> = self.containers().keys().cloned().collect();
+        for id in ids {
+            if let Err(error) = self.remove(&id, None).await {
+                crate::warn(&format!("{id} is not removed: {error}"));
+            }
+        }
+        self.destroyed.notify_one();
+    }
+}
+
+/// An id that is taken while its container is made or removed.
+struct Slot<'a> {
+    sandbox: &'a Sandbox,
+    id: &'a str,
+}
+
+impl<'a> Slot<'a> {
+    fn reserve(sandbox: &'a Sandbox, id: &'a str) -> Result<Self, Failed> {
+        let mut containers = sandbox.containers();
+        if containers.contains_key(id) {
+            return Err(Failed::new(FailureKind::AlreadyExists, id));
+        }
+        containers.insert(id.to_owned(), None);
+        Ok(Slot { sandbox, id })
+    }
+
+    fn fill(self, container: Container) {
+        self.put_back(Arc::new(container));
+    }
+
+    fn put_back(self, container: Arc<Container>) {
+        self.sandbox
+            .containers()
+            .insert(self.id.to_owned(), Some(container));
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        let mut containers = self.sandbox.containers();
+        if containers.get(self.id).is_some_and(Option::is_none) {
+            containers.remove(self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_names_of_files() {
+        for name in ["c1", "a.b-c_d+e", &"x".repeat(64)] {
+            assert!(check_name(name).is_ok(), "{name}");
+        }
+        for name in ["", ".", "..", ".x", "a/b", "a b", "ü", &"x".repeat(65)] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! From the API's specification to the OCI runtime specification as JSON.
+//!
+//! Owns the field-by-field translation (OCI runtime-spec config.md and config-linux.md). What is asked
+//! and cannot be done is refused here by name; nothing is dropped. Must not know where the result goes.
+
+use kata_agent_proto::oci;
+use kata_agent_proto::{Failed, FailureKind};
+use serde_json::{Map, Value, json};
+
+/// The version of the OCI runtime specification when the request names none.
+const OCI_VERSION: &str = "1.0.2";
+
+/// Drops what is not set: null, and in protobuf's way of saying so, empty and zero.
+fn set(object: &mut Map<String, Value>, key: &str, value: Value) {
+    let unset = match &value {
+        Value::Null => true,
+        Value::Bool(flag) => !flag,
+        Value::Number(number) => number.as_i64() == Some(0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    };
+    if !unset {
+        object.insert(key.to_owned(), value);
+    }
+}
+
+/// An object of the fields that are set.
+macro_rules! object {
+    ($($key:literal: $value:expr),* $(,)?) => {{
+        let mut object = Map::new();
+        $(set(&mut object, $key, json!($value));)*
+        Value::Object(object)
+    }};
+}
+
+fn refuse<'a>(asked: impl IntoIterator<Item = (bool, &'a str)>) -> Result<(), Failed> {
+    match asked.into_iter().find(|(asked, _)| *asked) {
+        Some((_, what)) => Err(Failed::new(FailureKind::Unsupported, what)),
+        None => Ok(()),
+    }
+}
+
+/// The whole specification.
+///
+/// # Errors
+/// Unsupported for what cannot be done, invalid for what the OCI specification does not know.
+pub(crate) fn convert(spec: &oci::Spec) -> Result<Value, Failed> {
+    refuse([
+        (spec.solaris.is_some(), "a Solaris container"),
+        (spec.windows.is_some(), "a Windows container"),
+        (
+            spec.hooks
+                .as_ref()
+                .is_some_and(|hooks| !hooks.poststart.is_empty()),
+            "poststart hooks",
+        ),
+        (
+            spec.hooks
+                .as_ref()
+                .is_some_and(|hooks| !hooks.poststop.is_empty()),
+            "poststop hooks",
+        ),
+    ])?;
+    let root = spec
+        .root
+        .as_ref()
+        .ok_or_else(|| invalid("a specification without root"))?;
+    let process = spec
+        .process
+        .as_ref()
+        .ok_or_else(|| invalid("a specification without process"))?;
+    let version = if spec.version.is_empty() {
+        OCI_VERSION
+    } else {
+        &spec.version
+    };
+    let mut value = object! {
+        "hostname": spec.hostname,
+        "mounts": spec.mounts.iter().map(mount).collect::<Vec<_>>(),
+        "annotations": spec.annotations,
+        "hooks": spec.hooks.as_ref().map(hooks),
+    };
+    value["ociVersion"] = json!(version);
+    value["root"] = json!({ "path": root.path, "readonly": root.readonly });
+    value["process"] = convert_process(process)?;
+    value["linux"] = linux(spec.linux.as_ref().unwrap_or_default())?;
+    check::<oci_spec::runtime::Spec>(&value)?;
+    Ok(value)
+}
+
+/// A process of a specification, or one to execute beside it.
+///
+/// # Errors
+/// As [`convert`].
+pub(crate) fn convert_process(process: &oci::Process) -> Result<Value, Failed> {
+    refuse([(!process.selinux_label.is_empty(), "SELinux labels")])?;
+    let user = process.user.as_ref().unwrap_or_default();
+    let mut value = object! {
+        "terminal": process.terminal,
+        "consoleSize": process.console_size.as_ref().map(|size| json!({ "height": size.height, "width": size.width })),
+        "env": process.env,
+        "capabilities": process.capabilities.as_ref().map(capabilities),
+        "rlimits": process.rlimits.iter().map(rlimit).collect::<Vec<_>>(),
+        "noNewPrivileges": process.no_new_privileges,
+        "apparmorProfile": process.apparmor_profile,
+        "oomScoreAdj": process.oom_score_adj,
+    };
+    value["args"] = json!(process.args);
+    value["cwd"] = json!(if process.cwd.is_empty() { "/" } else { &process.cwd });
+    value["user"] = json!({ "uid": user.uid, "gid": user.gid });
+    if !user.additional_gids.is_empty() {
+        value["user"]["additionalGids"] = json!(user.additional_gids);
+    }
+    if !value["cwd"].as_str().is_some_and(|cwd| cwd.starts_with('/')) {
+        return Err(invalid(&format!(
+            "working directory {} is not absolute",
+            value["cwd"]
+        )));
+    }
+    check::<oci_spec::runtime::Process>(&value)?;
+    Ok(value)
+}
+
+fn invalid(what: &str) -> Failed {
+    Failed::new(FailureKind::Invalid, what)
+}
+
+/// That the types of the OCI specification understand the value.
+fn check<T: serde::de::DeserializeOwned>(value: &Value) -> Result<(), Failed> {
+    T::deserialize(value)
+        .map(drop)
+        .map_err(|error| invalid(&error.to_string()))
+}
+
+fn mount(mount: &oci::Mount) -> Value {
+    let mut value = object! { "source": mount.source, "type": mount.type_, "options": mount.options };
+    value["destination"] = json!(mount.destination);
+    value
+}
+
+fn hooks(hooks: &oci::Hooks) -> Value {
+    object! { "prestart": hooks.prestart.iter().map(hook).collect::<Vec<_>>() }
+}
+
+fn hook(hook: &oci::Hook) -> Value {
+    let mut value = object! { "args": hook.args, "env": hook.env, "timeout": hook.timeout };
+    value["path"] = json!(hook.path);
+    value
+}
+
+/// Sets that are empty stay: they say "none", where no sets at all say "all".
+fn capabilities(sets: &oci::LinuxCapabilities) -> Value {
+    json!({
+        "bounding": sets.bounding,
+        "effective": sets.effective,
+        "inheritable": sets.inheritable,
+        "permitted": sets.permitted,
+        "ambient": sets.ambient,
+    })
+}
+
+fn rlimit(limit: &oci::POSIXRlimit) -> Value {
+    json!({ "type": limit.type_, "hard": limit.hard, "soft": limit.soft })
+}
+
+fn linux(linux: &oci::Linux) -> Result<Value, Failed> {
+    refuse([
+        (linux.seccomp.is_some(), "seccomp profiles"),
+        (!linux.mount_label.is_empty(), "SELinux labels"),
+    ])?;
+    Ok(object! {
+        "uidMappings": linux.uid_mappings.iter().map(id_mapping).collect::<Vec<_>>(),
+        "gidMappings": linux.gid_mappings.iter().map(id_mapping).collect::<Vec<_>>(),
+        "sysctl": linux.sysctl,
+        "resources": linux.resources.as_ref().map(resources).transpose()?,
+        "cgroupsPath": linux.cgroups_path,
+        "namespaces": linux.namespaces.iter().map(namespace).collect::<Vec<_>>(),
+        "devices": linux.devices.iter().map(device).collect::<Vec<_>>(),
+        "rootfsPropagation": linux.rootfs_propagation,
+        "maskedPaths": linux.masked_paths,
+        "readonlyPaths": linux.readonly_paths,
+        "intelRdt": linux.intel_rdt.as_ref().map(|rdt| object! { "l3CacheSchema": rdt.l3_cache_schema }),
+    })
+}
+
+fn id_mapping(mapping: &oci::LinuxIDMapping) -> Value {
+    json!({ "hostID": mapping.host_id, "containerID": mapping.container_id, "size": mapping.size })
+}
+
+fn namespace(namespace: &oci::LinuxNamespace) -> Value {
+    object! { "type": namespace.type_, "path": namespace.path }
+}
+
+fn device(device: &oci::LinuxDevice) -> Value {
+    let mut value = object! { "fileMode": device.file_mode, "uid": device.uid, "gid": device.gid };
+    value["path"] = json!(device.path);
+    value["type"] = json!(device.type_);
+    value["major"] = json!(device.major);
+    value["minor"] = json!(device.minor);
+    value
+}
+
+/// Limits for cgroup v2. What only version 1 knew is refused.
+fn resources(resources: &oci::LinuxResources) -> Result<Value, Failed> {
+    refuse([
+        (
+            !resources.devices.is_empty(),
+            "device rules (the guest has no devices to keep from a container)",
+        ),
+        (resources.network.is_some(), "network classes and priorities"),
+    ])?;
+    Ok(object! {
+        "memory": resources.memory.as_ref().map(memory).transpose()?,
+        "cpu": resources.cpu.as_ref().map(cpu).transpose()?,
+        "pids": resources.pids.as_ref().filter(|pids| pids.limit != 0).map(|pids| json!({ "limit": pids.limit })),
+        "blockIO": resources.block_io.as_ref().map(block_io).transpose()?,
+        "hugepageLimits": resources.hugepage_limits.iter()
+            .map(|limit| json!({ "pageSize": limit.pagesize, "limit": limit.limit })).collect::<Vec<_>>(),
+    })
+}
+
+fn memory(memory: &oci::LinuxMemory) -> Result<Value, Failed> {
+    refuse([
+        (
+            memory.kernel != 0 || memory.kernel_tcp != 0,
+            "kernel memory limits",
+        ),
+        (memory.swappiness != 0, "swappiness"),
+        (memory.disable_oom_killer, "disabling the OOM killer"),
+    ])?;
+    Ok(object! { "limit": memory.limit, "reservation": memory.reservation, "swap": memory.swap })
+}
+
+fn cpu(cpu: &oci::LinuxCPU) -> Result<Value, Failed> {
+    refuse([(
+        cpu.realtime_runtime != 0 || cpu.realtime_period != 0,
+        "realtime CPU limits",
+    )])?;
+    Ok(object! {
+        "shares": cpu.shares, "quota": cpu.quota, "period": cpu.period, "cpus": cpu.cpus, "mems": cpu.mems,
+    })
+}
+
+fn block_io(io: &oci::LinuxBlockIO) -> Result<Value, Failed> {
+    let leaf = io.leaf_weight != 0 || io.weight_device.iter().any(|device| device.leaf_weight != 0);
+    refuse([(leaf, "leaf weights")])?;
+    let throttle = |devices: &[oci::LinuxThrottleDevice]| -> Vec<Value> {
+        let device = |device: &oci::LinuxThrottleDevice| json!({ "major": device.major, "minor": device.minor, "rate": device.rate });
+        devices.iter().map(device).collect()
+    };
+    let weight = |device: &oci::LinuxWeightDevice| json!({ "major": device.major, "minor": device.minor, "weight": device.weight });
+    Ok(object! {
+        "weight": io.weight,
+        "weightDevice": io.weight_device.iter().map(weight).collect::<Vec<_>>(),
+        "throttleReadBpsDevice": throttle(&io.throttle_read_bps_device),
+        "throttleWriteBpsDevice": throttle(&io.throttle_write_bps_device),
+        "throttleReadIOPSDevice": throttle(&io.throttle_read_iops_device),
+        "throttleWriteIOPSDevice": throttle(&io.throttle_write_iops_device),
+    })
+}
+
+#[cfg(test)]
+mod tests;

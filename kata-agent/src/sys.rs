@@ -1,0 +1,226 @@
+//! System calls that have no safe face elsewhere, one operation a function.
+//!
+//! The only module of the agent with `unsafe`. Owns the invariants of each call; must not know what the
+//! agent uses them for.
+#![expect(
+    unsafe_code,
+    reason = "system calls without a safe wrapper; each block states its invariant"
+)]
+
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::process::Pid;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Which side of [`fork`] this is.
+pub(crate) enum Fork {
+    /// The new process.
+    Child,
+    /// The old process, with the new one's id.
+    Parent(Pid),
+}
+
+/// Splits the process in two. Only before the first thread is made.
+pub(crate) fn fork() -> io::Result<Fork> {
+    // SAFETY: the callers run before any thread exists, so the child's copy of every lock is free.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => Pid::from_raw(pid)
+            .map(Fork::Parent)
+            .ok_or_else(|| io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Leaves the shared namespaces; see `unshare(2)`. Only before the first thread is made.
+pub(crate) fn unshare_namespaces() -> io::Result<()> {
+    let flags = libc::CLONE_NEWPID
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWCGROUP;
+    // SAFETY: unshare of namespaces touches no memory of this process.
+    check(unsafe { libc::unshare(flags) }).map(drop)
+}
+
+/// Takes over a descriptor that this process inherited. Each number once.
+pub(crate) fn take_fd(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD only looks the number up.
+    check(unsafe { libc::fcntl(fd, libc::F_GETFD) })?;
+    // SAFETY: the number is open, and was given to this process on its command line to be its own.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Has the event loop watch a descriptor.
+pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd answers the same open descriptor until the AsyncFd drops it.
+    let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
+    Ok(registered?)
+}
+
+/// The process id of some child that has ended and is not waited for yet; leaves it waitable.
+pub(crate) fn peek_ended_child() -> io::Result<Option<Pid>> {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: all-zero is a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is a valid place for the answer.
+    check(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) })?;
+    // SAFETY: waitid filled the SIGCHLD part of `info`, or left it zero.
+    Ok(Pid::from_raw(unsafe { info.si_pid() }))
+}
+
+/// Replaces the process's program; returns only the error. The environment is the process's own, and
+/// SIGPIPE gets its default meaning back, which the Rust runtime had taken away.
+pub(crate) fn exec(path: &OsStr, args: &[String]) -> io::Error {
+    match exec_arguments(path, args) {
+        Ok((path, args)) => exec_prepared(&path, &args),
+        Err(error) => error,
+    }
+}
+
+fn exec_arguments(path: &OsStr, args: &[String]) -> io::Result<(CString, Vec<CString>)> {
+    let path = CString::new(path.as_bytes())?;
+    let args = args
+        .iter()
+        .map(|arg| CString::new(arg.as_bytes()))
+        .collect::<Result<_, _>>()?;
+    Ok((path, args))
+}
+
+fn exec_prepared(path: &CString, args: &[CString]) -> io::Error {
+    let mut pointers: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
+    pointers.push(std::ptr::null());
+    // SAFETY: SIG_DFL is a valid disposition.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    // SAFETY: `path` and the null-terminated `pointers` live until the call fails.
+    unsafe { libc::execv(path.as_ptr(), pointers.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Reaps children until SIGTERM or SIGINT comes.
+pub(crate) fn idle() -> io::Result<()> {
+    let signals = signal_set(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD]);
+    // SAFETY: `signals` is initialized; blocked signals are queued even for an init process.
+    check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut()) })?;
+    loop {
+        // SAFETY: `signals` is initialized, and no details are asked for.
+        match unsafe { libc::sigwaitinfo(&raw const signals, std::ptr::null_mut()) } {
+            libc::SIGTERM | libc::SIGINT => return Ok(()),
+            _ => reap_children(),
+        }
+    }
+}
+
+fn signal_set(signals: &[libc::c_int]) -> libc::sigset_t {
+    // SAFETY: all-zero is a valid sigset_t.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    for signal in signals {
+        // SAFETY: `set` is initialized and the numbers are of named signals.
+        unsafe { libc::sigaddset(&raw mut set, *signal) };
+    }
+    set
+}
+
+fn reap_children() {
+    // SAFETY: no status is asked for.
+    while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
+}
+
+/// Sends a signal to the process behind a pidfd.
+pub(crate) fn pidfd_signal(pidfd: &impl AsFd, signal: i32) -> io::Result<()> {
+    let pidfd = pidfd.as_fd().as_raw_fd();
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is open while borrowed, and a null siginfo is allowed.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, none, 0) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Adds bytes to the kernel's entropy with full credit and reseeds its generator from it; see random(4).
+pub(crate) fn reseed_random(device: &impl AsFd, bytes: &[u8]) -> io::Result<()> {
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    let fd = device.as_fd().as_raw_fd();
+    let pool = entropy_request(bytes)?;
+    // SAFETY: `pool` has the layout of rand_pool_info with as many bytes as it announces.
+    check(unsafe { libc::ioctl(fd, RNDADDENTROPY, pool.as_ptr()) })?;
+    // SAFETY: this request has no argument.
+    check(unsafe { libc::ioctl(fd, RNDRESEEDCRNG) }).map(drop)
+}
+
+/// A `struct rand_pool_info`: the credit in bits, the length in bytes, then the bytes.
+fn entropy_request(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let length = i32::try_from(bytes.len()).map_err(io::Error::other)?;
+    let bits = length.checked_mul(8).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok([&bits.to_ne_bytes()[..], &length.to_ne_bytes()[..], bytes].concat())
+}
+
+/// Brings the loopback interface of this network namespace up.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    // SAFETY: creates a socket, no memory is involved.
+    let socket = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    let socket = take_fd(socket)?;
+    // SAFETY: all-zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l'.cast_signed();
+    request.ifr_name[1] = b'o'.cast_signed();
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(0);
+    // SAFETY: `request` is a valid ifreq for the length of the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
+}
+
+/// Attaches a file to a free loop device, read-only, gone with its last user. Returns the device's path.
+pub(crate) fn attach_loop(file: &impl AsFd) -> io::Result<String> {
+    const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
+    const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+    let control = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/loop-control")?;
+    loop {
+        // SAFETY: this request has no argument.
+        let number = check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) })?;
+        let path = format!("/dev/loop{number}");
+        let device = std::fs::File::open(&path)?;
+        let config = loop_config(file.as_fd().as_raw_fd());
+        // SAFETY: `config` has the size of struct loop_config.
+        match check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, config.as_ptr()) }) {
+            Ok(_) => return Ok(path),
+            // Somebody else was faster: the next free one.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A `struct loop_config` (linux/loop.h): fd, block size, then a loop_info64 with its flags at 52.
+fn loop_config(fd: RawFd) -> [u8; 304] {
+    const LO_FLAGS_READ_ONLY: u32 = 1;
+    const LO_FLAGS_AUTOCLEAR: u32 = 4;
+    let mut config = [0; 304];
+    config[..4].copy_from_slice(&fd.to_ne_bytes());
+    config[60..64].copy_from_slice(&(LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR).to_ne_bytes());
+    config
+}
+
+/// Ends the process at once, without destructors.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit does not return and touches no memory.
+    unsafe { libc::_exit(code) }
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}

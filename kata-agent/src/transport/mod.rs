@@ -1,0 +1,63 @@
+//! How connections come in and go out: vsock in a guest, descriptors on a socket as a process.
+//!
+//! Owns the difference between the two. Everything above sees byte streams with a port on either side
+//! and must not know what carries them.
+
+mod channel;
+mod vsock;
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::net::UnixStream;
+
+pub(crate) use channel::Channel;
+pub(crate) use vsock::Vsock;
+
+/// A connected byte stream of any socket family. Tokio's Unix stream uses only calls that every
+/// stream socket has (read, write, shutdown, readiness).
+pub(crate) type Stream = UnixStream;
+
+/// A connection from the host.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    /// The guest's port, which the host connected to.
+    pub(crate) guest_port: u32,
+    /// The host's port, which the connection comes from.
+    pub(crate) host_port: u32,
+    /// The connection.
+    pub(crate) stream: Stream,
+}
+
+/// One of the two carriers.
+pub(crate) enum Transport {
+    /// In a guest.
+    Vsock(Vsock),
+    /// As an ordinary process.
+    Channel(Channel),
+}
+
+impl Transport {
+    /// The next connection from the host; `None` when the host is gone for good.
+    pub(crate) async fn accept(&self) -> io::Result<Option<Incoming>> {
+        match self {
+            Transport::Vsock(vsock) => vsock.accept().await.map(Some),
+            Transport::Channel(channel) => channel.accept().await,
+        }
+    }
+
+    /// A connection to a port of the host.
+    pub(crate) async fn dial(&self, host_port: u32) -> io::Result<Stream> {
+        match self {
+            Transport::Vsock(vsock) => vsock.dial(host_port).await,
+            Transport::Channel(channel) => channel.dial(host_port).await,
+        }
+    }
+}
+
+/// Makes a stream of a connected socket.
+fn stream(socket: OwnedFd) -> io::Result<Stream> {
+    let socket = std::os::unix::net::UnixStream::from(socket);
+    socket.set_nonblocking(true)?;
+    Stream::from_std(socket)
+}
