@@ -1,4 +1,5 @@
 //! The device served as vhost-user, against the vhost crate's frontend over one memfd.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
@@ -254,25 +255,6 @@ impl Monitor {
             self.frontend.get_vring_base(index).unwrap();
         }
     }
-}
-
-#[test]
-fn a_kick_that_is_not_there_does_not_end_the_worker() {
-    let (_served, handle, mut monitor) = served();
-    // Kick descriptors that are readable and then empty: whoever reads second finds nothing.
-    for _ in 0..200 {
-        let (positions, thief) = (monitor.stop_queues(), monitor.kicks[1].try_clone().unwrap());
-        monitor.start_queues(positions);
-        let steal = thread::spawn(move || (0..50).filter(|_| thief.read().is_ok()).count());
-        for _ in 0..50 {
-            monitor.kicks[1].write(1).unwrap();
-        }
-        steal.join().unwrap();
-    }
-    let (host, socket) = monitor.connected(&handle, 9);
-    monitor.guest.write(socket, b"alive");
-    monitor.kick();
-    assert_eq!(read_exactly(&host, 5), b"alive");
 }
 
 #[test]

@@ -38,9 +38,11 @@
 mod guest;
 mod machine;
 mod ring;
+mod script;
 mod socket;
 
 pub use guest::Guest;
 pub use machine::Machine;
 pub use ring::{Buffer, DriverQueue};
+pub use script::{check_header, run_script};
 pub use socket::{Socket, SocketState};
