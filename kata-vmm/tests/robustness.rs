@@ -86,6 +86,22 @@ fn a_kernel_panic_is_a_guest_reset_with_its_message() {
     );
 }
 
+/// The kernel's command line decides it: without local timers a sleep never ends, and a kernel that
+/// distrusts the timestamp counter is left with `refined-jiffies`.
+#[test]
+fn a_guest_has_timers_and_a_good_clock() {
+    for vcpus in [1, 2] {
+        let Some(mut guest) = qemu("clock") else { return };
+        guest.machine.vcpus = vcpus;
+        let (monitor, _) = Monitor::running(&guest);
+        let Event::Exited { reason, console_tail } = monitor.event() else {
+            panic!("no exit");
+        };
+        assert_eq!(reason, VmExit::PowerOff);
+        assert!(console_tail.contains("init: slept by tsc"), "{console_tail}");
+    }
+}
+
 #[test]
 fn what_a_guest_sent_just_before_its_end_arrives() {
     let Some(guest) = qemu("last words") else { return };
