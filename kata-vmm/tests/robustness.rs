@@ -110,7 +110,7 @@ fn what_a_guest_sent_just_before_its_end_arrives() {
     let mut stream = monitor.dialed(7);
     // More than the stream holds: the rest is in the device when the machine is gone.
     assert!(machine.ends_within(DEADLINE));
-    let patience = Duration::from_millis(300);
+    let patience = Duration::from_millis(100);
     assert!(
         !readable_within(monitor.socket(), patience),
         "the end is told before the host has all"

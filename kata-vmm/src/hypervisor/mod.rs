@@ -28,7 +28,7 @@ pub(crate) use vm::{Occurrence, Vm, launch};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Backend {
-    /// The best that this host can run; [`Selection::reasons`] says why it is not a better one.
+    /// The best that this host can run; [`Selection::reason`] says why it is not a better one.
     #[default]
     Auto,
     /// QEMU with hardware virtualization.
