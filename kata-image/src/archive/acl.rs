@@ -4,6 +4,12 @@
 /// `ACL_UNDEFINED_ID`: entries without a user or group.
 const NO_ID: u32 = u32::MAX;
 const VERSION: u32 = 2;
+const ENTRY_BYTES: usize = 8;
+
+/// Whether an access list says more than owner, group and others, which are the mode: the kernel keeps no other.
+pub(super) fn says_more_than_mode(attribute: &[u8]) -> bool {
+    attribute.len() > size_of_val(&VERSION) + 3 * ENTRY_BYTES
+}
 
 /// `user::rwx,user:name:rwx:1000,group::r-x,mask::rwx,other::r--`, by comma or newline. A name that is a number
 /// counts as one; any other needs the number as its fourth field. `None` when that is not so.
@@ -73,7 +79,11 @@ mod tests {
                         04000400ffffffff\
                         10000700ffffffff\
                         20000000ffffffff";
-        assert_eq!(hex::encode(attribute), expected);
+        assert_eq!(hex::encode(&attribute), expected);
+        assert!(says_more_than_mode(&attribute));
+        assert!(!says_more_than_mode(
+            &from_text(b"user::rw-,group::r--,other::---").expect("acl")
+        ));
         assert_eq!(from_text(b"user:7:rwx"), from_text(b"user:x:rwx:7"));
     }
 

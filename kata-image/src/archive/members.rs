@@ -70,7 +70,8 @@ struct Contents {
     size_bytes: u64,
     position: u64,
     segments: std::vec::IntoIter<Segment>,
-    segment: Option<Segment>,
+    /// The piece that comes next or is being read.
+    segment: Segment,
     /// Bytes left in the archive, stored data and padding.
     stored_bytes: u64,
 }
@@ -284,7 +285,7 @@ impl<R: Read> Members<R> {
             size_bytes,
             position: 0,
             segments,
-            segment: None,
+            segment: Segment::default(),
             stored_bytes,
         };
         Ok(MemberKind::File { size_bytes })
@@ -359,41 +360,51 @@ impl<R: Read> Members<R> {
 /// Reads the contents of the current member, with the holes of a sparse file as zeros.
 impl<R: Read> Read for Members<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let contents = &mut self.contents;
-        while contents.segment.is_none_or(|segment| segment.bytes == 0) {
-            let Some(next) = contents.segments.next() else {
-                break;
-            };
-            contents.segment = Some(next);
-        }
-        let left = contents.size_bytes - contents.position;
-        let segment = contents.segment.filter(|segment| segment.bytes > 0);
-        let is_hole = segment.is_none_or(|segment| contents.position < segment.offset);
-        let most = match segment {
-            Some(segment) if is_hole => segment.offset - contents.position,
-            Some(segment) => segment.bytes,
-            None => left,
+        let hole = self.contents.hole();
+        let most = if hole > 0 {
+            hole
+        } else {
+            self.contents.segment.bytes
         };
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(buffer.len());
         let buffer = &mut buffer[..most];
-        let count = if is_hole {
+        if hole > 0 {
             buffer.fill(0);
-            most
-        } else {
-            self.read_stored(buffer)?
-        };
-        self.contents.advance(count as u64, is_hole);
+            self.contents.position += most as u64;
+            return Ok(most);
+        }
+        let count = self.read_stored(buffer)?;
+        self.contents.advance(count as u64);
         Ok(count)
     }
 }
 
+impl<R: Read> Members<R> {
+    /// Skips zeros of a hole that come next: at most `most` bytes, and a multiple of `unit`.
+    pub(crate) fn skip_hole(&mut self, most: u64, unit: u64) -> u64 {
+        let skipped = self.contents.hole().min(most) / unit * unit;
+        self.contents.position += skipped;
+        skipped
+    }
+}
+
 impl Contents {
-    fn advance(&mut self, bytes: u64, is_hole: bool) {
-        self.position += bytes;
-        if let Some(segment) = self.segment.as_mut().filter(|_| !is_hole) {
-            segment.offset += bytes;
-            segment.bytes -= bytes;
+    /// How many zeros come next that are not stored.
+    fn hole(&mut self) -> u64 {
+        while self.segment.bytes == 0 {
+            let Some(next) = self.segments.next() else {
+                return self.size_bytes - self.position;
+            };
+            self.segment = next;
         }
+        self.segment.offset - self.position
+    }
+
+    /// Notes that stored bytes of the current piece were read.
+    fn advance(&mut self, bytes: u64) {
+        self.position += bytes;
+        self.segment.offset += bytes;
+        self.segment.bytes -= bytes;
     }
 }
 
@@ -449,11 +460,14 @@ impl Decoder<'_> {
     }
 
     fn mtime(&self) -> Result<Time, ArchiveError> {
-        let stored = || {
-            self.header
+        let stored = || match self.header.as_old().mtime {
+            // Before 1970, as GNU's tar writes it: all the bytes are one negative number.
+            [0xff, _, _, _, low @ ..] => Some(i64::from_be_bytes(low)),
+            _ => self
+                .header
                 .mtime()
                 .ok()
-                .and_then(|seconds| i64::try_from(seconds).ok())
+                .and_then(|seconds| i64::try_from(seconds).ok()),
         };
         let stored = || {
             stored().map(|seconds| Time {
@@ -467,19 +481,25 @@ impl Decoder<'_> {
             .ok_or_else(|| self.field("mtime"))
     }
 
+    fn acl(&self, key: &str) -> Result<Option<Vec<u8>>, ArchiveError> {
+        let Some(text) = self.pax.get(key) else {
+            return Ok(None);
+        };
+        let list = acl::from_text(text);
+        list.map(Some).ok_or_else(|| ArchiveError::Acl {
+            entry: path_of(&self.path()),
+        })
+    }
+
     fn xattrs(&self) -> Result<Vec<XattrPair>, ArchiveError> {
         let raw = self.pax.with_prefix("SCHILY.xattr.");
         let mut xattrs: Vec<_> = raw.map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
-        for (key, name) in [
-            ("SCHILY.acl.access", "system.posix_acl_access"),
-            ("SCHILY.acl.default", "system.posix_acl_default"),
-        ] {
-            let Some(text) = self.pax.get(key) else { continue };
-            let value = acl::from_text(text).ok_or_else(|| ArchiveError::Acl {
-                entry: path_of(&self.path()),
-            })?;
-            xattrs.push((name.as_bytes().to_vec(), value));
-        }
+        let access = self
+            .acl("SCHILY.acl.access")?
+            .filter(|list| acl::says_more_than_mode(list));
+        let default = self.acl("SCHILY.acl.default")?;
+        xattrs.extend(access.map(|list| (b"system.posix_acl_access".to_vec(), list)));
+        xattrs.extend(default.map(|list| (b"system.posix_acl_default".to_vec(), list)));
         Ok(xattrs)
     }
 

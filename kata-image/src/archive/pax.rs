@@ -16,7 +16,8 @@ impl Records {
             let (record, rest) = split_record(bytes)?;
             let equals = record.iter().position(|byte| *byte == b'=')?;
             let (key, value) = (record.get(..equals)?, record.get(equals + 1..)?);
-            if value.is_empty() {
+            // An empty value takes a record back, but an extended attribute may well be empty.
+            if value.is_empty() && !key.starts_with(b"SCHILY.xattr.") {
                 self.0.remove(key);
             } else {
                 self.0.insert(key.to_vec(), value.to_vec());
@@ -129,6 +130,8 @@ mod tests {
         assert_eq!(records.get("a"), Some(&b"2"[..]));
         records.extend(b"5 b=\n").expect("records");
         assert_eq!(records.get("b"), None);
+        records.extend(b"19 SCHILY.xattr.u=\n").expect("records");
+        assert_eq!(records.get("SCHILY.xattr.u"), Some(&b""[..]));
     }
 
     #[test]

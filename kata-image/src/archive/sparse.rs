@@ -12,7 +12,7 @@ pub(super) struct Map {
     stored_bytes: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Segment {
     pub(super) offset: u64,
     pub(super) bytes: u64,

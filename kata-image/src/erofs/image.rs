@@ -30,6 +30,12 @@ pub(super) fn fits_inline(xattr_bytes: usize, tail_bytes: usize) -> bool {
     tail_bytes > 0 && INODE_BYTES + xattr_bytes + tail_bytes <= BLOCK
 }
 
+/// Contents of a file, with the holes that are known without reading.
+pub(crate) trait Contents: Read {
+    /// Skips zeros that come next: at most `most` bytes, and a multiple of 4096.
+    fn skip_hole(&mut self, most: u64) -> io::Result<u64>;
+}
+
 pub(crate) struct Image<'a> {
     out: &'a File,
     limits: Limits,
@@ -40,7 +46,10 @@ pub(crate) struct Image<'a> {
     /// Where the buffer will be written.
     buffer_block: u64,
     tails: Vec<u8>,
+    /// Of all blocks that are not zeros, and of their places.
     digest: Sha256,
+    /// The block after the last that was hashed: as long as it is the next, its place need not be.
+    hashed_block: u64,
     xattrs_left_out: u64,
 }
 
@@ -69,6 +78,7 @@ impl<'a> Image<'a> {
             buffer_block: 1,
             tails: Vec::new(),
             digest: Sha256::new(),
+            hashed_block: 0,
             xattrs_left_out: 0,
         }
     }
@@ -139,7 +149,7 @@ impl<'a> Image<'a> {
     /// Copies a file's contents into the image; `xattr_bytes` is what its inode carries besides them.
     pub(crate) fn store(
         &mut self,
-        contents: &mut impl Read,
+        contents: &mut impl Contents,
         size_bytes: u64,
         xattr_bytes: usize,
     ) -> Result<Content, StoreFileError> {
@@ -179,9 +189,14 @@ impl<'a> Image<'a> {
         &self.tails[start..start + bytes]
     }
 
-    fn append_from(&mut self, contents: &mut impl Read, bytes: u64) -> Result<(), StoreFileError> {
+    fn append_from(&mut self, contents: &mut impl Contents, bytes: u64) -> Result<(), StoreFileError> {
         let mut left = bytes;
         while left > 0 {
+            let skipped = self.skip_hole(contents, left)?;
+            left -= skipped;
+            if left == 0 {
+                break;
+            }
             let start = self.buffer.len();
             let room = BUFFER_BYTES - start;
             let count = usize::try_from(left).unwrap_or(room).min(room);
@@ -193,6 +208,19 @@ impl<'a> Image<'a> {
             self.flush_if_full().map_err(StoreFileError::Write)?;
         }
         self.pad().map_err(StoreFileError::Write)
+    }
+
+    /// Leaves out the zeros that come next.
+    fn skip_hole(&mut self, contents: &mut impl Contents, most: u64) -> Result<u64, StoreFileError> {
+        if !self.buffer.len().is_multiple_of(BLOCK) {
+            return Ok(0);
+        }
+        let skipped = contents.skip_hole(most).map_err(StoreFileError::Read)?;
+        if skipped > 0 {
+            self.flush().map_err(StoreFileError::Write)?;
+            self.buffer_block += skipped / BLOCK_BYTES;
+        }
+        Ok(skipped)
     }
 
     /// Appends bytes; blocks need not be filled at once.
@@ -223,15 +251,18 @@ impl<'a> Image<'a> {
 
     /// Writes the blocks in the buffer, but not those of zeros.
     fn flush(&mut self) -> io::Result<()> {
-        self.digest.update(&self.buffer);
-        let mut offset = self.buffer_block * BLOCK_BYTES;
-        for run in self.buffer.chunk_by_blocks() {
-            if !is_zero(run) {
-                self.out.write_all_at(run, offset)?;
+        for run in runs(&self.buffer) {
+            let end = self.buffer_block + (run.len() / BLOCK) as u64;
+            if !starts_with_zeros(run) {
+                if self.hashed_block != self.buffer_block {
+                    self.digest.update(self.buffer_block.to_le_bytes());
+                }
+                self.digest.update(run);
+                self.out.write_all_at(run, self.buffer_block * BLOCK_BYTES)?;
+                self.hashed_block = end;
             }
-            offset += run.len() as u64;
+            self.buffer_block = end;
         }
-        self.buffer_block += (self.buffer.len() / BLOCK) as u64;
         self.buffer.clear();
         Ok(())
     }
@@ -247,31 +278,26 @@ impl<'a> Image<'a> {
     }
 }
 
-fn is_zero(block: &[u8]) -> bool {
-    block.chunks(BLOCK).all(|block| *block == ZEROS[..block.len()])
+fn starts_with_zeros(blocks: &[u8]) -> bool {
+    let length = blocks.len().min(BLOCK);
+    blocks[..length] == ZEROS[..length]
 }
 
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
-/// Splitting into runs of blocks that are all zeros or all not.
-trait ChunkByBlocks {
-    fn chunk_by_blocks(&self) -> impl Iterator<Item = &[u8]>;
-}
-
-impl ChunkByBlocks for Vec<u8> {
-    fn chunk_by_blocks(&self) -> impl Iterator<Item = &[u8]> {
-        let mut rest = self.as_slice();
-        std::iter::from_fn(move || {
-            let zero = is_zero(rest.chunks(BLOCK).next()?);
-            let blocks = rest
-                .chunks(BLOCK)
-                .take_while(|block| is_zero(block) == zero)
-                .count();
-            let (run, after) = rest.split_at((blocks * BLOCK).min(rest.len()));
-            rest = after;
-            Some(run)
-        })
-    }
+/// Splits whole blocks into runs that are all zeros or have no block of zeros.
+fn runs(buffer: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = buffer;
+    std::iter::from_fn(move || {
+        let is_zero = starts_with_zeros(rest);
+        let blocks = rest
+            .chunks(BLOCK)
+            .take_while(|block| starts_with_zeros(block) == is_zero)
+            .count();
+        let (run, after) = rest.split_at((blocks * BLOCK).min(rest.len()));
+        rest = after;
+        (!run.is_empty()).then_some(run)
+    })
 }
 
 #[cfg(test)]
@@ -282,9 +308,9 @@ mod tests {
     fn runs_are_split_where_zeros_begin_and_end() {
         let block = |byte: u8| vec![byte; BLOCK];
         let buffer = [block(0), block(0), block(1), block(2), block(0)].concat();
-        let runs: Vec<_> = buffer.chunk_by_blocks().map(|run| run.len() / BLOCK).collect();
-        assert_eq!(runs, [2, 2, 1]);
-        assert_eq!(Vec::new().chunk_by_blocks().count(), 0);
+        let lengths: Vec<_> = runs(&buffer).map(|run| run.len() / BLOCK).collect();
+        assert_eq!(lengths, [2, 2, 1]);
+        assert_eq!(runs(&[]).count(), 0);
     }
 
     #[test]

@@ -37,7 +37,7 @@ use crate::source::Source;
 use crate::tree::{self, EntryError};
 
 pub use image::MAX_TAIL_BYTES;
-pub(crate) use image::{Image, StoreFileError};
+pub(crate) use image::{Contents, Image, StoreFileError};
 pub(crate) use superblock::has_magic;
 pub use superblock::{Superblock, SuperblockError};
 

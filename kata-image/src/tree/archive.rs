@@ -1,11 +1,12 @@
 //! From a tar archive to a tree. Contents go into the image while they are read; a path of the archive never
 //! touches the host's filesystem.
 
+use std::io::{self, Read};
 use std::path::Path;
 
 use super::{Body, EntryError, EntryPath, Metadata, Tree, Xattrs};
-use crate::archive::{self, ArchiveError, BytesRead, Member, MemberKind};
-use crate::erofs::{Error, Image, StoreFileError};
+use crate::archive::{self, ArchiveError, BytesRead, Member, MemberKind, Members};
+use crate::erofs::{BLOCK_BYTES, Contents, Error, Image, StoreFileError};
 
 /// Reads the archive at `path` to its end.
 pub(crate) fn read(path: &Path, image: &mut Image<'_>) -> Result<Tree, Error> {
@@ -33,6 +34,12 @@ pub(crate) fn read(path: &Path, image: &mut Image<'_>) -> Result<Tree, Error> {
     Ok(reader.tree)
 }
 
+impl<R: Read> Contents for Members<R> {
+    fn skip_hole(&mut self, most: u64) -> io::Result<u64> {
+        Ok(Members::skip_hole(self, most, BLOCK_BYTES))
+    }
+}
+
 struct Reader<'a, 'b> {
     path: &'a Path,
     tree: Tree,
@@ -43,7 +50,7 @@ impl Reader<'_, '_> {
     fn member(
         &mut self,
         member: Member,
-        contents: &mut impl std::io::Read,
+        contents: &mut impl Contents,
         bytes_read: &BytesRead,
     ) -> Result<(), Error> {
         let path = EntryPath::new(&member.path).map_err(|error| self.entry_error(error))?;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::host_file::HostFile;
 use super::{Body, EntryError, Metadata, NodeId, Time, Tree, XattrPair, Xattrs, xattr};
 use crate::erofs::{Error, Image, StoreFileError};
 
@@ -113,16 +114,18 @@ impl Walk<'_, '_> {
     fn file(&mut self, path: &Path, status: &Status, metadata: &Metadata) -> Result<Body, Error> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
-        let mut file = File::from(opened.map_err(read_error(path))?);
+        let file = File::from(opened.map_err(read_error(path))?);
         let now = file.metadata().map_err(read_error(path))?;
         if (now.dev(), now.ino(), now.len()) != (status.dev(), status.ino(), status.len()) {
             return Err(Error::Changed {
                 path: path.to_path_buf(),
             });
         }
-        let stored = self
-            .image
-            .store(&mut file, now.len(), metadata.xattrs.stored_bytes());
+        let stored = self.image.store(
+            &mut HostFile::new(file),
+            now.len(),
+            metadata.xattrs.stored_bytes(),
+        );
         let content = stored.map_err(|error| match error {
             StoreFileError::Read(error) if error.kind() == io::ErrorKind::UnexpectedEof => Error::Changed {
                 path: path.to_path_buf(),

@@ -6,6 +6,7 @@
 
 pub(crate) mod archive;
 pub(crate) mod directory;
+mod host_file;
 mod path;
 mod xattr;
 
