@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use crate::distribution::{Distribution, DistributionError, Family};
 use crate::packages::Apt;
+use crate::partial::Partial;
 use crate::process::{self, ProcessError};
 use crate::progress::Step;
 
@@ -132,12 +133,9 @@ fn download(directory: &Path) -> Result<Kernel, KernelError> {
     }
     let step = Step::start("guest kernel");
     let packages = listed_packages(&step, Distribution::detect()?.family)?;
-    let partial = directory.join(format!(".partial-{}", std::process::id()));
-    let unpacked = unpack_into(&step, &partial, &packages);
-    let result = unpacked.and_then(|()| adopt(directory, &partial, &packages));
-    // Whatever is left there is of no use; the result tells what matters.
-    let _ = fs::remove_dir_all(&partial);
-    let kernel = result?;
+    let partial = Partial::new(directory, "").map_err(cache("write into", directory))?;
+    unpack_into(&step, partial.path(), &packages)?;
+    let kernel = adopt(directory, partial, &packages)?;
     step.done(&kernel.version);
     Ok(kernel)
 }
@@ -249,14 +247,14 @@ fn unpack_into(step: &Step, partial: &Path, packages: &[String]) -> Result<(), K
 }
 
 /// Gives an unpacked kernel its name, at once, so that a kernel in the cache is a complete one.
-fn adopt(directory: &Path, partial: &Path, packages: &[String]) -> Result<Kernel, KernelError> {
+fn adopt(directory: &Path, partial: Partial, packages: &[String]) -> Result<Kernel, KernelError> {
     let contents = || KernelError::Contents {
         packages: packages.join(" "),
     };
-    let found = kernel_in(partial).ok_or_else(contents)?;
+    let found = kernel_in(partial.path()).ok_or_else(contents)?;
     let target = directory.join(&found.version);
     if !target.exists() {
-        fs::rename(partial, &target).map_err(cache("create", &target))?;
+        partial.complete(&target).map_err(cache("create", &target))?;
     }
     kernel_in(&target).ok_or_else(contents)
 }
@@ -322,9 +320,10 @@ mod tests {
     #[test]
     fn a_package_without_a_kernel_is_refused_and_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        let partial = directory.path().join(".partial-1");
-        fs::create_dir(&partial).unwrap();
-        let error = adopt(directory.path(), &partial, &["linux-image-x".into()]).unwrap_err();
+        let partial = Partial::new(directory.path(), "").unwrap();
+        fs::create_dir(partial.path()).unwrap();
+        let error = adopt(directory.path(), partial, &["linux-image-x".into()]).unwrap_err();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
         assert_eq!(
             error.to_string(),
             "the packages linux-image-x hold no kernel with modules"

@@ -8,6 +8,7 @@ mod distribution;
 mod guest;
 mod kernel;
 mod packages;
+mod partial;
 mod process;
 mod progress;
 mod quickstart;

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::distribution::{Distribution, DistributionError};
+use crate::partial::Partial;
 use crate::process::{self, ProcessError};
 use crate::progress::Step;
 use crate::units::mib;
@@ -47,27 +48,23 @@ pub(crate) fn provide(cache: &Path) -> Result<PathBuf, RootfsError> {
     let directory = cache.join("rootfs");
     let archive = directory.join(format!("{}-{codename}.tar", family.name()));
     if !archive.is_file() {
-        fs::create_dir_all(&directory).map_err(failed("create", &directory))?;
-        let partial = directory.join(format!(".partial-{}.tar", std::process::id()));
-        let made = make(&codename, &partial, &archive);
-        if made.is_err() {
-            // It may not exist; the first error is the one that matters.
-            let _ = fs::remove_file(&partial);
-        }
-        made?;
+        make(&codename, &directory, &archive)?;
     }
     Ok(archive)
 }
 
-fn make(suite: &str, partial: &Path, archive: &Path) -> Result<(), RootfsError> {
+fn make(suite: &str, directory: &Path, archive: &Path) -> Result<(), RootfsError> {
     let step = Step::start(format!("root filesystem of {suite} (once, about a minute)"));
+    let partial = Partial::new(directory, ".tar").map_err(failed("write into", directory))?;
     let mut command = process::command("mmdebstrap", ["--variant=minbase", "--format=tar", suite]);
-    process::run(&step, command.arg(partial)).map_err(|source| RootfsError::Program {
+    process::run(&step, command.arg(partial.path())).map_err(|source| RootfsError::Program {
         suite: suite.to_owned(),
         source,
     })?;
-    let size = fs::metadata(partial).map_err(failed("read", partial))?.len();
-    fs::rename(partial, archive).map_err(failed("create", archive))?;
+    let size = fs::metadata(partial.path())
+        .map_err(failed("read", partial.path()))?
+        .len();
+    partial.complete(archive).map_err(failed("create", archive))?;
     step.done(mib(size));
     Ok(())
 }

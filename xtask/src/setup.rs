@@ -9,6 +9,7 @@ use kata_image::guest::Asset;
 use crate::guest::{self, GuestError};
 use crate::kernel::Kernel;
 use crate::packages::{self, PackageError};
+use crate::partial::Partial;
 use crate::process::{self, ProcessError};
 use crate::progress::Step;
 use crate::rootfs::{self, RootfsError};
@@ -111,13 +112,8 @@ pub(crate) fn install_monitor(monitor: &Path) -> Result<PathBuf, SetupError> {
 }
 
 fn replace(monitor: &Path, directory: &Path, path: &Path) -> io::Result<()> {
-    fs::create_dir_all(directory)?;
-    let partial = directory.join(format!(".kata-vmm-{}", std::process::id()));
+    let partial = Partial::new(directory, "")?;
     // fs::copy keeps the permissions.
-    let copied = fs::copy(monitor, &partial).and_then(|_| fs::rename(&partial, path));
-    if copied.is_err() {
-        // It may not exist; the first error is the one that matters.
-        let _ = fs::remove_file(&partial);
-    }
-    copied
+    fs::copy(monitor, partial.path())?;
+    partial.complete(path)
 }
