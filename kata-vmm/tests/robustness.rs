@@ -340,3 +340,18 @@ fn a_monitor_keeps_only_what_it_needs() {
     assert!(images.is_empty(), "files of the machine stay open: {images:?}");
     assert!(!readable_within(monitor.socket(), Duration::ZERO));
 }
+
+#[test]
+fn a_monitor_with_nothing_to_do_does_nothing() {
+    let busy = |pid: u32| -> Duration {
+        let schedstat = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
+        Duration::from_nanos(schedstat.split(' ').next().unwrap().parse().unwrap())
+    };
+    for guest in [Some(process("wait")), qemu("wait")].into_iter().flatten() {
+        let (monitor, _) = Monitor::running(&guest);
+        let before = busy(monitor.process.id());
+        assert!(!readable_within(monitor.socket(), Duration::from_millis(500)));
+        let used = busy(monitor.process.id()) - before;
+        assert!(used < Duration::from_millis(50), "{used:?} of half a second");
+    }
+}

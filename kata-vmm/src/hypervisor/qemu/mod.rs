@@ -208,7 +208,7 @@ impl Vm for Emulator {
         let mut sources: Vec<_> = self.child.sources().collect();
         sources.extend(self.qmp.source());
         sources.extend(self.console.source());
-        sources.push(self.vsock.dials());
+        sources.extend(self.vsock.dials());
         sources
     }
 

@@ -18,8 +18,8 @@ use crate::hypervisor::vm::failure;
 #[derive(Debug)]
 pub(super) struct Vsock {
     handle: Handle,
-    /// The worker puts the guest's dials in at the other end.
-    dials: Channel,
+    /// The worker puts the guest's dials in at the other end; gone with the worker.
+    dials: Option<Channel>,
     /// Gone once the machine has ended.
     served: Option<Served>,
 }
@@ -35,29 +35,32 @@ impl Vsock {
             vhost_user::serve(device).map_err(|cause| failure("serve the vsock device", &cause))?;
         let vsock = Self {
             handle,
-            dials,
+            dials: Some(dials),
             served: Some(served),
         };
         Ok((vsock, frontend))
     }
 
-    /// What to wait on.
-    pub(super) fn dials(&self) -> BorrowedFd<'_> {
-        self.dials.as_fd()
+    /// What to wait on, while the worker lives.
+    pub(super) fn dials(&self) -> Option<BorrowedFd<'_>> {
+        self.dials.as_ref().map(AsFd::as_fd)
     }
 
     /// Moves the guest's dials over.
-    pub(super) fn take_dials(&self, occurrences: &mut Vec<Occurrence>) {
-        loop {
-            match self.dials.recv() {
+    pub(super) fn take_dials(&mut self, occurrences: &mut Vec<Occurrence>) {
+        while let Some(dials) = &self.dials {
+            match dials.recv() {
                 Ok(Some((ports, stream))) => occurrences.push(Occurrence::Dialed {
                     host_port: ports.host,
                     stream,
                 }),
                 Ok(None) => return,
                 Err(cause) => {
-                    log::error!("the vsock device's worker is gone: {cause}");
-                    return;
+                    // Expected once the device was stopped; before, the guest has lost its device.
+                    if self.served.is_some() {
+                        log::error!("the vsock device's worker is gone: {cause}");
+                    }
+                    self.dials = None;
                 }
             }
         }
