@@ -1,4 +1,12 @@
-//! Virtio devices in safe Rust.
+#![doc = include_str!("../README.md")]
+//!
+//! # Rooms
+//!
+//! - [`vsock`]: the socket device.
+//! - [`vhost_user`]: the transport for frontends in other processes.
+//! - `mock` (feature `mock`): a guest's driver, for tests and benchmarks.
+//!
+//! This crate knows guest memory, queues and file descriptors; never KVM, QEMU, containers or agents.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "mock")]
