@@ -123,13 +123,15 @@ fn init() -> Option<&'static Path> {
     .as_deref()
 }
 
-/// A module by its name: below the variable `KATA_KERNEL_MODULES`, else beside the kernel.
+/// A module of the kernel by its name: below the variable `KATA_KERNEL_MODULES`, else in the cache that
+/// the quickstart's kernel is in.
 fn module_content(name: &str) -> Option<Vec<u8>> {
+    let kernel = kernel()?;
     let root = match std::env::var_os("KATA_KERNEL_MODULES") {
         Some(root) => PathBuf::from(root),
-        None => kernel()?.parent()?.to_owned(),
+        None => kernel.parent()?.parent()?.join("kernel"),
     };
-    let path = find(&root, name)?;
+    let path = find(&root, name, &release(&kernel)?)?;
     if path.extension()? != "xz" {
         return Some(fs::read(path).unwrap());
     }
@@ -138,19 +140,31 @@ fn module_content(name: &str) -> Option<Vec<u8>> {
     Some(output.stdout)
 }
 
-fn find(directory: &Path, module: &str) -> Option<PathBuf> {
+/// What `uname -r` says in the guest: an uncompressed kernel says it as it does when it starts.
+fn release(kernel: &Path) -> Option<String> {
+    const BANNER: &[u8] = b"Linux version ";
+    let image = fs::read(kernel).unwrap();
+    let banner = image.windows(BANNER.len()).position(|window| window == BANNER)?;
+    let words = &image[banner + BANNER.len()..];
+    let end = words.iter().position(|byte| *byte == b' ')?;
+    Some(String::from_utf8_lossy(&words[..end]).into_owned())
+}
+
+/// The module's file below a directory of that release.
+fn find(directory: &Path, module: &str, release: &str) -> Option<PathBuf> {
     let mut below = Vec::new();
     for entry in fs::read_dir(directory).ok()?.flatten() {
         let path = entry.path();
         let name = entry.file_name().to_string_lossy().replace('-', "_");
-        if name == format!("{module}.ko") || name == format!("{module}.ko.xz") {
+        let named = name == format!("{module}.ko") || name == format!("{module}.ko.xz");
+        if named && path.iter().any(|part| part == release) {
             return Some(path);
         }
         if entry.file_type().ok()?.is_dir() {
             below.push(path);
         }
     }
-    below.iter().find_map(|path| find(path, module))
+    below.iter().find_map(|path| find(path, module, release))
 }
 
 /// A cpio archive in the form "newc" (Linux Documentation/driver-api/early-userspace/buffer-format.rst).
