@@ -42,7 +42,8 @@ on_every_backend! {
         for _ in 0..95 {
             run().await;
         }
-        assert_eq!(open_fds(), fds);
+        // The last connection is closed by a task, a moment after the sandbox's end.
+        bed::eventually("descriptors are back", async || open_fds() <= fds).await;
         assert_eq!(traces(), left);
         let grown = resident_kib().saturating_sub(resident);
         assert!(grown < 4 << 10, "{grown} KiB more after 95 sandboxes");

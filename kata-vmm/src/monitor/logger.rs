@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use log::{LevelFilter, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Which lines are written, e.g. `debug`; without it `info`.
+/// Which lines are written, e.g. `debug`; without it `warn`.
 const VARIABLE: &str = "KATA_VMM_LOG";
 
 /// A pipe that is reported writable takes as much without waiting (pipe(7), `PIPE_BUF`).
@@ -21,7 +21,7 @@ pub(super) fn install() {
     let level = std::env::var(VARIABLE)
         .ok()
         .and_then(|level| level.parse().ok())
-        .unwrap_or(LevelFilter::Info);
+        .unwrap_or(LevelFilter::Warn);
     if log::set_logger(&Stderr).is_ok() {
         log::set_max_level(level);
     }
