@@ -1,9 +1,9 @@
 //! Any bytes as an archive: an image or an error within bounds, and the same image every time.
 //!
-//! With cargo-fuzz: `cargo +nightly fuzz run archive`. Without it, from this directory:
+//! With cargo-fuzz: `cargo +nightly fuzz run archive ../tests/corpus/archive`. Without it, from this directory:
 //! `RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
 //! -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table --cfg fuzzing"
-//! cargo +nightly run --release --target x86_64-unknown-linux-gnu -- corpus/archive`.
+//! cargo +nightly run --release --target x86_64-unknown-linux-gnu -- corpus ../tests/corpus/archive`.
 #![no_main]
 
 use std::fs::File;

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
 use super::ArchiveError;
-use super::acl;
+use super::decoder::Decoder;
 use super::pax::{self, Records};
 use super::sparse::{FrontMap, Map, Segment};
 use crate::tree::{Body, Time, XattrPair};
@@ -78,9 +78,9 @@ struct Contents {
 
 /// Headers that extend the next one.
 #[derive(Debug, Default)]
-struct Extensions {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
+pub(super) struct Extensions {
+    pub(super) path: Option<Vec<u8>>,
+    pub(super) link: Option<Vec<u8>>,
     pax: Option<Records>,
 }
 
@@ -408,122 +408,6 @@ impl Contents {
     }
 }
 
-/// One header with everything that extends it.
-struct Decoder<'a> {
-    header: &'a Header,
-    extensions: &'a Extensions,
-    pax: &'a Records,
-}
-
-impl Decoder<'_> {
-    fn path(&self) -> Vec<u8> {
-        let long = self.extensions.path.as_deref().map(without_nul);
-        let pax = self.pax.get("GNU.sparse.name").or_else(|| self.pax.get("path"));
-        long.or(pax)
-            .map_or_else(|| self.header.path_bytes().into_owned(), <[u8]>::to_vec)
-    }
-
-    fn link(&self) -> Vec<u8> {
-        let long = self
-            .extensions
-            .link
-            .as_deref()
-            .map(without_nul)
-            .or_else(|| self.pax.get("linkpath"));
-        let short = || self.header.link_name_bytes().unwrap_or_default().into_owned();
-        long.map_or_else(short, <[u8]>::to_vec)
-    }
-
-    fn size(&self) -> Result<u64, ArchiveError> {
-        let pax = self.pax.get("size").map(pax::decimal);
-        pax.unwrap_or_else(|| self.header.entry_size().ok())
-            .ok_or_else(|| self.field("size"))
-    }
-
-    fn device(&self, body: impl FnOnce(u32, u32) -> Body) -> Result<MemberKind, ArchiveError> {
-        let number = |number: io::Result<Option<u32>>| number.ok().flatten();
-        let (major, minor) = (
-            number(self.header.device_major()),
-            number(self.header.device_minor()),
-        );
-        let (major, minor) = major.zip(minor).ok_or_else(|| self.field("device number"))?;
-        Ok(MemberKind::Plain(body(major, minor)))
-    }
-
-    fn id(&self, name: &'static str, stored: io::Result<u64>) -> Result<u32, ArchiveError> {
-        let id = self
-            .pax
-            .get(name)
-            .map_or_else(|| stored.ok(), pax::decimal::<u64>);
-        id.and_then(|id| u32::try_from(id).ok())
-            .ok_or_else(|| self.field(name))
-    }
-
-    fn mtime(&self) -> Result<Time, ArchiveError> {
-        let stored = || match self.header.as_old().mtime {
-            // Before 1970, as GNU's tar writes it: all the bytes are one negative number.
-            [0xff, _, _, _, low @ ..] => Some(i64::from_be_bytes(low)),
-            _ => self
-                .header
-                .mtime()
-                .ok()
-                .and_then(|seconds| i64::try_from(seconds).ok()),
-        };
-        let stored = || {
-            stored().map(|seconds| Time {
-                seconds,
-                nanoseconds: 0,
-            })
-        };
-        self.pax
-            .get("mtime")
-            .map_or_else(stored, pax::time)
-            .ok_or_else(|| self.field("mtime"))
-    }
-
-    fn acl(&self, key: &str) -> Result<Option<Vec<u8>>, ArchiveError> {
-        let Some(text) = self.pax.get(key) else {
-            return Ok(None);
-        };
-        let list = acl::from_text(text);
-        list.map(Some).ok_or_else(|| ArchiveError::Acl {
-            entry: path_of(&self.path()),
-        })
-    }
-
-    fn xattrs(&self) -> Result<Vec<XattrPair>, ArchiveError> {
-        let raw = self.pax.with_prefix("SCHILY.xattr.");
-        let mut xattrs: Vec<_> = raw.map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
-        let access = self
-            .acl("SCHILY.acl.access")?
-            .filter(|list| acl::says_more_than_mode(list));
-        let default = self.acl("SCHILY.acl.default")?;
-        xattrs.extend(access.map(|list| (b"system.posix_acl_access".to_vec(), list)));
-        xattrs.extend(default.map(|list| (b"system.posix_acl_default".to_vec(), list)));
-        Ok(xattrs)
-    }
-
-    fn member(&self, path: Vec<u8>, kind: MemberKind) -> Result<Member, ArchiveError> {
-        let mode = self.header.mode().map_err(|_| self.field("mode"))? & 0o7777;
-        Ok(Member {
-            path,
-            kind,
-            mode: u16::try_from(mode).map_err(|_| self.field("mode"))?,
-            uid: self.id("uid", self.header.uid())?,
-            gid: self.id("gid", self.header.gid())?,
-            mtime: self.mtime()?,
-            xattrs: self.xattrs()?,
-        })
-    }
-
-    fn field(&self, field: &'static str) -> ArchiveError {
-        ArchiveError::Field {
-            entry: path_of(&self.path()),
-            field,
-        }
-    }
-}
-
 fn field(header: &Header, field: &'static str) -> ArchiveError {
     ArchiveError::Field {
         entry: path_of(&header.path_bytes()),
@@ -531,7 +415,7 @@ fn field(header: &Header, field: &'static str) -> ArchiveError {
     }
 }
 
-fn without_nul(bytes: &[u8]) -> &[u8] {
+pub(super) fn without_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 

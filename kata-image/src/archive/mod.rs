@@ -6,6 +6,7 @@
 //! reads extension records of any size into memory.
 
 mod acl;
+mod decoder;
 mod members;
 mod pax;
 mod sparse;

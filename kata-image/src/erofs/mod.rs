@@ -67,10 +67,10 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 1 TiB and eight million entries.
+    /// 128 GiB and eight million entries.
     fn default() -> Self {
         Self {
-            image_bytes: 1 << 40,
+            image_bytes: 128 << 30,
             entries: 8 << 20,
         }
     }

@@ -1,5 +1,6 @@
-//! From a directory of the host to a tree. Contents go into the image while they are read. Nothing is
-//! followed: a link is taken as a link, also when it appears in the middle of the walk.
+//! From a directory of the host to a tree. Contents go into the image while they are read. Links are taken as links
+//! and never followed. Nothing guards against directories that others move during the walk: the source belongs to
+//! the caller.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

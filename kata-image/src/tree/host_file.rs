@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 
 use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 
 use crate::erofs::{BLOCK_BYTES, Contents};
 
@@ -23,10 +24,13 @@ impl HostFile {
         }
     }
 
-    /// Where data begins at or after the position; `None` when only a hole follows, or when the filesystem does
-    /// not tell.
-    fn next_data(&self) -> Option<u64> {
-        seek(&self.file, SeekFrom::Data(self.position)).ok()
+    /// Where data begins at or after the position, or the file's end. A filesystem that does not tell has no holes.
+    fn next_data(&self, end: u64) -> u64 {
+        match seek(&self.file, SeekFrom::Data(self.position)) {
+            Ok(data) => data.min(end),
+            Err(Errno::NXIO) => end,
+            Err(_) => self.position,
+        }
     }
 }
 
@@ -44,8 +48,7 @@ impl Contents for HostFile {
             return Ok(0);
         }
         let end = self.file.metadata()?.len();
-        let data = self.next_data().unwrap_or(end).min(end);
-        let skipped = data.saturating_sub(self.position).min(most) / BLOCK_BYTES * BLOCK_BYTES;
+        let skipped = self.next_data(end).saturating_sub(self.position).min(most) / BLOCK_BYTES * BLOCK_BYTES;
         self.position += skipped;
         self.data_until = seek(&self.file, SeekFrom::Hole(self.position)).unwrap_or(end);
         self.file.seek(io::SeekFrom::Start(self.position))?;
