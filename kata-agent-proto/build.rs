@@ -16,7 +16,7 @@ fn main() -> io::Result<()> {
         .inputs(PROTOS.map(|name| format!("protos/{name}.proto")))
         .include("protos")
         .rust_protobuf()
-        .rust_protobuf_customize(ProtobufCustomize::default().gen_mod_rs(false))
+        .rust_protobuf_customize(ProtobufCustomize::default().gen_mod_rs(false).lite_runtime(true))
         .customize(Customize {
             async_all: true,
             ..Default::default()

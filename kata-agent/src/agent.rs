@@ -23,15 +23,41 @@ use crate::transport::{Incoming, Stream, Transport};
 /// How long the host may take to hang up after the answer to its last request.
 const GOODBYE: Duration = Duration::from_millis(500);
 
+/// Why the agent cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AgentError {
+    /// Children cannot be heard of.
+    #[error("cannot listen to child signals")]
+    Signals(#[source] io::Error),
+    /// There is no way for connections to come in.
+    #[error("cannot listen for the host")]
+    Listen(#[source] io::Error),
+    /// The API cannot be served.
+    #[error("cannot serve the agent API")]
+    Api(#[source] io::Error),
+    /// The host does not take the hello.
+    #[error("cannot say hello to the host on port {}", port::HELLO)]
+    Hello(#[source] io::Error),
+    /// No connections come in any more.
+    #[error("cannot accept connections")]
+    Accept(#[source] io::Error),
+}
+
 /// Serves until the sandbox is destroyed or the host is gone.
-pub(crate) async fn serve(transport: &Transport, sandbox: Arc<Sandbox>, mut hello: Hello) -> io::Result<()> {
-    let mut children = signal(SignalKind::child())?;
-    let (mut api, _server) = Api::start(&sandbox).await?;
+pub(crate) async fn serve(
+    transport: &Transport,
+    sandbox: Arc<Sandbox>,
+    mut hello: Hello,
+) -> Result<(), AgentError> {
+    let mut children = signal(SignalKind::child()).map_err(AgentError::Signals)?;
+    let (mut api, _server) = Api::start(&sandbox).await.map_err(AgentError::Api)?;
     hello.ready_ns = boot_time_ns();
-    let mut lifeline = transport.dial(port::HELLO).await?;
-    write_hello(&mut lifeline, hello).await?;
+    let mut lifeline = transport.dial(port::HELLO).await.map_err(AgentError::Hello)?;
+    write_hello(&mut lifeline, hello)
+        .await
+        .map_err(AgentError::Hello)?;
     tokio::select! {
-        ended = connections(transport, &sandbox, &mut api) => ended,
+        ended = connections(transport, &sandbox, &mut api) => ended.map_err(AgentError::Accept),
         () = reap(&mut children, &sandbox) => Ok(()),
         () = sandbox.destroyed.notified() => {
             // The answer is on its way; a host that has it hangs up.

@@ -31,6 +31,7 @@ use std::sync::Arc;
 
 use kata_agent_proto::Hello;
 
+use crate::agent::AgentError;
 use crate::args::{ProcessMode, Role};
 use crate::boot::Timeline;
 use crate::guest::{Guest, boot_time_ns};
@@ -137,7 +138,7 @@ fn run(
     let guest = settings.guest;
     std::fs::create_dir_all("/run/kata")?;
     let served = runtime.block_on(async {
-        let transport = transport()?;
+        let transport = transport().map_err(AgentError::Listen)?;
         agent::serve(&transport, Arc::new(Sandbox::new(settings)), hello).await
     });
     served?;

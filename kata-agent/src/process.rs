@@ -77,29 +77,22 @@ enum Ends {
     Terminal {
         listener: UnixListener,
         path: PathBuf,
-        size: Option<Winsize>,
     },
-}
-
-/// A terminal, where a process has one.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Terminal {
-    /// The size to begin with.
-    pub(crate) size: Option<Winsize>,
 }
 
 impl Prepared {
     /// Claims the host's connections and makes the process's ends.
     pub(crate) async fn new(
         ports: Ports,
-        terminal: Option<Terminal>,
+        terminal: bool,
         unclaimed: &Unclaimed,
         directory: &Path,
     ) -> Result<(Self, Streams), Failed> {
         let connections = Connections::claim(ports, unclaimed).await?;
-        let made = match terminal {
-            Some(terminal) => terminal_ends(terminal, directory),
-            None => pipe_ends(&connections),
+        let made = if terminal {
+            terminal_ends(directory)
+        } else {
+            pipe_ends(&connections)
         };
         let (ends, streams) =
             made.map_err(|error| Failed::new(FailureKind::Container, format!("standard streams: {error}")))?;
@@ -184,18 +177,11 @@ fn output_pipe(connected: bool, theirs: &mut OwnedFd) -> io::Result<Option<End>>
     Ok(Some(ours))
 }
 
-fn terminal_ends(terminal: Terminal, directory: &Path) -> io::Result<(Ends, Streams)> {
+fn terminal_ends(directory: &Path) -> io::Result<(Ends, Streams)> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let path = directory.join(format!("console-{}.sock", NEXT.fetch_add(1, Ordering::Relaxed)));
     let listener = UnixListener::bind(&path)?;
-    Ok((
-        Ends::Terminal {
-            listener,
-            path,
-            size: terminal.size,
-        },
-        Streams::null()?,
-    ))
+    Ok((Ends::Terminal { listener, path }, Streams::null()?))
 }
 
 impl Ends {
@@ -223,13 +209,10 @@ impl Ends {
                     .collect(),
                 terminal: None,
             }),
-            Ends::Terminal { listener, path, size } => {
+            Ends::Terminal { listener, path } => {
                 let master = receive_console(listener, &path)
                     .await
                     .map_err(|error| Failed::new(FailureKind::Container, format!("terminal: {error}")))?;
-                if let Some(size) = size {
-                    resize(&master, size)?;
-                }
                 let input = stdin.map(|source| Input {
                     source,
                     sink: master.clone(),
@@ -255,11 +238,6 @@ async fn receive_console(listener: UnixListener, path: &Path) -> io::Result<End>
         received.map_err(io::Error::from)??,
         Interest::READABLE | Interest::WRITABLE,
     )
-}
-
-fn resize(master: &End, size: Winsize) -> Result<(), Failed> {
-    rustix::termios::tcsetwinsize(master.as_fd(), size)
-        .map_err(|error| Failed::new(FailureKind::NotRunning, format!("terminal: {error}")))
 }
 
 /// Pumps that wait for their process.
@@ -371,7 +349,8 @@ impl Process {
     /// Unsupported without a terminal.
     pub(crate) fn resize(&self, size: Winsize) -> Result<(), Failed> {
         match &self.terminal {
-            Some(master) => resize(master, size),
+            Some(master) => rustix::termios::tcsetwinsize(master.as_fd(), size)
+                .map_err(|error| Failed::new(FailureKind::NotRunning, format!("terminal: {error}"))),
             None => Err(Failed::new(
                 FailureKind::Unsupported,
                 "resizing a process without a terminal",

@@ -139,6 +139,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::zombie_processes, reason = "reaping is what is tested")]
     fn spawn(script: &str) -> i32 {
         let child = Command::new("/bin/sh")
             .args(["-c", script])

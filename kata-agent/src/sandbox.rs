@@ -17,7 +17,7 @@ use crate::container::{Container, Launches, Places};
 use crate::guest::Guest;
 use crate::launch;
 use crate::order::{Create, Exec, Order, Remove, Storage, Storages, User};
-use crate::process::{Ports, Prepared, Terminal};
+use crate::process::{Ports, Prepared};
 use crate::reaper::{Child, Reaper};
 use crate::streams::Unclaimed;
 
@@ -65,7 +65,7 @@ pub(crate) struct Creation {
     pub(crate) user: Option<User>,
     pub(crate) storages: Vec<Storage>,
     pub(crate) ports: Ports,
-    pub(crate) terminal: Option<Terminal>,
+    pub(crate) terminal: bool,
 }
 
 /// What a further process is made of.
@@ -75,7 +75,7 @@ pub(crate) struct Execution {
     pub(crate) process: serde_json::Value,
     pub(crate) user: Option<User>,
     pub(crate) ports: Ports,
-    pub(crate) terminal: Option<Terminal>,
+    pub(crate) terminal: bool,
 }
 
 /// Why a container or process was not found, or what else failed.

@@ -27,7 +27,7 @@ use ttrpc::Code;
 use ttrpc::r#async::{Service, TtrpcContext};
 
 use crate::order::{Storage, User};
-use crate::process::{Ports, Process, Terminal};
+use crate::process::{Ports, Process};
 use crate::sandbox::{Creation, Error, Execution, Sandbox};
 use crate::{spec, stats};
 
@@ -132,10 +132,11 @@ fn user(given: Option<StringUser>, process: Option<&oci::Process>) -> Option<Use
     given.or_else(name)
 }
 
-fn terminal(process: &oci::Process) -> Result<Option<Terminal>, Error> {
-    let size = process.console_size.as_ref();
-    let size = size.map(|size| window(size.height, size.width)).transpose()?;
-    Ok(process.terminal.then_some(Terminal { size }))
+fn terminal(process: &oci::Process) -> Result<bool, Error> {
+    if let Some(size) = process.console_size.as_ref() {
+        window(size.height, size.width)?;
+    }
+    Ok(process.terminal)
 }
 
 fn window(rows: u32, columns: u32) -> Result<Winsize, Error> {
@@ -168,7 +169,7 @@ fn creation(request: CreateContainerRequest) -> Result<Creation, Error> {
     Ok(Creation {
         spec: spec::convert(oci)?,
         user: user(request.string_user.into_option(), process),
-        terminal: process.map(terminal).transpose()?.flatten(),
+        terminal: process.map(terminal).transpose()?.unwrap_or(false),
         id: request.container_id,
         storages: storages(request.storages)?,
         ports: Ports {

@@ -6,8 +6,10 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::oci_spec::runtime::{Process, Spec};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+
+use rustix::termios::Winsize;
 
 use super::program;
 use crate::sys;
@@ -54,6 +56,7 @@ fn become_program(spec: &Spec) -> ! {
     let env = process
         .and_then(|process| process.env().clone())
         .unwrap_or_default();
+    set_terminal_size(process);
     let program = args.first().map_or("", String::as_str);
     let error = execute(program, &args, program::search_path(&env));
     // Nobody is left to tell when the container's own standard error fails.
@@ -63,6 +66,25 @@ fn become_program(spec: &Spec) -> ! {
     } else {
         NOT_EXECUTABLE
     })
+}
+
+/// Gives the terminal the size that the specification asks for, unless it was resized before the start.
+fn set_terminal_size(process: Option<&Process>) {
+    let Some(size) = process.and_then(|process| process.console_size()) else {
+        return;
+    };
+    let cells = |cells: u64| u16::try_from(cells).unwrap_or(u16::MAX);
+    let size = Winsize {
+        ws_row: cells(size.height()),
+        ws_col: cells(size.width()),
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let terminal = rustix::stdio::stdin();
+    // Without a terminal there is nothing to resize.
+    if rustix::termios::tcgetwinsize(terminal).is_ok_and(|now| now.ws_row == 0 && now.ws_col == 0) {
+        let _ = rustix::termios::tcsetwinsize(terminal, size);
+    }
 }
 
 /// Tries the candidates in order, as execvp(3) does; returns the most telling error.

@@ -1,1 +1,315 @@
 use super::*;
+
+fn minimal() -> oci::Spec {
+    oci::Spec {
+        root: Some(oci::Root {
+            path: "/r".into(),
+            ..Default::default()
+        })
+        .into(),
+        process: Some(oci::Process {
+            args: vec!["sh".into()],
+            ..Default::default()
+        })
+        .into(),
+        ..Default::default()
+    }
+}
+
+fn with_linux(linux: oci::Linux) -> oci::Spec {
+    oci::Spec {
+        linux: Some(linux).into(),
+        ..minimal()
+    }
+}
+
+fn with_resources(resources: oci::LinuxResources) -> oci::Spec {
+    with_linux(oci::Linux {
+        resources: Some(resources).into(),
+        ..Default::default()
+    })
+}
+
+fn with_process(process: oci::Process) -> oci::Spec {
+    oci::Spec {
+        process: Some(process).into(),
+        ..minimal()
+    }
+}
+
+#[test]
+fn what_is_not_set_is_absent() {
+    let value = convert(&minimal()).expect("converted");
+    let expected = json!({
+        "ociVersion": "1.0.2",
+        "root": { "path": "/r", "readonly": false },
+        "process": { "args": ["sh"], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
+        "linux": {},
+    });
+    assert_eq!(value, expected);
+}
+
+#[test]
+fn every_field_of_a_process_arrives() {
+    let process = oci::Process {
+        terminal: true,
+        console_size: Some(oci::Box {
+            height: 3,
+            width: 4,
+            ..Default::default()
+        })
+        .into(),
+        user: Some(oci::User {
+            uid: 1,
+            gid: 2,
+            additional_gids: vec![3],
+            ..Default::default()
+        })
+        .into(),
+        args: vec!["a".into(), "b".into()],
+        env: vec!["K=v".into()],
+        cwd: "/w".into(),
+        capabilities: Some(oci::LinuxCapabilities {
+            bounding: vec!["CAP_KILL".into()],
+            ..Default::default()
+        })
+        .into(),
+        rlimits: vec![oci::POSIXRlimit {
+            type_: "RLIMIT_NOFILE".into(),
+            hard: 9,
+            soft: 8,
+            ..Default::default()
+        }],
+        no_new_privileges: true,
+        apparmor_profile: "p".into(),
+        oom_score_adj: -5,
+        ..Default::default()
+    };
+    let value = convert_process(&process).expect("converted");
+    let expected = json!({
+        "terminal": true, "consoleSize": { "height": 3, "width": 4 },
+        "user": { "uid": 1, "gid": 2, "additionalGids": [3] },
+        "args": ["a", "b"], "env": ["K=v"], "cwd": "/w",
+        "capabilities": {
+            "bounding": ["CAP_KILL"], "effective": [], "inheritable": [], "permitted": [], "ambient": [],
+        },
+        "rlimits": [{ "type": "RLIMIT_NOFILE", "hard": 9, "soft": 8 }],
+        "noNewPrivileges": true, "apparmorProfile": "p", "oomScoreAdj": -5,
+    });
+    assert_eq!(value, expected);
+}
+
+#[test]
+fn limits_arrive_in_the_words_of_the_oci_specification() {
+    let device = oci::LinuxThrottleDevice {
+        major: 8,
+        minor: 1,
+        rate: 7,
+        ..Default::default()
+    };
+    let value = convert(&with_resources(oci::LinuxResources {
+        memory: Some(oci::LinuxMemory {
+            limit: 1 << 20,
+            swap: -1,
+            ..Default::default()
+        })
+        .into(),
+        cpu: Some(oci::LinuxCPU {
+            quota: 50_000,
+            period: 100_000,
+            cpus: "0-1".into(),
+            ..Default::default()
+        })
+        .into(),
+        pids: Some(oci::LinuxPids {
+            limit: 32,
+            ..Default::default()
+        })
+        .into(),
+        block_io: Some(oci::LinuxBlockIO {
+            weight: 10,
+            throttle_read_iops_device: vec![device],
+            ..Default::default()
+        })
+        .into(),
+        hugepage_limits: vec![oci::LinuxHugepageLimit {
+            pagesize: "2MB".into(),
+            limit: 4,
+            ..Default::default()
+        }],
+        ..Default::default()
+    }))
+    .expect("converted");
+    let expected = json!({
+        "memory": { "limit": 1 << 20, "swap": -1 },
+        "cpu": { "quota": 50_000, "period": 100_000, "cpus": "0-1" },
+        "pids": { "limit": 32 },
+        "blockIO": { "weight": 10, "throttleReadIOPSDevice": [{ "major": 8, "minor": 1, "rate": 7 }] },
+        "hugepageLimits": [{ "pageSize": "2MB", "limit": 4 }],
+    });
+    assert_eq!(value["linux"]["resources"], expected);
+}
+
+#[test]
+fn the_linux_part_arrives() {
+    let value = convert(&with_linux(oci::Linux {
+        uid_mappings: vec![oci::LinuxIDMapping {
+            host_id: 5,
+            size: 6,
+            ..Default::default()
+        }],
+        sysctl: [("net.core.somaxconn".into(), "9".into())].into(),
+        namespaces: vec![oci::LinuxNamespace {
+            type_: "pid".into(),
+            path: "/p".into(),
+            ..Default::default()
+        }],
+        devices: vec![oci::LinuxDevice {
+            path: "/dev/x".into(),
+            type_: "c".into(),
+            major: 1,
+            minor: 9,
+            file_mode: 0o600,
+            ..Default::default()
+        }],
+        masked_paths: vec!["/m".into()],
+        readonly_paths: vec!["/o".into()],
+        rootfs_propagation: "private".into(),
+        ..Default::default()
+    }))
+    .expect("converted");
+    let expected = json!({
+        "uidMappings": [{ "hostID": 5, "containerID": 0, "size": 6 }],
+        "sysctl": { "net.core.somaxconn": "9" },
+        "namespaces": [{ "type": "pid", "path": "/p" }],
+        "devices": [{ "path": "/dev/x", "type": "c", "major": 1, "minor": 9, "fileMode": 0o600 }],
+        "maskedPaths": ["/m"], "readonlyPaths": ["/o"], "rootfsPropagation": "private",
+    });
+    assert_eq!(value["linux"], expected);
+}
+
+#[test]
+fn mounts_hooks_and_annotations_arrive() {
+    let mut spec = minimal();
+    spec.mounts = vec![oci::Mount {
+        destination: "/d".into(),
+        source: "s".into(),
+        type_: "bind".into(),
+        options: vec!["ro".into()],
+        ..Default::default()
+    }];
+    spec.annotations = [("k".into(), "v".into())].into();
+    let hook = oci::Hook {
+        path: "/h".into(),
+        timeout: 3,
+        ..Default::default()
+    };
+    spec.hooks = Some(oci::Hooks {
+        prestart: vec![hook],
+        ..Default::default()
+    })
+    .into();
+    let value = convert(&spec).expect("converted");
+    assert_eq!(
+        value["mounts"],
+        json!([{ "destination": "/d", "source": "s", "type": "bind", "options": ["ro"] }])
+    );
+    assert_eq!(
+        value["hooks"],
+        json!({ "prestart": [{ "path": "/h", "timeout": 3 }] })
+    );
+    assert_eq!(value["annotations"], json!({ "k": "v" }));
+}
+
+#[track_caller]
+fn refused(spec: &oci::Spec, kind: FailureKind, subject: &str) {
+    let failed = convert(spec).expect_err("refused");
+    assert_eq!(failed.kind, kind, "{failed}");
+    assert!(failed.subject.contains(subject), "{failed}");
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_by_name() {
+    let unsupported = |spec: oci::Spec, subject| refused(&spec, FailureKind::Unsupported, subject);
+    unsupported(
+        with_linux(oci::Linux {
+            seccomp: Some(Default::default()).into(),
+            ..Default::default()
+        }),
+        "seccomp",
+    );
+    unsupported(
+        with_linux(oci::Linux {
+            mount_label: "l".into(),
+            ..Default::default()
+        }),
+        "SELinux",
+    );
+    unsupported(
+        with_process(oci::Process {
+            selinux_label: "l".into(),
+            ..Default::default()
+        }),
+        "SELinux",
+    );
+    let rules = oci::LinuxResources {
+        devices: vec![Default::default()],
+        ..Default::default()
+    };
+    unsupported(with_resources(rules), "device rules");
+    let memory = oci::LinuxMemory {
+        swappiness: 1,
+        ..Default::default()
+    };
+    unsupported(
+        with_resources(oci::LinuxResources {
+            memory: Some(memory).into(),
+            ..Default::default()
+        }),
+        "swappiness",
+    );
+    let hooks = oci::Hooks {
+        poststop: vec![Default::default()],
+        ..Default::default()
+    };
+    unsupported(
+        oci::Spec {
+            hooks: Some(hooks).into(),
+            ..minimal()
+        },
+        "poststop",
+    );
+}
+
+#[test]
+fn what_has_no_meaning_is_invalid() {
+    let invalid = |spec: oci::Spec, subject| refused(&spec, FailureKind::Invalid, subject);
+    invalid(oci::Spec::default(), "without root");
+    invalid(
+        with_process(oci::Process {
+            cwd: "relative".into(),
+            ..Default::default()
+        }),
+        "relative",
+    );
+    let capabilities = oci::LinuxCapabilities {
+        bounding: vec!["CAP_FLY".into()],
+        ..Default::default()
+    };
+    let process = oci::Process {
+        capabilities: Some(capabilities).into(),
+        ..Default::default()
+    };
+    invalid(with_process(process), "CAP_FLY");
+    let namespaces = vec![oci::LinuxNamespace {
+        type_: "nosuch".into(),
+        ..Default::default()
+    }];
+    invalid(
+        with_linux(oci::Linux {
+            namespaces,
+            ..Default::default()
+        }),
+        "nosuch",
+    );
+}

@@ -1,4 +1,5 @@
 //! The built agent as an ordinary process, and a small image for it to run.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::fs::{self, File};
 use std::io::{IoSlice, IoSliceMut};
@@ -110,8 +111,8 @@ pub(crate) struct Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        // The end of the channel is the end of the agent.
         self.channel.take();
-        let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
@@ -225,6 +226,13 @@ impl Agent {
     /// A second connection to the API.
     pub(crate) fn connect(&self) -> Client {
         Client::new(connection(self.channel.as_ref().unwrap(), port::AGENT, 2))
+    }
+
+    /// A further connection to the API, without the client.
+    pub(crate) fn raw_api(&self) -> std::os::unix::net::UnixStream {
+        connection(self.channel.as_ref().unwrap(), port::AGENT, 3)
+            .into_std()
+            .unwrap()
     }
 
     /// Closes the channel: the host is gone.
