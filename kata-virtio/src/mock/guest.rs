@@ -395,7 +395,11 @@ impl Guest {
                 .to_bytes()
                 .to_vec();
             if let Some(books) = self.sockets.get_mut(&socket) {
-                packet.extend(books.unsent.drain(..bytes));
+                let (first, second) = books.unsent.as_slices();
+                let from_first = bytes.min(first.len());
+                packet.extend_from_slice(&first[..from_first]);
+                packet.extend_from_slice(&second[..bytes - from_first]);
+                books.unsent.drain(..bytes);
                 books.sent(len);
             }
             let cuts = std::mem::take(&mut self.cuts);
