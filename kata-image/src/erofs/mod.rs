@@ -158,11 +158,11 @@ pub fn write(source: &Source, out: &File, progress: &mut dyn FnMut(Progress)) ->
     write_within(source, out, &Limits::default(), progress)
 }
 
-/// [`write`] with bounds of the caller's choice.
+/// [`write()`] with bounds of the caller's choice.
 ///
 /// # Errors
 ///
-/// As [`write`].
+/// As [`write()`].
 pub fn write_within(
     source: &Source,
     out: &File,

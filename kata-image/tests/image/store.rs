@@ -4,10 +4,11 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
 
 use kata_image::{Rootfs, Source, Store, StoreError};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use sha2::{Digest, Sha256};
 
 use crate::hostile::Forged;
@@ -234,14 +235,20 @@ fn threads_that_ask_at_once_convert_once() {
     assert_eq!(names(&bench.images().join("tmp")), [""; 0]);
 }
 
-/// Not a test of its own: what the processes of the next one do.
+/// Not a test of its own: what the processes of other tests do.
 #[test]
-fn worker_of_processes_that_ask_at_once() {
-    let Some(directory) = std::env::var_os("KATA_IMAGE_TEST_WORKER").map(PathBuf::from) else {
+fn worker() {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let Some(source) = variable("KATA_IMAGE_TEST_SOURCE") else {
         return;
     };
-    let store = Store::open(directory.join("images")).unwrap();
-    let rootfs = rootfs(&store, &Source::Directory(directory.join("tree")));
+    let images = variable("KATA_IMAGE_TEST_IMAGES").expect("the store's directory");
+    let source = if source.is_dir() {
+        Source::Directory(source)
+    } else {
+        Source::Archive(source)
+    };
+    let rootfs = rootfs(&Store::open(images).unwrap(), &source);
     writeln!(
         std::io::stderr(),
         "worker: cached={} {}",
@@ -251,24 +258,25 @@ fn worker_of_processes_that_ask_at_once() {
     .unwrap();
 }
 
+fn spawn_worker(images: &Path, source: &Path) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "store::worker", "--nocapture"]);
+    command
+        .env("KATA_IMAGE_TEST_IMAGES", images)
+        .env("KATA_IMAGE_TEST_SOURCE", source);
+    command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
 #[test]
 fn processes_that_ask_at_once_convert_once() {
     let bench = Bench::new();
-    let spawn = || {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args([
-            "--exact",
-            "store::worker_of_processes_that_ask_at_once",
-            "--nocapture",
-        ]);
-        command.env("KATA_IMAGE_TEST_WORKER", bench.directory.path());
-        command
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .unwrap()
-    };
-    let workers: Vec<_> = (0..4).map(|_| spawn()).collect();
+    let workers: Vec<_> = (0..4)
+        .map(|_| spawn_worker(&bench.images(), &bench.tree()))
+        .collect();
     let outputs = workers
         .into_iter()
         .map(|worker| worker.wait_with_output().unwrap().stderr);
@@ -282,6 +290,30 @@ fn processes_that_ask_at_once_convert_once() {
         .filter(|output| output.contains("worker: cached=true sha256:"))
         .count();
     assert_eq!((made, found), (1, 3), "{outputs:?}");
+}
+
+#[test]
+fn a_process_that_is_killed_while_it_converts_leaves_a_valid_store() {
+    let bench = Bench::new();
+    let contents = "x".repeat(4 << 20);
+    let archive = Forged::default().file("a", &contents).end();
+    let path = bench.directory.path().join("archive.tar");
+    // From a pipe, so that the worker stands still in the middle.
+    mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    let mut worker = spawn_worker(&bench.images(), &path);
+    let mut pipe = File::options().write(true).open(&path).unwrap();
+    pipe.write_all(&archive[..3 << 20]).unwrap();
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+    let tmp = bench.images().join("tmp");
+    assert_eq!(names(&tmp).len(), 1, "the worker was not converting");
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, &archive).unwrap();
+    let store = bench.store();
+    assert_eq!(names(&tmp), [""; 0]);
+    let made = rootfs(&store, &Source::Archive(path));
+    assert!(!made.cached);
+    check(&made);
 }
 
 #[test]
