@@ -76,7 +76,7 @@ pub struct Served {
 /// passed to QEMU as `-chardev socket,id=..,fd=N`. No path in the file system is used.
 ///
 /// # Errors
-/// See [`Error`]; nothing is left running then.
+/// See [`Error`].
 pub fn serve(mut device: Device) -> Result<(Served, OwnedFd), Error> {
     device.ready().map_err(Error::Device)?;
     let streams = device.events().try_clone_to_owned().map_err(Error::Device)?;
@@ -87,23 +87,33 @@ pub fn serve(mut device: Device) -> Result<(Served, OwnedFd), Error> {
     let backend = Arc::new(Mutex::new(Backend::new(device)));
     let daemon =
         VhostUserDaemon::new("vhost-user-vsock".to_owned(), Arc::clone(&backend), memory).map_err(start)?;
+    if let Err(error) = watch(&daemon, &stop, TOKEN_STOP) {
+        // Dropping it would wait for a worker that nothing can stop.
+        std::mem::forget(daemon);
+        return Err(error);
+    }
     let mut served = Served {
-        daemon: None,
+        daemon: Some(daemon),
         backend,
         stop,
     };
-    for worker in daemon.get_epoll_handlers() {
-        for (fd, token) in [(&served.stop, TOKEN_STOP), (&streams, TOKEN_STREAMS)] {
-            worker
-                .register_listener(fd.as_raw_fd(), EventSet::IN, u64::from(token))
-                .map_err(|cause| Error::Start {
-                    cause: cause.to_string(),
-                })?;
-        }
+    if let Some(daemon) = &mut served.daemon {
+        watch(daemon, &streams, TOKEN_STREAMS)?;
+        daemon.start(&mut Listener::from(listener)).map_err(start)?;
     }
-    let daemon = served.daemon.insert(daemon);
-    daemon.start(&mut Listener::from(listener)).map_err(start)?;
     Ok((served, frontend))
+}
+
+/// Makes the worker call the backend with `token` when `fd` is readable.
+fn watch(daemon: &VhostUserDaemon<Shared>, fd: &OwnedFd, token: u16) -> Result<(), Error> {
+    for worker in daemon.get_epoll_handlers() {
+        worker
+            .register_listener(fd.as_raw_fd(), EventSet::IN, u64::from(token))
+            .map_err(|cause| Error::Start {
+                cause: cause.to_string(),
+            })?;
+    }
+    Ok(())
 }
 
 impl Served {
