@@ -4,6 +4,7 @@
 //! It must not know how a sandbox works: it makes the files that the libraries look for, and runs programs.
 #![expect(clippy::print_stdout, reason = "a program for people prints")]
 
+mod bench;
 mod distribution;
 mod guest;
 mod kernel;
@@ -45,6 +46,9 @@ enum Task {
     Quickstart,
     /// Set everything up, then run the whole test suite
     Test(test::Options),
+    /// Measure, and write table and plot into docs/figures
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Make the guest's kernel, initramfs and agent, as far as something changed
     Guest,
     /// Check the laws of this repository that no compiler checks
@@ -66,6 +70,7 @@ fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
     match task {
         Task::Quickstart => quickstart::run(&workspace)?,
         Task::Test(options) => return Ok(test::run(&workspace, &options)?),
+        Task::Bench(what) => bench::run(&workspace, &what)?,
         Task::Guest => {
             guest::make(&workspace)?;
         }

@@ -128,8 +128,11 @@ fn is_of_family(package: &str, family: &str) -> bool {
         .is_some_and(|rest| rest.starts_with(['-', '_', ' ']))
 }
 
-/// A manifest that does not take the workspace's lints.
+/// A manifest that does not take the workspace's lints; a workspace of its own, such as a fuzz target, cannot.
 pub(super) fn lints(path: &str, manifest: &str) -> Option<Violation> {
+    if manifest.lines().any(|line| line.trim() == "[workspace]") {
+        return None;
+    }
     let takes_them = manifest
         .lines()
         .skip_while(|line| line.trim() != "[lints]")
@@ -207,6 +210,7 @@ mod tests {
             lints("a/Cargo.toml", "[package]\n[lints]\nworkspace = true\n"),
             None
         );
+        assert_eq!(lints("a/fuzz/Cargo.toml", "[package]\n[workspace]\n"), None);
         assert!(lints("a/Cargo.toml", "[package]\nworkspace = true\n").is_some());
         assert!(lints("a/Cargo.toml", "[lints]\n[lib]\nworkspace = true\n").is_some());
     }
