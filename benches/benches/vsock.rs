@@ -46,22 +46,30 @@ fn payloads(c: &mut Criterion) {
         let mut host = connect(&mut machine, &handle);
         // As Linux sends: long payloads in pieces of 32 KiB.
         machine.guest.cuts = vec![HEADER_BYTES, HEADER_BYTES + (32 << 10)];
-        group.bench_with_input(BenchmarkId::new("guest_to_host", bytes), &payload, |b, payload| {
-            b.iter(|| {
-                machine.guest.write(SOCKET, payload);
-                machine.step();
-                host.read_exact(&mut sink).unwrap();
-            });
-        });
-        group.bench_with_input(BenchmarkId::new("host_to_guest", bytes), &payload, |b, payload| {
-            b.iter(|| {
-                host.write_all(payload).unwrap();
-                while machine.guest.received(SOCKET).len() < payload.len() {
+        group.bench_with_input(
+            BenchmarkId::new("guest_to_host", bytes),
+            &payload,
+            |b, payload| {
+                b.iter(|| {
+                    machine.guest.write(SOCKET, payload);
                     machine.step();
-                }
-                black_box(machine.guest.take(SOCKET));
-            });
-        });
+                    host.read_exact(&mut sink).unwrap();
+                });
+            },
+        );
+        group.bench_with_input(
+            BenchmarkId::new("host_to_guest", bytes),
+            &payload,
+            |b, payload| {
+                b.iter(|| {
+                    host.write_all(payload).unwrap();
+                    while machine.guest.received(SOCKET).len() < payload.len() {
+                        machine.step();
+                    }
+                    black_box(machine.guest.take(SOCKET));
+                });
+            },
+        );
     }
     group.finish();
 }
