@@ -17,7 +17,7 @@ uname -a
 echo; cat /etc/os-release
 echo; echo "processes:"
 for process in /proc/[0-9]*; do
-    printf '%5s  %s\n' "${process#/proc/}" "$(tr '\0\n' '  ' <"$process/cmdline")"
+    read -r name <"$process/comm" && printf '%5s  %s\n' "${process#/proc/}" "$name"
 done
 echo; echo "memory:"
 head -n 3 /proc/meminfo

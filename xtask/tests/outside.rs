@@ -1,5 +1,6 @@
 //! What `cargo add kata-sandbox` feels like: the README's first program, in a package of its own outside of the
 //! workspace, compiled and run.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "this is test code")]
 
 use std::fs;
 use std::io::Write;
