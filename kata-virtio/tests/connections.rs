@@ -245,6 +245,17 @@ fn a_host_that_is_gone_ends_the_connection_and_the_books_stay_right() {
 }
 
 #[test]
+fn a_host_that_goes_with_bytes_unread_gives_their_credit_back() {
+    let (mut machine, handle) = machine();
+    let (host, socket) = dialed(&mut machine, &handle, 9);
+    machine.guest.write(socket, &pattern(2, 2 << 20));
+    machine.run_until(|guest| guest.credit(socket) == 0).unwrap();
+    drop(host);
+    machine.run_until(|guest| guest.unsent(socket) == 0).unwrap();
+    assert_eq!(handle.counters().bytes_buffered, 0);
+}
+
+#[test]
 fn ports_can_be_used_again_after_a_connection() {
     let (mut machine, handle) = machine();
     for round in 0..50u8 {
@@ -348,7 +359,7 @@ fn connections_take_turns() {
         .collect();
     machine.guest.hold_receive_buffers(true);
     for host in &hosts {
-        (&*host).write_all(&[1; 60_000]).unwrap();
+        (&*host).write_all(&[1; 120_000]).unwrap();
     }
     machine.device.poll().unwrap();
     machine.work();

@@ -252,7 +252,19 @@ fn a_chain_of_thousands_of_buffers_is_cut_off() {
         len: 0,
         writable: false,
     };
-    assert!(bed.machine.guest.send_chain(&vec![empty; 250], true));
+    let header = bed
+        .machine
+        .guest
+        .header(SOCKET, Op::CreditRequest, Shutdown::empty(), 0);
+    let memory = bed.machine.guest.memory();
+    vm_memory::Bytes::write_slice(&*memory, &header.to_bytes(), vm_memory::GuestAddress(0xb000)).unwrap();
+    let mut buffers = vec![empty; 250];
+    buffers[0] = Buffer {
+        address: 0xb000,
+        len: 44,
+        ..empty
+    };
+    assert!(bed.machine.guest.send_chain(&buffers, true));
     bed.machine.work();
     assert_eq!(bed.counters().packets_malformed, 1);
     bed.still_works();
