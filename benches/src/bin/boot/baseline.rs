@@ -63,19 +63,19 @@ impl Baseline {
 
     /// As kata-vmm starts QEMU, less the devices and the kernel words that only a sandbox needs.
     fn command(&self) -> Result<Command, Box<dyn Error>> {
-        let (cpu, timer) = match self.accelerator {
+        let (cpu, clock) = match self.accelerator {
             "kvm" => ("host", ""),
-            _ => ("max", " noapictimer"),
+            _ => ("max", "tsc=reliable "),
         };
         let words = format!(
-            "console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={} cryptomgr.notests no_timer_check \
-             noreplace-smp{timer}",
+            "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests initcall_blacklist=jent_mod_init \
+             noreplace-smp no_timer_check {clock}tsc_early_khz={}",
             tsc_khz()?
         );
         let mut command = Command::new(&self.qemu);
         command.args([
             "-M",
-            "microvm,acpi=on,rtc=on",
+            "microvm,acpi=on,rtc=on,pic=off,pit=off,x-option-roms=off",
             "-accel",
             self.accelerator,
             "-cpu",
