@@ -2,7 +2,6 @@
 //! payload bytes each way, and the round trip of a connection (request, response, shutdown, reset).
 //!
 //! `cargo bench -p benches --bench vsock`. The mock's own work is part of every figure.
-#![expect(missing_docs, reason = "criterion's macros make public functions")]
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on has failed")]
 
 use std::hint::black_box;

@@ -70,6 +70,7 @@ fn bed(backend: &str, name: &str) -> Option<Bed> {
     if let Ok(wanted) = std::env::var("KATA_TEST_BACKENDS")
         && !wanted.split(',').any(|b| b == backend)
     {
+        eprintln!("SKIPPED {name}: optional: KATA_TEST_BACKENDS does not name {backend}");
         return None;
     }
     let Some(rootfs) = std::env::var_os("KATA_TEST_ROOTFS") else {
