@@ -2,12 +2,12 @@
 //!
 //! Owns the order of these steps. A failure leaves nothing mounted and no process.
 
-use std::fs;
 use std::path::Path;
 
 use kata_agent_proto::{Failed, FailureKind};
 use libcontainer::container::ContainerStatus;
 use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 use serde_json::{Value, json};
 
@@ -15,6 +15,7 @@ use super::executor::Workload;
 use super::root::Root;
 use super::{
     check_program, container_failure, etc, file_failure, own_streams, settle_user, storage, strings,
+    write_checked,
 };
 use crate::order::Create;
 
@@ -24,8 +25,7 @@ pub(super) fn create(mut order: Create) -> Result<i32, Failed> {
     let root = open_root(&order.spec)?;
     let workload = settle_process(&mut order, &root)?;
     etc::complete(&root, &order.hostname, &order.dns)?;
-    let config = order.bundle.join("config.json");
-    fs::write(&config, order.spec.to_string()).map_err(|error| file_failure(&config, &error))?;
+    write_checked::<Spec>(&order.bundle.join("config.json"), &order.spec)?;
     let pid = build(&order, workload)?;
     mounted.keep();
     Ok(pid)

@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 
 use kata_agent_proto::{Failed, FailureKind};
 use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::oci_spec::runtime::Process;
 use libcontainer::syscall::syscall::SyscallType;
 use serde_json::Value;
 
 use super::executor::Workload;
 use super::root::Root;
-use super::{check_program, container_failure, file_failure, own_streams, settle_user, strings};
+use super::{
+    check_program, container_failure, file_failure, own_streams, settle_user, strings, write_checked,
+};
 use crate::order::Exec;
 
 /// Starts the process and returns its id.
@@ -56,8 +59,8 @@ impl StateCopy {
         let original = order.bundle.join(&order.id).join("state.json");
         fs::create_dir_all(&directory)
             .and_then(|()| fs::copy(original, &state))
-            .and_then(|_| fs::write(copy.process(), order.process.to_string()))
             .map_err(|error| file_failure(&state, &error))?;
+        write_checked::<Process>(&copy.process(), &order.process)?;
         Ok(copy)
     }
 

@@ -76,6 +76,18 @@ fn container_failure(error: &dyn std::error::Error) -> Failed {
     Failed::new(FailureKind::Container, text)
 }
 
+/// Writes a part of an OCI specification and has it read again as libcontainer reads it.
+///
+/// The same reader is used on purpose: another one would be half a megabyte of further code.
+fn write_checked<T: serde::de::DeserializeOwned>(path: &Path, value: &Value) -> Result<(), Failed> {
+    let file = std::fs::write(path, value.to_string()).and_then(|()| File::open(path));
+    let file = file.map_err(|error| file_failure(path, &error))?;
+    let checked = serde_json::from_reader::<_, T>(io::BufReader::new(file));
+    checked
+        .map(drop)
+        .map_err(|error| Failed::new(FailureKind::Invalid, error.to_string()))
+}
+
 /// A failure of the agent's own files.
 fn file_failure(path: &Path, error: &io::Error) -> Failed {
     Failed::new(FailureKind::Container, format!("{}: {error}", path.display()))
@@ -186,6 +198,20 @@ mod tests {
         let mut process = json!({});
         set_home(&mut process, None);
         assert_eq!(process["env"], json!(["HOME=/"]));
+    }
+
+    #[test]
+    fn words_that_the_oci_specification_does_not_know_are_invalid() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("process.json");
+        let write = |bounding: &str| {
+            let process = json!({ "user": { "uid": 0, "gid": 0 }, "cwd": "/", "capabilities": { "bounding": [bounding] } });
+            write_checked::<libcontainer::oci_spec::runtime::Process>(&path, &process)
+        };
+        assert_eq!(write("CAP_KILL"), Ok(()));
+        let failed = write("CAP_FLY").expect_err("no such capability");
+        assert_eq!(failed.kind, FailureKind::Invalid);
+        assert!(failed.subject.contains("CAP_FLY"), "{failed}");
     }
 
     #[test]

@@ -292,24 +292,4 @@ fn what_has_no_meaning_is_invalid() {
         }),
         "relative",
     );
-    let capabilities = oci::LinuxCapabilities {
-        bounding: vec!["CAP_FLY".into()],
-        ..Default::default()
-    };
-    let process = oci::Process {
-        capabilities: Some(capabilities).into(),
-        ..Default::default()
-    };
-    invalid(with_process(process), "CAP_FLY");
-    let namespaces = vec![oci::LinuxNamespace {
-        type_: "nosuch".into(),
-        ..Default::default()
-    }];
-    invalid(
-        with_linux(oci::Linux {
-            namespaces,
-            ..Default::default()
-        }),
-        "nosuch",
-    );
 }
