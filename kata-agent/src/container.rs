@@ -102,6 +102,11 @@ impl Container {
         self.execs().get(exec_id).cloned().flatten()
     }
 
+    /// Returns when no process is being made.
+    pub(crate) async fn settled(&self) {
+        self.launches.none().await;
+    }
+
     /// Lets the init go on to its program.
     pub(crate) fn start(&self) -> Result<(), Failed> {
         if self.init.has_ended() {

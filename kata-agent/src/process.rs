@@ -115,7 +115,14 @@ impl Prepared {
     ) -> Result<Process, Failed> {
         let (exit, watched) = watch::channel(None);
         let close = Arc::new(Notify::new());
-        let pumps = self.ends.pumps(self.connections, &close).await?;
+        let pumps = match self.ends.pumps(self.connections, &close).await {
+            Ok(pumps) => pumps,
+            Err(failed) => {
+                // Without its streams nobody can have it; one that is dead already needs no signal.
+                let _ = child.signal(libc::SIGKILL);
+                return Err(failed);
+            }
+        };
         let outputs = pumps.start(&watched);
         let (answer, answered) = watch::channel(None);
         let child = Arc::new(child);

@@ -297,10 +297,15 @@ impl Sandbox {
     }
 
     async fn end(&self, container: &Container) -> Result<(), Error> {
-        container
-            .kill_all()
-            .map_err(|error| Failed::new(FailureKind::Container, format!("cgroup.kill: {error}")))?;
+        let kill_all = || {
+            let killed = container.kill_all();
+            killed.map_err(|error| Failed::new(FailureKind::Container, format!("cgroup.kill: {error}")))
+        };
+        kill_all()?;
         container.init().wait().await;
+        // A process that was being made meanwhile may have joined after the first blow.
+        container.settled().await;
+        kill_all()?;
         self.release(&container.places).await
     }
 

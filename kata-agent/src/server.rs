@@ -249,9 +249,16 @@ impl AgentService for Server {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> ttrpc::Result<Empty> {
-        let creation = creation(request)?;
+        let ports = [request.stdin_port, request.stdout_port, request.stderr_port];
         let sandbox = self.0.clone();
-        to_the_end(async move { sandbox.create(creation).await }).await?;
+        to_the_end(async move {
+            let created = match creation(request) {
+                Ok(creation) => sandbox.create(creation).await,
+                Err(error) => Err(error),
+            };
+            created.inspect_err(|_| sandbox.unclaimed.forget(ports))
+        })
+        .await?;
         Ok(Empty::new())
     }
 
@@ -265,9 +272,16 @@ impl AgentService for Server {
     }
 
     async fn exec_process(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        let execution = execution(request)?;
+        let ports = [request.stdin_port, request.stdout_port, request.stderr_port];
         let sandbox = self.0.clone();
-        to_the_end(async move { sandbox.exec(execution).await }).await?;
+        to_the_end(async move {
+            let executed = match execution(request) {
+                Ok(execution) => sandbox.exec(execution).await,
+                Err(error) => Err(error),
+            };
+            executed.inspect_err(|_| sandbox.unclaimed.forget(ports))
+        })
+        .await?;
         Ok(Empty::new())
     }
 

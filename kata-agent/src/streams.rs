@@ -40,6 +40,13 @@ impl Unclaimed {
         self.arrived.notify_waiters();
     }
 
+    /// Closes the streams of a request that failed.
+    pub(crate) fn forget(&self, ports: [u32; 3]) {
+        for port in ports {
+            self.take(port);
+        }
+    }
+
     fn take(&self, port: u32) -> Option<Stream> {
         let mut streams = self.streams();
         let position = streams.iter().position(|(from, _)| *from == port)?;
@@ -93,6 +100,16 @@ mod tests {
             (failed.kind, failed.subject.as_str()),
             (FailureKind::NoSuchStream, "9")
         );
+    }
+
+    #[tokio::test]
+    async fn the_streams_of_a_failed_request_are_closed() {
+        use tokio::io::AsyncReadExt;
+        let unclaimed = Unclaimed::default();
+        let (near, mut far) = Stream::pair().expect("a pair");
+        unclaimed.add(7, near);
+        unclaimed.forget([0, 7, 8]);
+        assert_eq!(far.read(&mut [0; 1]).await.expect("the end"), 0);
     }
 
     #[tokio::test]
