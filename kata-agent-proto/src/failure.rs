@@ -1,6 +1,6 @@
 //! Failures that the caller can act upon: a kind and what it speaks about.
 //!
-//! They travel as a [`kata::Failure`](crate::kata::Failure) in the `details` of a ttrpc status. This
+//! They travel as a [`kata::Failure`] in the `details` of a ttrpc status. This
 //! module owns that encoding on both sides; it must not know which request failed.
 
 use std::fmt;

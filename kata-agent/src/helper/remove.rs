@@ -42,8 +42,8 @@ fn remove_cgroup(path: &Path) -> io::Result<()> {
     remove_tree(path)
 }
 
-/// cgroup.events is signalled as a priority event whenever it changes (cgroup-v2.rst, "[Un]populated
-/// Notification").
+/// cgroup.events is signalled as a priority event whenever it changes (cgroup-v2.rst, `[Un]populated
+/// Notification`).
 fn wait_until_empty(mut events: File) -> io::Result<()> {
     loop {
         let mut text = String::new();
