@@ -12,7 +12,7 @@ pub(crate) enum Role {
     /// The agent as an ordinary process in namespaces of its own.
     Process(ProcessMode),
     /// A short-lived child of the agent, with the descriptors of its order and its answer.
-    Helper {
+    Worker {
         /// Where the order is read from.
         order: RawFd,
         /// Where the outcome is written to.
@@ -39,13 +39,13 @@ pub(crate) fn parse(args: impl Iterator<Item = String>, pid_one: bool) -> Result
     let args: Vec<String> = args.collect();
     match args.first().map(String::as_str) {
         // The kernel passes words it does not know to init: they are not for us.
-        _ if pid_one && args.first().is_none_or(|word| word != "helper") => Ok(Role::Init),
-        Some("helper") => match &args[1..] {
-            [order, outcome] => Ok(Role::Helper {
+        _ if pid_one && args.first().is_none_or(|word| word != "worker") => Ok(Role::Init),
+        Some("worker") => match &args[1..] {
+            [order, outcome] => Ok(Role::Worker {
                 order: number(order)?,
                 outcome: number(outcome)?,
             }),
-            _ => Err(Usage("a helper takes two descriptors".into())),
+            _ => Err(Usage("a worker takes two descriptors".into())),
         },
         _ => process_mode(&args).map(Role::Process),
     }
@@ -115,7 +115,7 @@ mod tests {
             "--channel-fd 3 --disk a",
             "--channel-fd",
             "--what 1",
-            "helper 1",
+            "worker 1",
         ] {
             assert!(parsed(words, false).is_err(), "{words}");
         }

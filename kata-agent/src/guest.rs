@@ -11,7 +11,7 @@ use rustix::time::{ClockId, Timespec};
 
 use crate::sys;
 
-/// Storage drivers that [`crate::helper`] knows.
+/// Storage drivers that [`crate::worker`] knows.
 const STORAGE_HANDLERS: [&str; 3] = ["blk", "ephemeral", "overlayfs"];
 
 /// What kind of guest this is.

@@ -1,6 +1,6 @@
-//! Running a helper process and hearing its outcome.
+//! Running a worker process and hearing its outcome.
 //!
-//! Owns how an order reaches the helper (a memory file) and how its outcome comes back (a pipe). Must
+//! Owns how an order reaches the worker (a memory file) and how its outcome comes back (a pipe). Must
 //! not know what the orders mean.
 
 use std::io::{self, Write};
@@ -17,7 +17,7 @@ use tokio::net::unix::pipe;
 use crate::order::{OUTCOME_MAX_BYTES, Order, Outcome};
 use crate::reaper::{Child, Reaper};
 
-/// The standard streams of a helper, and so of the process that it makes.
+/// The standard streams of a worker, and so of the process that it makes.
 pub(crate) struct Streams {
     pub(crate) stdin: OwnedFd,
     pub(crate) stdout: OwnedFd,
@@ -42,14 +42,14 @@ impl Streams {
     }
 }
 
-/// Runs a helper without streams of its own, for an order that makes no process.
+/// Runs a worker without streams of its own, for an order that makes no process.
 pub(crate) async fn run(reaper: &Reaper, order: &Order, inherit: &[OwnedFd]) -> Result<(), Failed> {
     let _launch = reaper.launch();
-    let streams = Streams::null().map_err(|error| helper_failure(&error))?;
+    let streams = Streams::null().map_err(|error| worker_failure(&error))?;
     outcome(reaper, order, streams, inherit).await.map(drop)
 }
 
-/// Runs a helper that makes a process, and makes that process known.
+/// Runs a worker that makes a process, and makes that process known.
 pub(crate) async fn process(
     reaper: &Reaper,
     order: &Order,
@@ -58,8 +58,8 @@ pub(crate) async fn process(
 ) -> Result<Child, Failed> {
     let _launch = reaper.launch();
     let pid = outcome(reaper, order, streams, inherit).await?;
-    let pid = pid.ok_or_else(|| Failed::new(FailureKind::Container, "the helper made no process"))?;
-    reaper.adopt(pid).map_err(|error| helper_failure(&error))
+    let pid = pid.ok_or_else(|| Failed::new(FailureKind::Container, "the worker made no process"))?;
+    reaper.adopt(pid).map_err(|error| worker_failure(&error))
 }
 
 async fn outcome(
@@ -68,17 +68,17 @@ async fn outcome(
     streams: Streams,
     inherit: &[OwnedFd],
 ) -> Result<Option<i32>, Failed> {
-    let (helper, answer) = spawn(reaper, order, streams, inherit).map_err(|error| helper_failure(&error))?;
-    let outcome = hear(&helper, answer)
+    let (worker, answer) = spawn(reaper, order, streams, inherit).map_err(|error| worker_failure(&error))?;
+    let outcome = hear(&worker, answer)
         .await
-        .map_err(|error| helper_failure(&error));
+        .map_err(|error| worker_failure(&error));
     // It ends by itself after its answer; nobody waits for that.
-    tokio::spawn(async move { helper.ended().await.map(drop) });
+    tokio::spawn(async move { worker.ended().await.map(drop) });
     outcome?.into_result()
 }
 
-fn helper_failure(error: &io::Error) -> Failed {
-    Failed::new(FailureKind::Container, format!("helper process: {error}"))
+fn worker_failure(error: &io::Error) -> Failed {
+    Failed::new(FailureKind::Container, format!("worker process: {error}"))
 }
 
 fn spawn(
@@ -94,7 +94,7 @@ fn spawn(
     pass_on(&passed, true)?;
     let spawned = Command::new("/proc/self/exe")
         .args([
-            "helper",
+            "worker",
             &order.as_raw_fd().to_string(),
             &sender.as_raw_fd().to_string(),
         ])
@@ -124,14 +124,14 @@ fn memory_file(order: &Order) -> io::Result<OwnedFd> {
 }
 
 /// Reads the outcome. The end of the pipe says nothing (the process that was made holds it, too), but
-/// the end of the helper does.
-async fn hear(helper: &Child, mut answer: pipe::Receiver) -> io::Result<Outcome> {
+/// the end of the worker does.
+async fn hear(worker: &Child, mut answer: pipe::Receiver) -> io::Result<Outcome> {
     let mut line = Vec::with_capacity(OUTCOME_MAX_BYTES);
     while !line.ends_with(b"\n") {
         let read = tokio::select! {
             biased;
             read = answer.read_buf(&mut line) => read?,
-            ended = helper.ended() => match answer.try_read_buf(&mut line) {
+            ended = worker.ended() => match answer.try_read_buf(&mut line) {
                 Ok(read) if read > 0 => read,
                 _ => return Err(io::Error::other(format!("ended with status {} and no answer", ended?))),
             },

@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 //!
 //! One program with three roles: the first process of a guest, the same agent as an ordinary process,
-//! and the agent's short-lived helper. Must not know hypervisors, images or the host's side.
+//! and the agent's short-lived worker. Must not know hypervisors, images or the host's side.
 
 mod agent;
 mod args;
@@ -9,7 +9,6 @@ mod boot;
 mod console;
 mod container;
 mod guest;
-mod helper;
 mod launch;
 mod nest;
 mod order;
@@ -23,6 +22,7 @@ mod stats;
 mod streams;
 mod sys;
 mod transport;
+mod worker;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     let ended = match args::parse(std::env::args().skip(1), pid_one) {
         Ok(Role::Init) => init(init_start_ns),
         Ok(Role::Process(mode)) => process(mode, init_start_ns),
-        Ok(Role::Helper { order, outcome }) => helper::run(order, outcome).map_err(Into::into),
+        Ok(Role::Worker { order, outcome }) => worker::run(order, outcome).map_err(Into::into),
         Err(usage) => Err(usage.into()),
     };
     match ended {

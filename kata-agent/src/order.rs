@@ -1,4 +1,4 @@
-//! What the agent orders of its helper process, and what the helper answers.
+//! What the agent orders of its worker process, and what the worker answers.
 //!
 //! JSON in a memory file one way, one line of JSON on a pipe the other way. Owns that format; the
 //! two ends are the same program, so it carries no version.
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// Longest outcome in bytes: what a pipe takes in one piece.
 pub(crate) const OUTCOME_MAX_BYTES: usize = 4096;
 
-/// One piece of work for a helper.
+/// One piece of work for a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
     /// Mount storages and create a container.
@@ -53,7 +53,7 @@ pub(crate) struct User {
     pub(crate) additional_gids: Vec<String>,
 }
 
-/// Creates a container. Its standard streams are the helper's own.
+/// Creates a container. Its standard streams are the worker's own.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Create {
     pub(crate) id: String,
@@ -71,7 +71,7 @@ pub(crate) struct Create {
     pub(crate) hostname: String,
 }
 
-/// Starts a process in a container. Its standard streams are the helper's own.
+/// Starts a process in a container. Its standard streams are the worker's own.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Exec {
     pub(crate) id: String,
@@ -81,7 +81,7 @@ pub(crate) struct Exec {
     pub(crate) process: serde_json::Value,
     pub(crate) user: Option<User>,
     pub(crate) console: Option<PathBuf>,
-    /// The container's init, which is not waited for before the helper has ended.
+    /// The container's init, which is not waited for before the worker has ended.
     pub(crate) init_pid: i32,
 }
 

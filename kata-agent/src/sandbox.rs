@@ -1,7 +1,7 @@
 //! The sandbox: its containers by id, and what they share.
 //!
 //! Owns the steps of creating, executing and removing, and what is undone when one fails. Each step
-//! that may block is a helper process, so one request never waits for another. Must not know ttrpc.
+//! that may block is a worker process, so one request never waits for another. Must not know ttrpc.
 
 use std::collections::HashMap;
 use std::fs;

@@ -46,6 +46,10 @@ const ALGORITHMS: &[&str] = &["crc32c-intel"];
 /// An initramfs above this is worth a word: every boot copies it.
 const INITRAMFS_BYTES: u64 = 4 << 20;
 
+/// Static, and at a fixed address: each start of a position-independent program patches a quarter of a
+/// megabyte of itself first, and the agent starts itself anew for every container.
+const STATIC: &str = "-C target-feature=+crt-static -C relocation-model=static";
+
 /// Name of the file beside the assets that says what the kernel was extracted from.
 const ORIGIN: &str = "vmlinux.origin";
 
@@ -160,7 +164,7 @@ fn build_agent(workspace: &Workspace) -> Result<Vec<u8>, GuestError> {
         .arg("--target-dir")
         .arg(&directory);
     cargo
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("RUSTFLAGS", STATIC)
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     process::run(&step, &mut cargo).map_err(GuestError::Agent)?;
     let path = directory.join(target).join("guest/kata-agent");
