@@ -122,6 +122,17 @@ impl Drop for Sandbox {
 }
 
 /// A running process; see [`crate::Process`].
+///
+/// ```no_run
+/// use kata_sandbox::{Command, Container, blocking};
+///
+/// # fn main() -> Result<(), kata_sandbox::Error> {
+/// let sandbox = blocking::Sandbox::boot(Container::new("debian.tar"))?;
+/// let output = sandbox.exec(Command::new("sort").stdin("b\na\n"))?.output()?;
+/// assert_eq!(output.stdout, b"a\nb\n");
+/// # Ok(())
+/// # }
+/// ```
 pub struct Process {
     /// Standard input, where it was left open; dropping it is end of file.
     pub stdin: Option<Box<dyn Write + Send>>,

@@ -107,7 +107,7 @@ impl Container {
         self
     }
 
-    /// Sets an environment variable. `PATH`, `HOME` and `TERM` have defaults; nothing else is inherited.
+    /// Sets an environment variable. `PATH` and `HOME` have defaults; nothing is inherited.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.process.set_env(name.into(), value.into());
         self

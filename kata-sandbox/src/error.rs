@@ -7,6 +7,18 @@ use crate::process::Output;
 use crate::report::Stage;
 
 /// What went wrong, as far as a program can act on it.
+///
+/// ```no_run
+/// use kata_sandbox::{Container, ErrorKind, Sandbox};
+///
+/// # async fn example() {
+/// match Sandbox::run(Container::new("debian.tar").args(["python3"])).await {
+///     Ok(output) => println!("{}", output.status),
+///     Err(error) if error.kind() == ErrorKind::CommandNotFound => println!("no python3 in this image"),
+///     Err(error) => println!("{error:?}"),
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -60,11 +72,23 @@ pub enum ErrorKind {
 
 /// A failure of a sandbox.
 ///
-/// `Display` is one line without the cause; [`source`](StdError::source) has the cause.
-#[derive(Debug)]
+/// `Display` is one line without the cause; [`source`](StdError::source) has the cause. `Debug`, which
+/// a failing `main` prints, has the causes and the guest's console too.
+///
+/// ```no_run
+/// use kata_sandbox::{Container, Sandbox};
+///
+/// # async fn example() {
+/// if let Err(error) = Sandbox::run(Container::new("debian.tar").args(["true"])).await {
+///     eprintln!("not done: {} was not reached: {error}", error.stage());
+///     if let Some(console) = error.console_tail() {
+///         eprintln!("the guest said last:\n{console}");
+///     }
+/// }
+/// # }
+/// ```
 pub struct Error(Box<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     kind: ErrorKind,
     stage: Stage,
@@ -141,6 +165,21 @@ impl Error {
     }
 }
 
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} ({:?})", self.0.kind)?;
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        match &self.0.console_tail {
+            Some(tail) => write!(f, "\nthe guest's console ends:\n{tail}"),
+            None => Ok(()),
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.0.stage, self.0.message)
@@ -150,5 +189,22 @@ impl fmt::Display for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn display_is_one_line_and_debug_has_it_all() {
+        let error = Error::new(ErrorKind::GuestPanicked, Stage::Agent, "the guest panicked")
+            .with_source(std::io::Error::other("no init"))
+            .with_console("Kernel panic".into());
+        assert_eq!(error.to_string(), "guest agent: the guest panicked");
+        assert_eq!(
+            format!("{error:?}"),
+            "guest agent: the guest panicked (GuestPanicked): no init\nthe guest's console ends:\nKernel panic"
+        );
     }
 }

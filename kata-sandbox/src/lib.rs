@@ -42,6 +42,8 @@
 //! This library starts no threads but those of the caller's runtime, installs no signal handler and no
 //! log subscriber (it logs by `tracing`), and changes neither the environment nor the working directory.
 
+#![forbid(unsafe_code)]
+
 pub mod blocking;
 mod connect;
 mod container;

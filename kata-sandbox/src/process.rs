@@ -16,6 +16,14 @@ use crate::plan::CONTAINER_ID;
 use crate::report::{Stage, Timings, Usage};
 
 /// How a process ended: its exit code, or 128 plus the number of the signal that killed it.
+///
+/// ```no_run
+/// # async fn example(process: kata_sandbox::Process) -> Result<(), kata_sandbox::Error> {
+/// let status = process.wait().await?;
+/// println!("{status}: {}", if status.success() { "fine" } else { "not fine" });
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ExitStatus(i32);
 
@@ -40,6 +48,17 @@ impl fmt::Display for ExitStatus {
 }
 
 /// All that a process left behind.
+///
+/// ```no_run
+/// # use kata_sandbox::{Container, Sandbox};
+/// # async fn example() -> Result<(), kata_sandbox::Error> {
+/// let output = Sandbox::run(Container::new("debian.tar").args(["ls", "/"])).await?;
+/// print!("{}", String::from_utf8_lossy(&output.stdout));
+/// eprint!("{}", String::from_utf8_lossy(&output.stderr));
+/// println!("{}\n{}", output.status, output.timings);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Output {

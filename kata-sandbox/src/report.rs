@@ -7,6 +7,13 @@ pub use kata_vmm::hypervisor::{Capabilities, KvmUnusable, QemuUnusable, Reason, 
 pub use kata_vmm::machine::{Accelerator, Hypervisor};
 
 /// A stage on the way of a container, in order.
+///
+/// ```
+/// use kata_sandbox::report::Stage;
+///
+/// assert!(Stage::Kernel < Stage::FirstOutput);
+/// assert_eq!(Stage::Kernel.to_string(), "guest kernel");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Stage {
@@ -61,6 +68,15 @@ impl fmt::Display for Stage {
 /// When each stage was complete, counted from the call that began it all.
 ///
 /// Prints as a table, one line a stage.
+///
+/// ```no_run
+/// use kata_sandbox::report::Stage;
+/// # fn example(timings: &kata_sandbox::report::Timings) {
+/// if let Some(time) = timings.at(Stage::FirstOutput) {
+///     println!("first output after {time:?}; all stages:\n{timings}");
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timings {
     begin: Instant,
@@ -118,6 +134,14 @@ impl fmt::Display for Timings {
 }
 
 /// What a sandbox cost.
+///
+/// ```no_run
+/// # async fn example(sandbox: &kata_sandbox::Sandbox) -> Result<(), kata_sandbox::Error> {
+/// let usage = sandbox.usage().await?;
+/// println!("{:?} bytes of the host, {:?} of processor time", usage.host_memory_bytes, usage.cpu_time);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Usage {
@@ -135,6 +159,13 @@ pub struct Usage {
 }
 
 /// Where a sandbox runs and why there.
+///
+/// ```no_run
+/// # fn example(sandbox: &kata_sandbox::Sandbox) {
+/// let info = sandbox.info();
+/// println!("{} on {}: {}", info.name, info.hypervisor_version, info.selection.reason);
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Info {

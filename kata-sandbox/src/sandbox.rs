@@ -106,7 +106,11 @@ impl Sandbox {
             Err(error) => return Err(give_up(&supervision, error).await),
         };
         timings.mark(Stage::Create);
-        let _ = supervision.orders.send(Order::Deadline(None));
+        let idle_until = container
+            .timeout
+            .filter(|_| streams.is_none())
+            .map(|limit| Instant::now() + limit);
+        let _ = supervision.orders.send(Order::Deadline(idle_until));
         let link = Arc::clone(&connected.link);
         let info = info(name, &plan, connected, &supervision, digest, timings);
         Ok(Self {
@@ -173,7 +177,7 @@ impl Sandbox {
     /// Kills the machine and waits until nothing is left of it. A sandbox that has ended stays ended.
     ///
     /// # Errors
-    /// None so far.
+    /// None so far: what could not be ended politely is killed.
     pub async fn stop(&self) -> Result<(), Error> {
         stop(&self.supervision).await;
         Ok(())
