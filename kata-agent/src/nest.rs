@@ -25,6 +25,8 @@ const PREFIX: &str = "kata-";
 /// outer process ends here, as the agent does.
 pub(crate) fn enter() -> io::Result<PathBuf> {
     let name = format!("{PREFIX}{}", std::process::id());
+    // Where we were started may be hidden by what is mounted below.
+    rustix::process::chdir("/")?;
     sys::unshare_namespaces()?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     rustix::mount::mount("cgroup2", CGROUP, "cgroup2", MountFlags::NOSUID, None)?;

@@ -38,8 +38,11 @@ impl Control {
     pub(crate) async fn recv(&self) -> io::Result<Option<(Event, Vec<OwnedFd>)>> {
         loop {
             let mut guard = self.0.readable().await?;
-            if let Ok(received) = guard.try_io(|socket| socket.get_ref().recv()) {
-                return received;
+            match guard.try_io(|socket| socket.get_ref().recv()) {
+                // The monitor ended with a request unread. What it had said before comes next, then the end.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                Ok(received) => return received,
+                Err(_would_block) => {}
             }
         }
     }

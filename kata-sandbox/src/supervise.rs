@@ -252,7 +252,7 @@ impl Supervisor {
         }
     }
 
-    /// Asks for the console's tail; a machine that dies meanwhile is the better cause.
+    /// Asks for the console's tail; a machine or a monitor that dies meanwhile is the better cause.
     async fn last_words(&mut self, cause: Cause) -> (Cause, String) {
         let patience = if cause == Cause::AgentLost {
             LAST_WORDS
@@ -261,8 +261,12 @@ impl Supervisor {
         };
         let deadline = tokio::time::Instant::now() + patience;
         let mut tail = String::new();
+        let monitor_died = Cause::MonitorDied {
+            code: None,
+            signal: None,
+        };
         if self.control.send(&Request::Console, &[]).await.is_err() {
-            return (cause, tail);
+            return (monitor_died, tail);
         }
         while let Ok(event) = tokio::time::timeout_at(deadline, self.control.recv()).await {
             match monitor_event(event) {
@@ -273,8 +277,8 @@ impl Supervisor {
                     return (cause, text);
                 }
                 Event::Monitor(control::Event::Console { tail: text }, _) => tail = text,
-                Event::Monitor(..) => {}
-                _ => break,
+                Event::MonitorGone => return (monitor_died, tail),
+                _ => {}
             }
         }
         (cause, tail)

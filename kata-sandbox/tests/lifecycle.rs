@@ -6,10 +6,9 @@ mod bed;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use bed::{Bed, alive, all_gone, chain, descendants, sh, text, traces};
+use bed::{Bed, alive, all_gone, chain, descendants, executable, sh, text, traces};
 use kata_sandbox::{ErrorKind, Sandbox};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -127,8 +126,7 @@ on_every_backend! {
     async fn a_monitor_of_another_version_is_one_clear_error(bed: Bed) {
         let directory = tempfile::tempdir().unwrap();
         let monitor = directory.path().join("kata-vmm");
-        std::fs::write(&monitor, "#!/bin/sh\nprintf '{\"Hello\":{\"protocol\":99,\"version\":\"9.9.9\"}}' >&0\n").unwrap();
-        std::fs::set_permissions(&monitor, std::fs::Permissions::from_mode(0o755)).unwrap();
+        executable(&monitor, "#!/bin/sh\nprintf '{\"Hello\":{\"protocol\":99,\"version\":\"9.9.9\"}}' >&0\n");
         let error = Sandbox::boot(bed.idle().monitor(&monitor)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::VersionMismatch);
         assert_eq!(
@@ -140,8 +138,7 @@ on_every_backend! {
     async fn a_monitor_that_dies_at_once_says_what_it_said(bed: Bed) {
         let directory = tempfile::tempdir().unwrap();
         let monitor = directory.path().join("kata-vmm");
-        std::fs::write(&monitor, "#!/bin/sh\necho 'no can do' >&2\nexit 3\n").unwrap();
-        std::fs::set_permissions(&monitor, std::fs::Permissions::from_mode(0o755)).unwrap();
+        executable(&monitor, "#!/bin/sh\necho 'no can do' >&2\nexit 3\n");
         let error = Sandbox::boot(bed.idle().monitor(&monitor)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Monitor);
         assert_eq!(

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use kata_sandbox::{Backend, Command, Container, MiB, Output, Sandbox};
 
 /// How long one body may take before it counts as hung.
-const DEADLINE: Duration = Duration::from_secs(180);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
 
 /// What a body runs on.
 #[derive(Debug, Clone)]
@@ -33,26 +33,29 @@ pub(crate) struct Bed {
 /// Makes a module per backend out of test bodies: `fake::name` and `qemu::name`.
 #[macro_export]
 macro_rules! on_every_backend {
-    ($($(#[$meta:meta])* async fn $name:ident($bed:ident: Bed) $body:block)*) => {
+    (async $($bodies:tt)*) => { $crate::on_every_backend! { within $crate::bed::DEADLINE; async $($bodies)* } };
+    (within $deadline:expr; $($(#[$meta:meta])* async fn $name:ident($bed:ident: Bed) $body:block)*) => {
         mod bodies {
             use super::*;
             $($(#[$meta])* pub(super) async fn $name($bed: Bed) $body)*
         }
         mod fake {
             $(#[test] fn $name() {
-                $crate::bed::run("fake", concat!(module_path!(), "::", stringify!($name)), super::bodies::$name);
+                let name = concat!(module_path!(), "::", stringify!($name));
+                $crate::bed::run("fake", name, $deadline, super::bodies::$name);
             })*
         }
         mod qemu {
             $(#[test] fn $name() {
-                $crate::bed::run("qemu", concat!(module_path!(), "::", stringify!($name)), super::bodies::$name);
+                let name = concat!(module_path!(), "::", stringify!($name));
+                $crate::bed::run("qemu", name, $deadline, super::bodies::$name);
             })*
         }
     };
 }
 
 /// Runs a body on a backend, within the deadline.
-pub(crate) fn run<F: Future<Output = ()>>(backend: &str, name: &str, body: fn(Bed) -> F) {
+pub(crate) fn run<F: Future<Output = ()>>(backend: &str, name: &str, deadline: Duration, body: fn(Bed) -> F) {
     let Some(bed) = bed(backend, name) else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -60,7 +63,7 @@ pub(crate) fn run<F: Future<Output = ()>>(backend: &str, name: &str, body: fn(Be
         .build()
         .unwrap();
     runtime.block_on(async {
-        tokio::time::timeout(DEADLINE, body(bed))
+        tokio::time::timeout(deadline, body(bed))
             .await
             .unwrap_or_else(|_| panic!("{name} hung"));
     });
@@ -161,6 +164,33 @@ pub(crate) fn alive(pid: u32) -> bool {
             .trim_start()
             .starts_with('Z')
     })
+}
+
+/// Memory in bytes that a process has for itself, guest memory not included.
+pub(crate) fn private_memory(pid: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss_Anon:"))
+        .unwrap();
+    line.trim()
+        .strip_suffix("kB")
+        .unwrap()
+        .trim()
+        .parse::<u64>()
+        .unwrap()
+        << 10
+}
+
+/// An executable script. A shell writes it: a file that this process has open for writing while another
+/// thread forks could not be executed ("text file busy").
+pub(crate) fn executable(path: &std::path::Path, text: &str) {
+    let mut shell = std::process::Command::new("sh");
+    shell
+        .args(["-c", "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\""])
+        .arg(path)
+        .arg(text);
+    assert!(shell.status().unwrap().success());
 }
 
 /// Children of a process, all the way down.
