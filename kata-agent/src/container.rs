@@ -15,9 +15,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kata_agent_proto::{Failed, FailureKind};
 use tokio::sync::watch;
 
+use crate::exec::NameSpaces;
 use crate::process::Process;
+use crate::reaper::Child;
 
-/// A container's cgroup and files.
+/// A container's cgroup, namespaces and files.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
     /// Directory of config.json and of libcontainer's record.
@@ -26,6 +28,8 @@ pub(crate) struct Places {
     pub(crate) cgroup: PathBuf,
     /// What was mounted for it, in order.
     pub(crate) mount_points: Vec<String>,
+    /// What a further process joins, where the agent can do that itself.
+    pub(crate) namespaces: Option<NameSpaces>,
 }
 
 /// Processes being made in a container, for which its init's id must stand.
@@ -126,10 +130,10 @@ impl Container {
         self.started.load(Ordering::Relaxed) && !self.init.has_ended()
     }
 
-    /// Reserves a name for a process that is being made, and keeps the init's id.
-    pub(crate) fn reserve(self: &Arc<Self>, exec_id: &str) -> Result<(Reservation, i32), Failed> {
-        let pid = self.init.pid().filter(|_| self.is_running());
-        let pid = pid.ok_or_else(|| Failed::new(FailureKind::NotRunning, &self.id))?;
+    /// Reserves a name for a process that is being made, and keeps the init.
+    pub(crate) fn reserve(self: &Arc<Self>, exec_id: &str) -> Result<(Reservation, Arc<Child>), Failed> {
+        let init = self.init.child().filter(|_| self.is_running());
+        let init = init.ok_or_else(|| Failed::new(FailureKind::NotRunning, &self.id))?;
         let mut execs = self.execs();
         if exec_id == self.id || execs.contains_key(exec_id) {
             return Err(Failed::new(FailureKind::AlreadyExists, exec_id));
@@ -143,7 +147,7 @@ impl Container {
                 exec_id: exec_id.to_owned(),
                 _launching: launching,
             },
-            pid,
+            init,
         ))
     }
 

@@ -8,6 +8,7 @@ mod args;
 mod boot;
 mod console;
 mod container;
+mod exec;
 mod guest;
 mod launch;
 mod nest;
@@ -34,6 +35,7 @@ use kata_agent_proto::Hello;
 use crate::agent::AgentError;
 use crate::args::{ProcessMode, Role};
 use crate::boot::Timeline;
+use crate::exec::Joiner;
 use crate::guest::{Guest, boot_time_ns};
 use crate::sandbox::{Sandbox, Settings};
 use crate::transport::{Channel, Transport, Vsock};
@@ -137,9 +139,10 @@ fn run(
         .build()?;
     let guest = settings.guest;
     std::fs::create_dir_all("/run/kata")?;
+    let sandbox = Arc::new(Sandbox::new(settings, Joiner::new()?));
     let served = runtime.block_on(async {
         let transport = transport().map_err(AgentError::Listen)?;
-        agent::serve(&transport, Arc::new(Sandbox::new(settings)), hello).await
+        agent::serve(&transport, sandbox, hello).await
     });
     served?;
     Ok(guest.end()?)

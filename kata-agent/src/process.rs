@@ -308,13 +308,9 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    fn child(&self) -> Option<Arc<Child>> {
+    /// The process itself, until it has ended and nobody needs it.
+    pub(crate) fn child(&self) -> Option<Arc<Child>> {
         self.child.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The process id, while nobody else can have it.
-    pub(crate) fn pid(&self) -> Option<i32> {
-        self.child().map(|child| child.pid())
     }
 
     /// Whether it has ended.

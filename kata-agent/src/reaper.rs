@@ -11,7 +11,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus};
@@ -49,6 +49,15 @@ impl Reaper {
     pub(crate) fn adopt(&self, pid: i32) -> io::Result<Child> {
         let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+        self.known(pid, pidfd)
+    }
+
+    /// Makes a child known by its pidfd, at once after its birth.
+    pub(crate) fn adopt_by(&self, pid: i32, pidfd: OwnedFd) -> io::Result<Child> {
+        self.known(Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?, pidfd)
+    }
+
+    fn known(&self, pid: Pid, pidfd: OwnedFd) -> io::Result<Child> {
         let pidfd = sys::watch(pidfd, Interest::READABLE)?;
         self.children().known.insert(pid.as_raw_pid());
         Ok(Child {
@@ -114,9 +123,24 @@ impl Child {
         }
     }
 
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        !matches!(
+            rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options),
+            Ok(None)
+        )
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
         sys::pidfd_signal(&self.pidfd, signal)
+    }
+}
+
+impl AsFd for Child {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 }
 

@@ -14,11 +14,12 @@ use kata_agent_proto::{Failed, FailureKind};
 use tokio::sync::Notify;
 
 use crate::container::{Container, Launches, Places};
+use crate::exec::{Joiner, NameSpaces, Plan, Target};
 use crate::guest::Guest;
 use crate::launch;
 use crate::order::{Create, Exec, Order, Remove, Storage, Storages, User};
 use crate::process::{Ports, Prepared};
-use crate::reaper::{Child, Reaper};
+use crate::reaper::Reaper;
 use crate::streams::Unclaimed;
 
 /// Below it everything of the containers is kept.
@@ -50,6 +51,7 @@ pub(crate) struct Sandbox {
     disks: Vec<OwnedFd>,
     serials: Vec<String>,
     pub(crate) reaper: Reaper,
+    joiner: Joiner,
     pub(crate) unclaimed: Unclaimed,
     names: Mutex<Names>,
     /// `None` while being made or removed.
@@ -101,13 +103,14 @@ fn check_name(name: &str) -> Result<(), Failed> {
 }
 
 impl Sandbox {
-    pub(crate) fn new(mut settings: Settings) -> Self {
+    pub(crate) fn new(mut settings: Settings, joiner: Joiner) -> Self {
         let (serials, disks) = std::mem::take(&mut settings.disks).into_iter().unzip();
         Sandbox {
             settings,
             disks,
             serials,
             reaper: Reaper::default(),
+            joiner,
             unclaimed: Unclaimed::default(),
             names: Mutex::default(),
             containers: Mutex::default(),
@@ -247,6 +250,7 @@ impl Sandbox {
                 .iter()
                 .map(|storage| storage.mount_point.clone())
                 .collect(),
+            namespaces: NameSpaces::of(&creation.spec),
         }
     }
 
@@ -262,18 +266,35 @@ impl Sandbox {
         } = execution;
         check_name(&exec_id)?;
         let container = self.container(&container_id)?;
-        let (reservation, init_pid) = container.reserve(&exec_id)?;
+        let (reservation, init) = container.reserve(&exec_id)?;
         let (prepared, streams) = Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?;
-        let order = Order::Exec(Exec {
-            id: container_id,
-            exec_id,
-            bundle: container.places.bundle.clone(),
-            process,
-            user,
-            console: prepared.console().map(Path::to_owned),
-            init_pid,
-        });
-        let child: Child = launch::process(&self.reaper, &order, streams, &[]).await?;
+        let plan = match container.places.namespaces {
+            Some(namespaces) => Plan::new(&process, user.as_ref())?.zip(Some(namespaces)),
+            None => None,
+        };
+        let child = match plan {
+            Some((plan, namespaces)) => {
+                let target = Target {
+                    id: &container_id,
+                    init: &init,
+                    namespaces,
+                    cgroup: &container.places.cgroup,
+                };
+                self.joiner.start(&self.reaper, target, plan, streams).await?
+            }
+            None => {
+                let order = Order::Exec(Exec {
+                    id: container_id,
+                    exec_id,
+                    bundle: container.places.bundle.clone(),
+                    process,
+                    user,
+                    console: prepared.console().map(Path::to_owned),
+                    init_pid: init.pid(),
+                });
+                launch::process(&self.reaper, &order, streams, &[]).await?
+            }
+        };
         reservation.fill(prepared.follow(child, async {}).await?);
         Ok(())
     }

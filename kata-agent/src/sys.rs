@@ -7,7 +7,7 @@
     reason = "system calls without a safe wrapper; each block states its invariant"
 )]
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -34,6 +34,99 @@ pub(crate) fn fork() -> io::Result<Fork> {
             .map(Fork::Parent)
             .ok_or_else(|| io::ErrorKind::InvalidData.into()),
     }
+}
+
+/// Which side of [`fork_into`] this is.
+pub(crate) enum Birth {
+    /// The new process.
+    Child,
+    /// The old process.
+    Parent {
+        /// The new one's id, in the old one's PID namespace.
+        pid: i32,
+        /// The new one itself.
+        pidfd: OwnedFd,
+    },
+}
+
+/// Splits the process in two, with the child in a cgroup and in the PID namespace for children
+/// (clone3(2)). Handlers of signals are not the child's. Only while this is the only thread.
+pub(crate) fn fork_into(cgroup: &impl AsFd) -> rustix::io::Result<Birth> {
+    // libc's constants of these two have the type of the older calls, which is too short for them.
+    const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
+    let mut pidfd: u64 = u64::MAX;
+    // A struct clone_args of version 2: flags, pidfd, child_tid, parent_tid, exit_signal, stack,
+    // stack_size, tls, set_tid, set_tid_size, cgroup.
+    let mut args = [0_u64; 11];
+    args[0] = CLONE_CLEAR_SIGHAND | CLONE_INTO_CGROUP | u64::from(libc::CLONE_PIDFD.cast_unsigned());
+    args[1] = (&raw mut pidfd).expose_provenance() as u64;
+    args[4] = u64::from(libc::SIGCHLD.cast_unsigned());
+    args[10] = u64::from(cgroup.as_fd().as_raw_fd().cast_unsigned());
+    // SAFETY: without CLONE_VM the child has a copy of everything, and no other thread holds a lock in
+    // it; `args` has the announced size and `pidfd` is a place for the descriptor.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) };
+    match i32::try_from(pid) {
+        Ok(0) => Ok(Birth::Child),
+        Ok(pid) if pid > 0 => Ok(Birth::Parent {
+            pid,
+            pidfd: new_fd(pidfd)?,
+        }),
+        _ => Err(last_errno()),
+    }
+}
+
+/// A descriptor that the kernel wrote as an int into the low half.
+fn new_fd(written: u64) -> rustix::io::Result<OwnedFd> {
+    let number = i32::try_from(written & u64::from(u32::MAX)).map_err(|_| rustix::io::Errno::BADF)?;
+    // SAFETY: the kernel has just made the descriptor for this process.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+fn last_errno() -> rustix::io::Errno {
+    rustix::io::Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(rustix::io::Errno::INVAL)
+}
+
+/// Closes every descriptor but the standard streams and one more. Only in a process that is about to
+/// become another program: nothing of this one may use its descriptors any more.
+pub(crate) fn close_all_but(kept: &impl AsFd) -> io::Result<()> {
+    let kept = kept.as_fd().as_raw_fd().cast_unsigned();
+    for (first, last) in [(3, kept.saturating_sub(1)), (kept.saturating_add(1), u32::MAX)] {
+        if first <= last {
+            // SAFETY: whoever owns the descriptors is not run again, by this function's condition.
+            check(unsafe { libc::close_range(first, last, 0) })?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives every signal its default meaning, and blocks none.
+pub(crate) fn default_signals() {
+    // The kernel's struct sigaction (handler, flags, restorer, mask), all zero: SIG_DFL. The C library
+    // would not touch those signals that it keeps to itself.
+    let default = [0_u64; 4];
+    for signal in 1..=64 {
+        let (new, old) = (default.as_ptr(), std::ptr::null_mut::<u64>());
+        // SAFETY: `new` has the layout above, and the mask has the size that is given. The two signals
+        // that cannot be changed are refused.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, old, size_of::<u64>()) };
+    }
+    let none = signal_set(&[]);
+    // SAFETY: `none` is initialized, and the old mask is not asked for.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
+}
+
+/// Replaces the process's program and environment; returns only the error.
+pub(crate) fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: `path` and the null-terminated pointers live until the call fails.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+fn pointers(texts: &[CString]) -> Vec<*const libc::c_char> {
+    let texts = texts.iter().map(|text| text.as_ptr());
+    texts.chain([std::ptr::null()]).collect()
 }
 
 /// Leaves the shared namespaces; see `unshare(2)`. Only before the first thread is made.
@@ -93,8 +186,7 @@ fn exec_arguments(path: &OsStr, args: &[String]) -> io::Result<(CString, Vec<CSt
 }
 
 fn exec_prepared(path: &CString, args: &[CString]) -> io::Error {
-    let mut pointers: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
-    pointers.push(std::ptr::null());
+    let pointers = pointers(args);
     // SAFETY: SIG_DFL is a valid disposition.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     // SAFETY: `path` and the null-terminated `pointers` live until the call fails.

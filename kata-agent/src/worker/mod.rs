@@ -7,8 +7,8 @@ mod create;
 mod etc;
 mod exec;
 mod executor;
-mod passwd;
-mod program;
+pub(crate) mod passwd;
+pub(crate) mod program;
 mod remove;
 mod root;
 mod storage;
@@ -34,13 +34,24 @@ pub(crate) fn run(order: RawFd, outcome: RawFd) -> io::Result<()> {
     let order = serde_json::from_reader(io::BufReader::new(File::from(sys::take_fd(order)?)))?;
     let outcome = sys::take_fd(outcome)?;
     rustix::io::fcntl_setfd(&outcome, rustix::io::FdFlags::CLOEXEC)?;
-    let answer = carry_out(order).unwrap_or_else(|mut failed| {
-        truncate(&mut failed.subject);
-        Outcome::failed(&failed)
-    });
-    let mut line = serde_json::to_vec(&answer)?;
-    line.push(b'\n');
+    let line = match carry_out(order) {
+        Ok(answer) => line(&answer),
+        Err(failed) => failure_line(failed),
+    };
     File::from(outcome).write_all(&line)
+}
+
+fn line(outcome: &Outcome) -> Vec<u8> {
+    // Numbers and text always have a JSON.
+    let mut line = serde_json::to_vec(outcome).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+/// A failure as an outcome that is written in one piece.
+pub(crate) fn failure_line(mut failed: Failed) -> Vec<u8> {
+    truncate(&mut failed.subject);
+    line(&Outcome::failed(&failed))
 }
 
 fn carry_out(order: Order) -> Result<Outcome, Failed> {
@@ -95,7 +106,7 @@ fn file_failure(path: &Path, error: &io::Error) -> Failed {
 
 /// Gives a process of an OCI specification its user in numbers, and a home. Returns user and group.
 fn settle_user(process: &mut Value, user: Option<&User>, root: &Root) -> Result<(u32, u32), Failed> {
-    let accounts = accounts(root)?;
+    let accounts = accounts(root, true)?;
     let home = match user {
         Some(user) => {
             let resolved = accounts.resolve(user)?;
@@ -110,18 +121,29 @@ fn settle_user(process: &mut Value, user: Option<&User>, root: &Root) -> Result<
     Ok((number(&process["user"]["uid"]), number(&process["user"]["gid"])))
 }
 
-fn accounts(root: &Root) -> Result<Accounts, Failed> {
+/// The accounts of a root that is a path, with or without its groups.
+pub(crate) fn accounts_of(root: &Path, groups: bool) -> Result<Accounts, Failed> {
+    let opened = Root::open(root).map_err(|error| file_failure(root, &error))?;
+    accounts(&opened, groups)
+}
+
+fn accounts(root: &Root, groups: bool) -> Result<Accounts, Failed> {
     let read = |path: &str| {
         let path = Path::new(path);
         root.read(path).map_err(|error| file_failure(path, &error))
     };
     Ok(Accounts {
         passwd: read("/etc/passwd")?,
-        group: read("/etc/group")?,
+        group: if groups {
+            read("/etc/group")?
+        } else {
+            String::new()
+        },
     })
 }
 
-fn number(value: &Value) -> u32 {
+/// A number that fits, or zero.
+pub(crate) fn number(value: &Value) -> u32 {
     value
         .as_u64()
         .and_then(|number| u32::try_from(number).ok())
@@ -142,7 +164,7 @@ fn is_home(entry: &Value) -> bool {
 }
 
 /// The strings of a JSON array.
-fn strings(value: &Value) -> Vec<String> {
+pub(crate) fn strings(value: &Value) -> Vec<String> {
     value
         .as_array()
         .into_iter()
@@ -164,7 +186,7 @@ fn check_program(process: &Value, root: &Root, hidden: impl Fn(&Path) -> bool) -
 }
 
 /// Makes the standard streams that are pipes the user's own, so that `/dev/stdout` can be opened.
-fn own_streams(uid: u32, gid: u32) -> Result<(), Failed> {
+pub(crate) fn own_streams(uid: u32, gid: u32) -> Result<(), Failed> {
     let streams = [
         rustix::stdio::stdin(),
         rustix::stdio::stdout(),
