@@ -12,7 +12,8 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::container::{Command, Container, Input};
 use crate::error::{Error, ErrorKind};
-use crate::process::{ExitStatus, Handle, Output, Streams};
+use crate::output::{ExitStatus, Output};
+use crate::process::{Handle, Streams};
 use crate::report::{Info, Stage, Timings, Usage};
 
 /// A microVM with a container in it; see [`crate::Sandbox`].

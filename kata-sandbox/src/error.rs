@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use crate::process::Output;
+use crate::output::Output;
 use crate::report::Stage;
 
 /// What went wrong, as far as a program can act on it.

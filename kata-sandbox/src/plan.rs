@@ -10,15 +10,11 @@ use kata_vmm::machine::{Boot, Disk, FdIndex, Hypervisor, Machine, MiB};
 use crate::container::{Container, ProcessSettings};
 use crate::error::{Error, ErrorKind};
 use crate::report::Stage;
-use crate::spec;
+use crate::spec::{self, ROOTFS_SERIAL};
 
 /// The least memory that a guest kernel, the agent and a small container fit in.
 const MIN_MEMORY: MiB = MiB(96);
 const MAX_VCPUS: u8 = 32;
-/// The serial by which the agent finds the root filesystem.
-pub(crate) const ROOTFS_SERIAL: &str = "rootfs";
-/// The one container of a sandbox, so far.
-pub(crate) const CONTAINER_ID: &str = "main";
 /// Any address above the reserved ones (VIRTIO 1.2 §5.10.4): each sandbox's vsock is its own.
 const GUEST_CID: u32 = 3;
 

@@ -13,10 +13,12 @@ use crate::container::{Command, Container, Input};
 use crate::error::{Error, ErrorKind};
 use crate::launch::launch;
 use crate::link::{Link, ended};
-use crate::plan::{CONTAINER_ID, Plan, check_process, plan};
+use crate::output::Output;
+use crate::plan::{Plan, check_process, plan};
 use crate::prepare::prepare;
-use crate::process::{Handle, Output, Process, Streams};
+use crate::process::{Handle, Process, Streams};
 use crate::report::{Info, Stage, Timings, Usage};
+use crate::spec::CONTAINER_ID;
 use crate::supervise::{Cause, Ended, Order, Supervision, supervise};
 use crate::{host, spec, usage};
 

@@ -10,7 +10,11 @@ use kata_agent_proto::oci::{
 use protobuf::MessageField;
 
 use crate::container::{Container, ProcessSettings};
-use crate::plan::{CONTAINER_ID, ROOTFS_SERIAL};
+
+/// The serial by which the agent finds the root filesystem.
+pub(crate) const ROOTFS_SERIAL: &str = "rootfs";
+/// The one container of a sandbox, so far.
+pub(crate) const CONTAINER_ID: &str = "main";
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
