@@ -86,7 +86,7 @@ fn print_cost(usage: &Usage) {
     }
     println!(
         "processor   {:.1} ms in the container",
-        usage.cpu_time.as_secs_f64() * 1e3
+        usage.cpu_time.unwrap_or_default().as_secs_f64() * 1e3
     );
 }
 

@@ -13,6 +13,7 @@ use ttrpc::Code;
 use ttrpc::proto::Status;
 
 use crate::failure::{Failed, FailureKind};
+use crate::text::printable;
 
 /// Why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +69,7 @@ impl CallError {
             Ok(Code::DEADLINE_EXCEEDED) => CallError::DeadlineExceeded,
             _ => CallError::Status {
                 code: status.code.value(),
-                message: status.message.clone(),
+                message: printable(&status.message),
             },
         }
     }

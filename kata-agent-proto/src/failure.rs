@@ -11,6 +11,7 @@ use ttrpc::proto::{Any, Status};
 
 use crate::kata;
 use crate::kata::failure::Kind;
+use crate::text::printable;
 
 /// Type URL of the `Any` in a status' details.
 const TYPE_URL: &str = "type.googleapis.com/kata.sandbox.v1.Failure";
@@ -217,7 +218,7 @@ impl Failed {
         let message = kata::Failure::parse_from_bytes(&detail.value).ok()?;
         Some(Failed::new(
             FailureKind::from_number(message.kind.value()),
-            message.subject,
+            printable(&message.subject),
         ))
     }
 }

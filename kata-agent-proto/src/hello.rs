@@ -9,6 +9,7 @@ use protobuf::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::kata;
+use crate::text::printable;
 
 pub use crate::kata::Hello;
 
@@ -56,7 +57,9 @@ pub async fn read_hello(stream: &mut (impl AsyncRead + Unpin)) -> Result<Hello, 
         .ok_or(HelloError::TooLong { length })?;
     let mut bytes = vec![0; length];
     stream.read_exact(&mut bytes).await.map_err(HelloError::Io)?;
-    let hello = kata::Hello::parse_from_bytes(&bytes).map_err(HelloError::Malformed)?;
+    let mut hello = kata::Hello::parse_from_bytes(&bytes).map_err(HelloError::Malformed)?;
+    hello.agent_version = printable(&hello.agent_version);
+    hello.kernel_release = printable(&hello.kernel_release);
     if hello.protocol != PROTOCOL {
         return Err(HelloError::Protocol {
             agent: hello.protocol,

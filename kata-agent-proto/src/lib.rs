@@ -22,6 +22,7 @@ mod offer;
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 }
+mod text;
 
 pub use call::CallError;
 pub use client::Client;

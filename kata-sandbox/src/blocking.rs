@@ -7,13 +7,14 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::runtime::{Builder, Runtime};
 
 use crate::container::{Command, Container, Input};
 use crate::error::{Error, ErrorKind};
 use crate::output::{ExitStatus, Output};
-use crate::process::{Handle, Streams};
+use crate::process::{Handle, Streams, too_large};
 use crate::report::{Info, Stage, Timings, Usage};
 
 /// A microVM with a container in it; see [`crate::Sandbox`].
@@ -215,10 +216,17 @@ impl Process {
     /// As there.
     pub fn output(mut self) -> Result<Output, Error> {
         drop(self.stdin.take());
-        let mut stderr = self.stderr.take();
-        let errors = std::thread::spawn(move || read_all(&mut stderr));
-        let (stdout, first) = read_all(&mut self.stdout);
-        let stderr = errors.join().map(|(bytes, _)| bytes).unwrap_or_default();
+        let (mut stderr, limit) = (self.stderr.take(), self.handle.output_limit_bytes);
+        let errors = std::thread::spawn(move || read_all(&mut stderr, limit));
+        let (stdout, first) = read_all(&mut self.stdout, limit)?;
+        let Ok(errors) = errors.join() else {
+            return Err(Error::new(
+                ErrorKind::Io,
+                Stage::Exit,
+                "the reader of standard error is gone",
+            ));
+        };
+        let (stderr, _) = errors?;
         let status = self.wait()?;
         if let Some(first) = first {
             self.timings.mark_at(Stage::FirstOutput, first);
@@ -233,18 +241,24 @@ impl Process {
     }
 }
 
+/// What was read, and when it began.
+type Collection = (Vec<u8>, Option<Instant>);
+
 /// Reads to the end; a reset is the machine's end, which the wait reports with its cause.
-fn read_all(stream: &mut Option<Box<dyn Read + Send>>) -> (Vec<u8>, Option<std::time::Instant>) {
+fn read_all(stream: &mut Option<Box<dyn Read + Send>>, limit: u64) -> Result<Collection, Error> {
     let (mut bytes, mut first) = (Vec::new(), None);
     let Some(stream) = stream else {
-        return (bytes, first);
+        return Ok((bytes, first));
     };
     let mut chunk = vec![0; 64 << 10];
     while let Ok(n @ 1..) = stream.read(&mut chunk) {
-        first.get_or_insert_with(std::time::Instant::now);
+        first.get_or_insert_with(Instant::now);
         bytes.extend_from_slice(&chunk[..n]);
+        if bytes.len() as u64 > limit {
+            return Err(too_large(limit));
+        }
     }
-    (bytes, first)
+    Ok((bytes, first))
 }
 
 fn runtime() -> Result<Runtime, Error> {

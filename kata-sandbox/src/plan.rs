@@ -75,6 +75,7 @@ pub(crate) fn plan(container: &Container, name: &str, capabilities: &Capabilitie
         boot,
         disks: vec![rootfs],
         guest_cid: GUEST_CID,
+        host_ports: vec![kata_agent_proto::port::HELLO],
         hypervisor: selection.hypervisor.clone(),
     };
     Ok(Plan {
@@ -124,9 +125,33 @@ pub(crate) fn check_process(process: &ProcessSettings, may_be_idle: bool) -> Res
             return Err(invalid(format!("environment variable {name:?} cannot be set")));
         }
     }
+    check_size(process)?;
     match &process.cwd {
         Some(cwd) if !cwd.starts_with('/') || cwd.contains('\0') => Err(invalid(format!(
             "working directory {cwd:?} is not an absolute path"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// execve(2) refuses more than that: `MAX_ARG_STRLEN` for one string, and a quarter of the usual stack.
+fn check_size(process: &ProcessSettings) -> Result<(), Error> {
+    const STRING_BYTES_MAX: usize = (128 << 10) - 1;
+    const TOTAL_BYTES_MAX: usize = 2 << 20;
+    let variables = process
+        .env
+        .iter()
+        .map(|(name, value)| name.len() + 1 + value.len());
+    let sizes: Vec<usize> = process.args.iter().map(String::len).chain(variables).collect();
+    match (
+        sizes.iter().max(),
+        sizes.iter().map(|size| size + 9).sum::<usize>(),
+    ) {
+        (Some(largest), _) if *largest > STRING_BYTES_MAX => Err(invalid(format!(
+            "an argument or environment variable of {largest} bytes is too long: {STRING_BYTES_MAX} are the most"
+        ))),
+        (_, total) if total > TOTAL_BYTES_MAX => Err(invalid(format!(
+            "arguments and environment of {total} bytes are too long: {TOTAL_BYTES_MAX} are the most"
         ))),
         _ => Ok(()),
     }
@@ -232,6 +257,8 @@ mod tests {
             reject(&c().args(["a\0b"])),
             "plan: argument \"a\\0b\" contains a NUL byte"
         );
+        assert!(reject(&c().env("A", "x".repeat(200 << 10))).contains("204802 bytes is too long"));
+        assert!(reject(&c().args(vec!["x".repeat(100 << 10); 30])).contains("are too long"));
         assert_eq!(reject(&c().args([""])), "plan: the program has no name");
         assert_eq!(
             reject(&c().timeout(Duration::ZERO)),

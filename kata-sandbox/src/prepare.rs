@@ -69,10 +69,10 @@ fn find_monitor(explicit: Option<&Path>) -> Result<PathBuf, Error> {
         .map(Path::to_path_buf)
         .or_else(|| std::env::var_os("KATA_VMM").map(Into::into))
     {
-        return if path.is_file() {
-            Ok(path)
-        } else {
-            Err(no_monitor(&[path]))
+        // Absolute, or a bare name would be looked up on PATH when it is executed.
+        return match std::path::absolute(&path) {
+            Ok(path) if path.is_file() => Ok(path),
+            _ => Err(no_monitor(&[path])),
         };
     }
     let candidates = monitor_candidates();

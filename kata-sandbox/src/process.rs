@@ -105,6 +105,8 @@ impl fmt::Debug for Process {
 pub(crate) struct Handle {
     pub(crate) link: Arc<Link>,
     pub(crate) exec_id: String,
+    /// The most that is collected of one stream.
+    pub(crate) output_limit_bytes: u64,
 }
 
 impl Handle {
@@ -203,16 +205,17 @@ impl Process {
     /// A child that the process left in the background with its output open does not delay this.
     ///
     /// # Errors
-    /// When the sandbox ends first.
+    /// [`ErrorKind::OutputTooLarge`] beyond [`Container::output_limit`](crate::Container::output_limit),
+    /// which leaves the process running; or when the sandbox ends first.
     pub async fn output(self) -> Result<Output, Error> {
-        let (collected, result) = self.collect(u64::MAX).await;
+        let (collected, result) = self.collect().await;
         result.map(|status| collected.into_output(status, Usage::default()))
     }
 
-    /// As [`output`](Self::output), giving up at `limit` bytes of one stream; also answers what was
-    /// collected until a failure.
-    pub(crate) async fn collect(mut self, limit: u64) -> (Collected, Result<ExitStatus, Error>) {
+    /// As [`output`](Self::output), and also answers what was collected until a failure.
+    pub(crate) async fn collect(mut self) -> (Collected, Result<ExitStatus, Error>) {
         drop(self.stdin.take());
+        let limit = self.handle.output_limit_bytes;
         let mut out = Collector::new(self.stdout.take(), limit);
         let mut err = Collector::new(self.stderr.take(), limit);
         let result =
@@ -271,6 +274,11 @@ impl Collected {
     }
 }
 
+pub(crate) fn too_large(limit_bytes: u64) -> Error {
+    let message = format!("the process wrote more than {limit_bytes} bytes of output");
+    Error::new(ErrorKind::OutputTooLarge, Stage::Exit, message)
+}
+
 struct Collector {
     stream: Option<Box<dyn AsyncRead + Send + Unpin>>,
     limit: u64,
@@ -298,10 +306,7 @@ impl Collector {
             match read {
                 // A reset is the machine's end, which the wait reports with its cause.
                 Ok(0) | Err(_) => break,
-                Ok(_) if self.bytes.len() as u64 > self.limit => {
-                    let message = format!("the container wrote more than {} bytes of output", self.limit);
-                    return Err(Error::new(ErrorKind::OutputTooLarge, Stage::Exit, message));
-                }
+                Ok(_) if self.bytes.len() as u64 > self.limit => return Err(too_large(self.limit)),
                 Ok(_) => {}
             }
         }

@@ -149,8 +149,8 @@ pub struct Usage {
     /// proportional set size (PSS, proc(5) `smaps_rollup`) when the container ended. `None` where the
     /// host does not let us read it.
     pub host_memory_bytes: Option<u64>,
-    /// Processor time of the container inside the guest.
-    pub cpu_time: Duration,
+    /// Processor time of the container inside the guest; `None` for an exec, and where it was not asked.
+    pub cpu_time: Option<Duration>,
     /// Most memory that the container used inside the guest, in bytes; `None` where the guest kernel
     /// does not keep it.
     pub container_memory_peak_bytes: Option<u64>,

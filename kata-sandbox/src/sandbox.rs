@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
 
 use kata_agent_proto::agent::{StartContainerRequest, StatsContainerRequest};
 use kata_vmm::hypervisor::{Capabilities, probe};
@@ -19,7 +18,7 @@ use crate::prepare::prepare;
 use crate::process::{Handle, Process, Streams};
 use crate::report::{Info, Stage, Timings, Usage};
 use crate::spec::CONTAINER_ID;
-use crate::supervise::{Cause, Ended, Order, Supervision, supervise};
+use crate::supervise::{Cause, Deadline, Ended, Limit, Order, Supervision, supervise};
 use crate::{host, spec, usage};
 
 /// A microVM with a container in it.
@@ -60,15 +59,15 @@ impl Sandbox {
             let message = "run has no one to write to a piped standard input; use boot and spawn";
             return Err(Error::new(ErrorKind::InvalidContainer, Stage::Plan, message));
         }
-        let limit = container.output_limit.bytes();
         let sandbox = Self::boot(container).await?;
-        let process = sandbox.spawn().await?;
-        let (mut collected, result) = process.collect(limit).await;
-        let usage = match &result {
-            Ok(_) => sandbox.usage().await.unwrap_or_default(),
-            Err(_) => Usage::default(),
+        let process = match sandbox.spawn().await {
+            Ok(process) => process,
+            Err(error) => return Err(give_up(&sandbox.supervision, error).await),
         };
-        sandbox.stop().await?;
+        let (mut collected, result) = process.collect().await;
+        // A guest that died after its container ended took the figures along: they are none.
+        let usage = sandbox.usage().await.unwrap_or_default();
+        stop(&sandbox.supervision).await;
         collected.timings.mark(Stage::Stop);
         match result {
             Ok(status) => Ok(collected.into_output(status, usage)),
@@ -85,7 +84,6 @@ impl Sandbox {
     pub async fn boot(container: Container) -> Result<Self, Error> {
         let mut timings = Timings::begin();
         let name = fresh_name()?;
-        let deadline = Instant::now() + container.boot_timeout;
 
         let (capabilities, rootfs) = host::ready(&container).await?;
         timings.mark(Stage::Image);
@@ -97,6 +95,7 @@ impl Sandbox {
         timings.mark(Stage::Prepare);
         let (monitor, control) = launch(prepared).await?;
         timings.mark(Stage::Launch);
+        let deadline = Deadline::after(container.boot_timeout, Limit::Boot);
         let (supervision, milestones) = supervise(monitor, control, kata_agent_proto::port::HELLO, deadline);
 
         let connected = match connect(&supervision, milestones, &name, &mut timings).await {
@@ -111,7 +110,7 @@ impl Sandbox {
         let idle_until = container
             .timeout
             .filter(|_| streams.is_none())
-            .map(|limit| Instant::now() + limit);
+            .and_then(|limit| Deadline::after(limit, Limit::Run));
         let _ = supervision.orders.send(Order::Deadline(idle_until));
         let link = Arc::clone(&connected.link);
         let info = info(name, &plan, connected, &supervision, digest, timings);
@@ -217,19 +216,23 @@ impl Sandbox {
             });
         };
         if let Some(limit) = self.container.timeout {
-            let _ = self
-                .supervision
-                .orders
-                .send(Order::Deadline(Some(Instant::now() + limit)));
+            let deadline = Deadline::after(limit, Limit::Run);
+            let _ = self.supervision.orders.send(Order::Deadline(deadline));
         }
         start_container(&self.link).await?;
         let mut timings = self.info.timings.clone();
         timings.mark(Stage::Start);
-        let handle = Handle {
-            link: Arc::clone(&self.link),
-            exec_id: CONTAINER_ID.into(),
-        };
+        let handle = self.handle(CONTAINER_ID.into());
         Ok((handle, streams, timings))
+    }
+
+    fn handle(&self, exec_id: String) -> Handle {
+        let output_limit_bytes = self.container.output_limit.bytes();
+        Handle {
+            link: Arc::clone(&self.link),
+            exec_id,
+            output_limit_bytes,
+        }
     }
 
     pub(crate) async fn start_exec(&self, command: Command) -> Result<(Handle, Streams, Timings), Error> {
@@ -244,14 +247,7 @@ impl Sandbox {
         let call = self.link.client.exec_process(request);
         self.link.call(Stage::Start, "run the command", call).await?;
         timings.mark(Stage::Start);
-        Ok((
-            Handle {
-                link: Arc::clone(&self.link),
-                exec_id,
-            },
-            streams,
-            timings,
-        ))
+        Ok((self.handle(exec_id), streams, timings))
     }
 }
 

@@ -9,7 +9,7 @@ use kata_agent_proto::oci::{
 };
 use protobuf::MessageField;
 
-use crate::container::{Container, ProcessSettings};
+use crate::container::{Container, Input, ProcessSettings};
 
 /// The serial by which the agent finds the root filesystem.
 pub(crate) const ROOTFS_SERIAL: &str = "rootfs";
@@ -83,14 +83,16 @@ pub(crate) fn exec_request(
     command: &ProcessSettings,
     exec_id: String,
 ) -> ExecProcessRequest {
-    let mut settings = container.clone();
-    settings.args.clone_from(&command.args);
-    settings
-        .env
-        .retain(|(name, _)| !command.env.iter().any(|(ours, _)| ours == name));
-    settings.env.extend(command.env.iter().cloned());
-    settings.cwd = command.cwd.clone().or(settings.cwd);
-    settings.user = command.user.clone().or(settings.user);
+    let mut env = container.env.clone();
+    env.retain(|(name, _)| !command.env.iter().any(|(ours, _)| ours == name));
+    env.extend(command.env.iter().cloned());
+    let settings = ProcessSettings {
+        args: command.args.clone(),
+        env,
+        cwd: command.cwd.clone().or_else(|| container.cwd.clone()),
+        user: command.user.clone().or_else(|| container.user.clone()),
+        input: Input::Closed,
+    };
     ExecProcessRequest {
         container_id: CONTAINER_ID.into(),
         exec_id,

@@ -51,12 +51,35 @@ pub(crate) struct Ended {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Cause {
     Stopped,
-    Deadline,
+    TimeUp(Limit),
     LaunchFailed(LaunchError),
     Vm(VmExit),
     MonitorDied { code: Option<i32>, signal: Option<i32> },
     MonitorProtocol { monitor: u32 },
     AgentLost,
+}
+
+/// What a deadline limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// Getting ready, until the container is created.
+    Boot,
+    /// The container's run.
+    Run,
+}
+
+/// When a sandbox is to be killed, and for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Deadline {
+    at: Instant,
+    limit: Limit,
+}
+
+impl Deadline {
+    /// From now; none for a time that no clock will show.
+    pub(crate) fn after(time: Duration, limit: Limit) -> Option<Self> {
+        Instant::now().checked_add(time).map(|at| Self { at, limit })
+    }
 }
 
 /// What the supervisor is told to do.
@@ -65,7 +88,7 @@ pub(crate) enum Order {
     /// The agent said hello; this stream ends when the agent does.
     WatchAgent(UnixStream),
     /// End the sandbox at this time; `None` takes the deadline away.
-    Deadline(Option<Instant>),
+    Deadline(Option<Deadline>),
     /// End the sandbox.
     Stop,
 }
@@ -93,7 +116,7 @@ pub(crate) fn supervise(
     monitor: Monitor,
     control: Control,
     hello_port: u32,
-    boot_deadline: Instant,
+    boot_deadline: Option<Deadline>,
 ) -> (Supervision, Milestones) {
     let control = Arc::new(control);
     let (orders, orders_rx) = mpsc::unbounded_channel();
@@ -115,7 +138,7 @@ pub(crate) fn supervise(
         dialed: Some(dialed_tx),
         hello_port,
         agent: None,
-        deadline: Some(boot_deadline),
+        deadline: boot_deadline,
     };
     tokio::spawn(supervisor.run());
     (supervision, Milestones { launched, dialed })
@@ -127,7 +150,7 @@ enum Event {
     MonitorGone,
     AgentLost,
     Order(Order),
-    Deadline,
+    TimeUp(Limit),
 }
 
 struct Supervisor {
@@ -139,7 +162,7 @@ struct Supervisor {
     dialed: Option<oneshot::Sender<(UnixStream, Instant)>>,
     hello_port: u32,
     agent: Option<UnixStream>,
-    deadline: Option<Instant>,
+    deadline: Option<Deadline>,
 }
 
 impl Supervisor {
@@ -161,7 +184,7 @@ impl Supervisor {
             message = self.control.recv() => monitor_event(message),
             order = self.orders.recv() => Event::Order(order.unwrap_or(Order::Stop)),
             () = end_of(&mut self.agent) => Event::AgentLost,
-            () = until(self.deadline) => Event::Deadline,
+            limit = until(self.deadline) => Event::TimeUp(limit),
         }
     }
 
@@ -180,7 +203,7 @@ impl Supervisor {
             }
             Event::AgentLost => return Some((Cause::AgentLost, None)),
             Event::Order(Order::Stop) => return Some((Cause::Stopped, None)),
-            Event::Deadline => return Some((Cause::Deadline, None)),
+            Event::TimeUp(limit) => return Some((Cause::TimeUp(limit), None)),
             Event::Order(Order::Deadline(deadline)) => self.deadline = deadline,
             Event::Order(Order::WatchAgent(stream)) => {
                 self.agent = Some(stream);
@@ -234,7 +257,7 @@ impl Supervisor {
     /// Ends the machine and reaps the monitor: afterwards nothing of the sandbox is left.
     async fn tear_down(&mut self, cause: Cause, tail: Option<String>) -> Ended {
         let (cause, tail) = match (cause, tail) {
-            (cause @ (Cause::AgentLost | Cause::Deadline), None) => self.last_words(cause).await,
+            (cause @ (Cause::AgentLost | Cause::TimeUp(_)), None) => self.last_words(cause).await,
             (cause, tail) => (cause, tail.unwrap_or_default()),
         };
         self.control.close();
@@ -273,7 +296,7 @@ impl Supervisor {
                 Event::Monitor(control::Event::Exited { reason, console_tail }, _) => {
                     return (Cause::Vm(reason), console_tail);
                 }
-                Event::Monitor(control::Event::Console { tail: text }, _) if cause == Cause::Deadline => {
+                Event::Monitor(control::Event::Console { tail: text }, _) if cause != Cause::AgentLost => {
                     return (cause, text);
                 }
                 Event::Monitor(control::Event::Console { tail: text }, _) => tail = text,
@@ -305,9 +328,12 @@ async fn end_of(agent: &mut Option<UnixStream>) {
     while matches!(stream.read(&mut ignored).await, Ok(n) if n > 0) {}
 }
 
-async fn until(deadline: Option<Instant>) {
+async fn until(deadline: Option<Deadline>) -> Limit {
     match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        Some(Deadline { at, limit }) => {
+            tokio::time::sleep_until(at.into()).await;
+            limit
+        }
         None => pending().await,
     }
 }
@@ -315,7 +341,7 @@ async fn until(deadline: Option<Instant>) {
 impl Ended {
     /// The error of a call that this end cut short.
     pub(crate) fn error(&self, stage: Stage) -> Error {
-        let (kind, message) = self.describe(stage);
+        let (kind, message) = self.describe();
         let message = match self.monitor_log.as_str() {
             "" => message,
             log => format!("{message}; the monitor says: {log}"),
@@ -329,14 +355,14 @@ impl Ended {
         }
     }
 
-    fn describe(&self, stage: Stage) -> (ErrorKind, String) {
+    fn describe(&self) -> (ErrorKind, String) {
         match &self.cause {
             Cause::Stopped => (ErrorKind::Stopped, "the sandbox was stopped".into()),
-            Cause::Deadline if stage <= Stage::Connect => (
+            Cause::TimeUp(Limit::Boot) => (
                 ErrorKind::BootTimedOut,
-                "the machine did not come up in time".into(),
+                "the sandbox was not ready in time".into(),
             ),
-            Cause::Deadline => (
+            Cause::TimeUp(Limit::Run) => (
                 ErrorKind::TimedOut,
                 "the container ran longer than its timeout".into(),
             ),
@@ -403,5 +429,36 @@ impl Ended {
             console_tail: String::new(),
             monitor_log: String::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_no_clock_will_show_is_no_deadline() {
+        assert_eq!(Deadline::after(Duration::MAX, Limit::Run), None);
+        let soon = Deadline::after(Duration::from_secs(1), Limit::Boot).unwrap();
+        assert!(soon.at > Instant::now() && soon.limit == Limit::Boot);
+    }
+
+    #[test]
+    fn the_cause_of_an_end_has_a_kind_wherever_it_was_noticed() {
+        let ended = |cause| Ended {
+            cause,
+            ..Ended::stopped()
+        };
+        let kind = |cause, stage| ended(cause).error(stage).kind();
+        assert_eq!(
+            kind(Cause::TimeUp(Limit::Boot), Stage::Create),
+            ErrorKind::BootTimedOut
+        );
+        assert_eq!(kind(Cause::TimeUp(Limit::Run), Stage::Exit), ErrorKind::TimedOut);
+        assert_eq!(
+            kind(Cause::Vm(VmExit::GuestReset), Stage::Exit),
+            ErrorKind::GuestPanicked
+        );
+        assert_eq!(kind(Cause::Stopped, Stage::Exit), ErrorKind::Stopped);
     }
 }

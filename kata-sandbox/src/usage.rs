@@ -31,7 +31,7 @@ pub(crate) fn of_container(stats: &StatsContainerResponse, host_memory_bytes: Op
     let peak = cgroup.memory_stats.usage.max_usage;
     Usage {
         host_memory_bytes,
-        cpu_time: Duration::from_nanos(cgroup.cpu_stats.cpu_usage.total_usage),
+        cpu_time: Some(Duration::from_nanos(cgroup.cpu_stats.cpu_usage.total_usage)),
         container_memory_peak_bytes: (peak > 0).then_some(peak),
         output_bytes: 0,
     }

@@ -139,7 +139,7 @@ pub(crate) async fn eventually(what: &str, mut ask: impl AsyncFnMut() -> bool) {
     let begin = Instant::now();
     while !ask().await {
         assert!(
-            begin.elapsed() < Duration::from_secs(30),
+            begin.elapsed() < Duration::from_secs(120),
             "never happened: {what}"
         );
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -37,15 +37,8 @@ impl Figure {
         )
     }
 
-    pub(crate) fn stage(stage: &str, median: Duration, n: usize) -> Self {
-        let ms = median.as_secs_f64() * 1e3;
-        Self {
-            figure: format!("stage_{}_ms", stage.replace(' ', "_")),
-            median: ms,
-            p10: ms,
-            p90: ms,
-            n,
-        }
+    pub(crate) fn stage(stage: &str, times: &[Duration]) -> Self {
+        Self::milliseconds(&format!("stage_{}_ms", stage.replace(' ', "_")), times)
     }
 
     fn of(name: &str, mut values: Vec<f64>) -> Self {

@@ -83,12 +83,8 @@ fn report(
             boots.iter().map(|boot| boot.host_memory_bytes),
         ),
     ];
-    let stages = sandbox::stage_medians(boots);
-    figures.extend(
-        stages
-            .iter()
-            .map(|(stage, median)| Figure::stage(stage, *median, boots.len())),
-    );
+    let stages = sandbox::stages(boots);
+    figures.extend(stages.iter().map(|(stage, times)| Figure::stage(stage, times)));
     for figure in &figures {
         println!("{}", serde_json::to_string(figure)?);
     }
@@ -96,10 +92,14 @@ fn report(
         &arguments.out.join("boot.table.md"),
         &figures::table(&figures, &execs.hypervisor),
     )?;
+    let medians: Vec<_> = stages
+        .iter()
+        .map(|(stage, times)| (stage.clone(), figures::median(times)))
+        .collect();
     plot::draw(
         &arguments.out.join("boot.svg"),
         figures::median(baselines),
-        &stages,
+        &medians,
     )?;
     eprintln!("table and plot are in {}", arguments.out.display());
     Ok(())

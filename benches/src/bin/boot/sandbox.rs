@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 use kata_sandbox::report::Stage;
 use kata_sandbox::{Command, Container, Sandbox};
 
-use crate::figures::median;
-
 /// Programs that are run in one sandbox, after as many to warm it up.
 const EXECS: usize = 40;
 
@@ -66,8 +64,8 @@ pub(crate) async fn execs(rootfs: &Path) -> Result<Execs, Box<dyn Error>> {
     })
 }
 
-/// How long each stage took by itself, as the median over all boots, in order.
-pub(crate) fn stage_medians(boots: &[Boot]) -> Vec<(String, Duration)> {
+/// How long each stage took by itself in every boot, in order.
+pub(crate) fn stages(boots: &[Boot]) -> Vec<(String, Vec<Duration>)> {
     let Some(first) = boots.first() else {
         return Vec::new();
     };
@@ -78,12 +76,10 @@ pub(crate) fn stage_medians(boots: &[Boot]) -> Vec<(String, Duration)> {
             .map_or(Duration::ZERO, |before| boot.stages[before].1);
         Some(boot.stages[at].1.saturating_sub(before))
     };
+    let times = |stage: Stage| boots.iter().filter_map(|boot| of(boot, stage)).collect();
     first
         .stages
         .iter()
-        .map(|(stage, _)| {
-            let times: Vec<Duration> = boots.iter().filter_map(|boot| of(boot, *stage)).collect();
-            (stage.to_string(), median(&times))
-        })
+        .map(|(stage, _)| (stage.to_string(), times(*stage)))
         .collect()
 }
