@@ -39,6 +39,8 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     /// The vsock device; the guest's own address (3 or above).
     pub guest_cid: u32,
+    /// Ports of the host that the guest may dial; every other is refused.
+    pub host_ports: Vec<u32>,
     /// The hypervisor that was selected, see [`select`](crate::hypervisor::select).
     pub hypervisor: Hypervisor,
 }

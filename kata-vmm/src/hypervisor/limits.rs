@@ -91,6 +91,7 @@ mod tests {
             boot: Boot::Program { program: FdIndex(0) },
             disks: vec![disk("rootfs"), disk("a-name-of-20-bytes-x")],
             guest_cid: 3,
+            host_ports: Vec::new(),
             hypervisor: Hypervisor::Process,
         }
     }

@@ -211,6 +211,7 @@ fn machine(hypervisor: Hypervisor, boot: Boot, disks: Vec<Disk>) -> Machine {
         boot,
         disks,
         guest_cid: 3,
+        host_ports: vec![7, 8],
         hypervisor,
     }
 }

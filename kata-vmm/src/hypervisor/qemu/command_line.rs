@@ -195,6 +195,7 @@ mod tests {
             },
             disks,
             guest_cid: 3,
+            host_ports: Vec::new(),
             hypervisor: Hypervisor::Qemu {
                 binary: PathBuf::from("/usr/bin/qemu-system-x86_64"),
                 accelerator: Accelerator::Tcg,
