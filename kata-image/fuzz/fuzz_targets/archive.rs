@@ -14,7 +14,7 @@ use kata_image::{Source, erofs};
 use libfuzzer_sys::fuzz_target;
 use rustix::fs::{MemfdFlags, memfd_create};
 
-const LIMITS: erofs::Limits = erofs::Limits { image_bytes: 16 << 20, entries: 2000 };
+const LIMITS: erofs::Limits = erofs::Limits { image_bytes: 16 << 20, entries: 2000, metadata_bytes: 4 << 20 };
 
 fn memory() -> File {
     File::from(memfd_create("fuzz", MemfdFlags::CLOEXEC).expect("memfd"))

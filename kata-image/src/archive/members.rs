@@ -24,7 +24,7 @@ const BLOCK: usize = 512;
 
 /// The most that is read of a long name: longer than any path that Linux accepts.
 const MAX_NAME_BYTES: u64 = 8 << 10;
-/// The most that is read of a PAX header: several of the largest extended attributes.
+/// The most that is read of a PAX header, and kept of several: some of the largest extended attributes.
 const MAX_PAX_BYTES: u64 = 1 << 20;
 /// The most that may follow the end marker: tape blocks are padded, but not by more.
 const MAX_TRAILING_BYTES: u64 = 16 << 20;
@@ -190,7 +190,16 @@ impl<R: Read> Members<R> {
     fn extend_records(&mut self, header: &Header, records: &mut Records) -> Result<(), ArchiveError> {
         let offset = self.offset;
         let bytes = self.extension(header, "a PAX header", MAX_PAX_BYTES)?;
-        records.extend(&bytes).ok_or(ArchiveError::Pax { offset })
+        records.extend(&bytes).ok_or(ArchiveError::Pax { offset })?;
+        if records.bytes() > MAX_PAX_BYTES {
+            return Err(ArchiveError::TooLong {
+                what: "a run of PAX headers",
+                bytes: records.bytes(),
+                offset,
+                limit: MAX_PAX_BYTES,
+            });
+        }
+        Ok(())
     }
 
     fn extension(

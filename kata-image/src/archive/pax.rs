@@ -27,6 +27,14 @@ impl Records {
         Some(())
     }
 
+    /// Bytes of all keys and values.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0
+            .iter()
+            .map(|(key, value)| (key.len() + value.len()) as u64)
+            .sum()
+    }
+
     pub(super) fn get(&self, key: &str) -> Option<&[u8]> {
         self.0.get(key.as_bytes()).map(Vec::as_slice)
     }

@@ -113,13 +113,18 @@ impl<'a> Image<'a> {
         });
     }
 
-    pub(crate) fn check_entries(&self, entries: usize) -> Result<(), Error> {
-        let limit = self.limits.entries;
-        if entries > limit {
-            Err(Error::TooManyEntries { limit })
-        } else {
-            Ok(())
+    /// Whether so many entries, which take so much memory, are within bounds.
+    pub(crate) fn check_limits(&self, entries: usize, metadata_bytes: usize) -> Result<(), Error> {
+        let limits = self.limits;
+        if entries > limits.entries {
+            let limit = limits.entries;
+            return Err(Error::TooManyEntries { limit });
         }
+        if metadata_bytes > limits.metadata_bytes {
+            let limit = limits.metadata_bytes;
+            return Err(Error::TooMuchMetadata { limit });
+        }
+        Ok(())
     }
 
     /// Notes an attribute that no image can hold.

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Contents are copied while the source is read, and blocks of zeros become holes of the image file. In memory
-//! are the names and metadata, and up to [`MAX_TAIL_BYTES`] of last pieces.
+//! are the names and metadata, which [`Limits::metadata_bytes`] bounds, and up to [`MAX_TAIL_BYTES`] of last pieces.
 //!
 //! [EROFS]: https://docs.kernel.org/filesystems/erofs.html
 
@@ -59,19 +59,26 @@ pub struct Summary {
 /// Bounds on what is written, against hostile sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Size of the image. At most 16 TiB, which is what the format can address.
+    /// Size of the image. At most 16 TiB, which is what the format can address. Space on the disk is what bounds
+    /// an image in practice: a small archive can ask for all of it, and where it ends, so does the conversion.
     pub image_bytes: u64,
-    /// Files, directories and everything else, those that a later entry of an archive replaces too. Each takes
-    /// a few hundred bytes of memory while the image is made.
+    /// Files, directories and everything else, those that a later entry of an archive replaces too.
     pub entries: usize,
+    /// Memory while the image is made: names, targets of symbolic links, names and values of extended attributes, and
+    /// some 350 bytes for each entry. What a later entry of an archive replaces counts too. Besides these there are
+    /// up to [`MAX_TAIL_BYTES`] of files' last pieces, and what reading takes: a decompressor's window (zstd: at most
+    /// 128 MiB) and some tens of MiB for what one entry may say about itself.
+    pub metadata_bytes: usize,
 }
 
 impl Default for Limits {
-    /// 128 GiB and eight million entries.
+    /// 128 GiB, eight million entries and 256 MiB of metadata, which is enough for some 700,000 files with
+    /// ordinary names.
     fn default() -> Self {
         Self {
             image_bytes: 128 << 30,
             entries: 8 << 20,
+            metadata_bytes: 256 << 20,
         }
     }
 }
@@ -123,6 +130,12 @@ pub enum Error {
     #[error("more than {limit} entries")]
     TooManyEntries {
         /// The limit.
+        limit: usize,
+    },
+    /// The source's metadata takes more memory than [`Limits::metadata_bytes`].
+    #[error("more than {limit} bytes of names, link targets and extended attributes")]
+    TooMuchMetadata {
+        /// The limit in bytes.
         limit: usize,
     },
     /// With this entry the image would exceed [`Limits::image_bytes`].

@@ -31,6 +31,13 @@ use fingerprint::Fingerprint;
 use index::{FileState, Key, Record};
 
 /// A directory of images.
+///
+/// An image stays until its file is removed: one that a newer image of the same source took the place of, too, for a
+/// machine may still run on it and another source may have the same digest. Nothing sweeps them yet; removing
+/// `sha256-*.erofs` files while nobody asks the store for one is safe, and the next use makes them again.
+///
+/// An image that is made here is bounded by the default [`Limits`](erofs::Limits), and in practice by the disk: where
+/// it is full, the conversion ends with [`StoreError::NoSpace`] and leaves nothing behind.
 #[derive(Debug, Clone)]
 pub struct Store {
     directory: PathBuf,

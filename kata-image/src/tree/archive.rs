@@ -67,7 +67,8 @@ impl Reader<'_, '_> {
             MemberKind::Plain(ref body) => self.insert(&path, &member, body.clone()),
         };
         inserted.map_err(|error| self.entry_error(error))?;
-        self.image.check_entries(self.tree.len())?;
+        self.image
+            .check_limits(self.tree.len(), self.tree.metadata_bytes())?;
         self.image.report(bytes_read.get(), self.tree.len());
         Ok(())
     }

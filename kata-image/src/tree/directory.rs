@@ -3,7 +3,7 @@
 //! the caller.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata as Status};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -23,13 +23,16 @@ pub(crate) fn read(root: &Path, image: &mut Image<'_>) -> Result<Tree, Error> {
         image,
         hard_links: HashMap::new(),
         pending: Vec::new(),
+        pending_bytes: 0,
         read_bytes: 0,
     };
     let status = std::fs::metadata(root).map_err(read_error(root))?;
     let metadata = walk.metadata(root, &status)?;
     walk.tree.set_root(metadata);
+    walk.pending_bytes = root.as_os_str().len();
     walk.pending.push((root.to_path_buf(), NodeId::ROOT));
     while let Some((path, id)) = walk.pending.pop() {
+        walk.pending_bytes -= path.as_os_str().len();
         walk.directory(&path, id)?;
     }
     Ok(walk.tree)
@@ -41,6 +44,8 @@ struct Walk<'a, 'b> {
     /// Files with several names, by device and inode.
     hard_links: HashMap<(u64, u64), NodeId>,
     pending: Vec<(PathBuf, NodeId)>,
+    /// Of the paths in `pending`.
+    pending_bytes: usize,
     read_bytes: u64,
 }
 
@@ -53,10 +58,7 @@ fn read_error(path: &Path) -> impl Fn(io::Error) -> Error {
 
 impl Walk<'_, '_> {
     fn directory(&mut self, path: &Path, id: NodeId) -> Result<(), Error> {
-        let entries = std::fs::read_dir(path).map_err(read_error(path))?;
-        let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
-        let mut names: Vec<_> = names.collect::<io::Result<_>>().map_err(read_error(path))?;
-        names.sort_unstable();
+        let names = self.names(path)?;
         let first_pending = self.pending.len();
         for name in names {
             self.entry(&path.join(&name), &name, id)?;
@@ -66,23 +68,44 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
+    /// The names in a directory, in order: no more of them than may be added.
+    fn names(&self, path: &Path) -> Result<Vec<OsString>, Error> {
+        let mut names = Vec::new();
+        let mut names_bytes = 0;
+        for entry in std::fs::read_dir(path).map_err(read_error(path))? {
+            let name = entry.map_err(read_error(path))?.file_name();
+            names_bytes += size_of::<OsString>() + name.len();
+            self.check_limits(names_bytes)?;
+            names.push(name);
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Checks what is held, with bytes that are yet to be added.
+    fn check_limits(&self, more_bytes: usize) -> Result<(), Error> {
+        let metadata_bytes = self.tree.metadata_bytes() + self.pending_bytes + more_bytes;
+        self.image.check_limits(self.tree.len(), metadata_bytes)
+    }
+
     fn entry(&mut self, path: &Path, name: &OsStr, parent: NodeId) -> Result<(), Error> {
         let status = std::fs::symlink_metadata(path).map_err(read_error(path))?;
         let key = (status.dev(), status.ino());
         if let Some(id) = self.hard_links.get(&key) {
             self.tree.link_node(parent, name.as_bytes(), *id);
-            return Ok(());
+            return self.check_limits(0);
         }
         let metadata = self.metadata(path, &status)?;
         let body = self.body(path, &status, &metadata)?;
         let is_directory = status.is_dir();
         let id = self.tree.add(parent, name.as_bytes(), metadata, body);
         if is_directory {
+            self.pending_bytes += path.as_os_str().len();
             self.pending.push((path.to_path_buf(), id));
         } else if status.nlink() > 1 {
             self.hard_links.insert(key, id);
         }
-        self.image.check_entries(self.tree.len())?;
+        self.check_limits(0)?;
         self.image.report(self.read_bytes, self.tree.len());
         Ok(())
     }

@@ -146,6 +146,14 @@ impl Body {
         Self::Directory(BTreeMap::new())
     }
 
+    fn memory_bytes(&self) -> usize {
+        match self {
+            Self::Directory(_) => DIRECTORY_BYTES,
+            Self::Symlink(target) => target.len(),
+            _ => 0,
+        }
+    }
+
     fn is_directory(&self) -> bool {
         matches!(self, Self::Directory(_))
     }
@@ -201,10 +209,17 @@ pub(crate) struct Node {
     pub(crate) links: u32,
 }
 
+/// What a node costs besides what it points to, here and where its inode is planned.
+const NODE_BYTES: usize = 192;
+/// What a directory's entry costs besides its name, and what a directory costs that has any.
+const NAME_BYTES: usize = 144;
+const DIRECTORY_BYTES: usize = 160;
+
 /// The tree. Nodes that were replaced stay in the vector, unreachable from the root.
 #[derive(Debug, Clone)]
 pub(crate) struct Tree {
     nodes: Vec<Node>,
+    metadata_bytes: usize,
 }
 
 impl Tree {
@@ -215,12 +230,21 @@ impl Tree {
             parent: NodeId::ROOT,
             links: 2,
         };
-        Self { nodes: vec![root] }
+        Self {
+            nodes: vec![root],
+            metadata_bytes: 0,
+        }
     }
 
     /// Nodes that were ever made, replaced ones too.
     pub(crate) fn len(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// Memory that was ever taken for nodes, names, link targets and attributes, at most: what was replaced counts
+    /// too.
+    pub(crate) fn metadata_bytes(&self) -> usize {
+        self.metadata_bytes
     }
 
     pub(crate) fn node(&self, id: NodeId) -> &Node {
@@ -244,7 +268,7 @@ impl Tree {
         };
         match (self.node(existing).body.is_directory(), body.is_directory()) {
             (true, true) => {
-                self.nodes[existing.0].metadata = metadata;
+                self.set_metadata(existing, metadata);
                 Ok(existing)
             }
             (false, false) => {
@@ -286,12 +310,14 @@ impl Tree {
         if let Body::Directory(children) = &mut self.nodes[parent.0].body {
             children.insert(name.into(), id);
             self.nodes[id.0].links += 1;
+            self.metadata_bytes += NAME_BYTES + name.len();
         }
     }
 
     /// Adds a node to a directory that does not have that name.
     pub(crate) fn add(&mut self, parent: NodeId, name: &[u8], metadata: Metadata, body: Body) -> NodeId {
         let id = NodeId(self.nodes.len());
+        self.metadata_bytes += NODE_BYTES + metadata.xattrs.memory_bytes() + body.memory_bytes();
         let links = if body.is_directory() {
             self.nodes[parent.0].links += 1;
             1
@@ -309,7 +335,12 @@ impl Tree {
     }
 
     pub(crate) fn set_root(&mut self, metadata: Metadata) {
-        self.nodes[0].metadata = metadata;
+        self.set_metadata(NodeId::ROOT, metadata);
+    }
+
+    fn set_metadata(&mut self, id: NodeId, metadata: Metadata) {
+        self.metadata_bytes += metadata.xattrs.memory_bytes();
+        self.nodes[id.0].metadata = metadata;
     }
 
     fn replace_root(
@@ -419,6 +450,36 @@ mod tests {
         let found = tree.find(&path("d/f")).unwrap();
         assert_eq!(tree.node(found).body, file(2));
         assert_eq!(tree.node(NodeId::ROOT).links, 3);
+    }
+
+    #[test]
+    fn whatever_takes_memory_is_charged() {
+        let mut tree = Tree::new();
+        let mut charged = |at: &str, body: Body| {
+            let before = tree.metadata_bytes();
+            insert(&mut tree, at, body).unwrap();
+            tree.metadata_bytes() - before
+        };
+        let file_bytes = NODE_BYTES + NAME_BYTES + 1;
+        assert_eq!(charged("f", file(1)), file_bytes);
+        assert_eq!(charged("f", file(2)), file_bytes, "what is replaced is kept");
+        assert_eq!(charged("l", Body::Symlink(b"target"[..].into())), file_bytes + 6);
+        let directory_bytes = file_bytes + DIRECTORY_BYTES;
+        assert_eq!(charged("d/e/f", file(1)), 2 * directory_bytes + file_bytes);
+        let before = tree.metadata_bytes();
+        tree.link(&path("name"), &path("f")).unwrap();
+        assert_eq!(tree.metadata_bytes() - before, NAME_BYTES + 4);
+        let pair = (b"user.abc".to_vec(), b"value".to_vec());
+        let metadata = Metadata {
+            xattrs: Xattrs::new(std::path::Path::new("d"), [pair]).unwrap(),
+            ..Metadata::implied()
+        };
+        let before = tree.metadata_bytes();
+        tree.insert(&path("d"), metadata, Body::directory()).unwrap();
+        assert!(
+            tree.metadata_bytes() - before > 8,
+            "an entry for a directory that exists"
+        );
     }
 
     #[test]

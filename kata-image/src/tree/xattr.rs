@@ -19,6 +19,9 @@ const MAX_VALUE_BYTES: usize = 65535;
 /// Most bytes of one entry's attributes as stored: the inode counts them in units of four bytes, in 16 bits.
 const MAX_STORED_BYTES: usize = 4 * 65534;
 
+/// What an attribute costs in memory besides name and value.
+const XATTR_BYTES: usize = 112;
+
 /// Attributes sorted by namespace and name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Xattrs(Box<[Xattr]>);
@@ -80,6 +83,12 @@ impl Xattrs {
 
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, Xattr> {
         self.0.iter()
+    }
+
+    /// Memory for the names and values and for what points to them.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let pointed_to = |xattr: &Xattr| xattr.name.len() + xattr.value.len();
+        self.0.iter().map(|xattr| XATTR_BYTES + pointed_to(xattr)).sum()
     }
 
     /// Bytes on disk with the header, 0 without attributes.

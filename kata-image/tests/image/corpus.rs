@@ -10,6 +10,7 @@ use crate::oracle::chain;
 const LIMITS: erofs::Limits = erofs::Limits {
     image_bytes: 16 << 20,
     entries: 2000,
+    metadata_bytes: 4 << 20,
 };
 
 fn verdict(path: &Path) -> String {

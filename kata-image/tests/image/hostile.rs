@@ -361,3 +361,68 @@ fn nothing_is_made_on_the_host() {
     assert!(!target.exists());
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 }
+
+/// An empty file with one attribute of 60 kB, `count` times, packed to next to nothing.
+fn bomb_of_attributes(count: usize) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let mut packed = zstd::Encoder::new(file.as_file_mut(), 1).unwrap();
+    let value = vec![b'x'; 60_000];
+    for index in 0..count {
+        let member = forged().pax(&[("SCHILY.xattr.user.a", &value)]);
+        packed.write_all(&member.file(&index.to_string(), "").0).unwrap();
+    }
+    packed.write_all(&[0; 1024]).unwrap();
+    packed.finish().unwrap();
+    file
+}
+
+#[test]
+fn a_bomb_of_attributes_stops_at_the_default_limit() {
+    let bomb = bomb_of_attributes(5000);
+    assert!(bomb.as_file().metadata().unwrap().len() < 4 << 20);
+    let out = tempfile::tempfile().unwrap();
+    let written = erofs::write(&Source::Archive(bomb.path().into()), &out, &mut |_| {});
+    let expected = "more than 268435456 bytes of names, link targets and extended attributes";
+    assert_eq!(written.unwrap_err().to_string(), expected);
+}
+
+#[test]
+fn pax_records_do_not_pile_up() {
+    let half = vec![b'x'; 600_000];
+    let one = |key| forged().pax(&[(key, &half)]).0;
+    let mut archive = one("comment.a");
+    archive.extend(one("comment.b"));
+    archive.extend(forged().file("f", "").end());
+    refused(
+        archive,
+        "a run of PAX headers of 1200018 bytes at byte 601088 of the archive is more than the limit of 1048576",
+    );
+}
+
+#[test]
+fn names_of_links_and_of_the_hosts_directories_are_charged() {
+    let limits = erofs::Limits {
+        metadata_bytes: 64 << 10,
+        ..erofs::Limits::default()
+    };
+    let out = tempfile::tempfile().unwrap();
+    let refused = |source: &Source| {
+        let written = erofs::write_within(source, &out, &limits, &mut |_| {});
+        assert!(
+            matches!(written, Err(erofs::Error::TooMuchMetadata { limit }) if limit == 64 << 10),
+            "{written:?}"
+        );
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let mut links = forged().file("f", "");
+    fs::write(directory.path().join("f"), "").unwrap();
+    for index in 0..300 {
+        let name = format!("{index:099}");
+        links = links.add(EntryType::Link, name.as_bytes(), b"f", b"");
+        fs::hard_link(directory.path().join("f"), directory.path().join(name)).unwrap();
+    }
+    let mut archive = tempfile::NamedTempFile::new().unwrap();
+    archive.write_all(&links.end()).unwrap();
+    refused(&Source::Archive(archive.path().into()));
+    refused(&Source::Directory(directory.path().into()));
+}
