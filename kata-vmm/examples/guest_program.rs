@@ -5,7 +5,7 @@
 //! connections to a port of the guest, ours dial a port of the host.
 //!
 //! The disk `mode` holds one word: `poweroff` (exit code 0), `panic` (another exit code), `wait` (for
-//! ever), or `vsock`: echo one connection on port 1024, dial port 7 of the host, say `hello`, and obey the
+//! ever), or `vsock`: dial port 9 of the host, which is refused, and port 8, echo one connection on port 1024, dial port 7 of the host, say `hello`, and obey the
 //! word that comes back. The tests of this crate run it.
 
 use std::collections::HashMap;
@@ -90,6 +90,7 @@ fn contents(file: &OwnedFd) -> io::Result<String> {
 
 fn vsock(channel: &OwnedFd) -> Result<String, Box<dyn Error>> {
     eprintln!("init: listening");
+    drop(dial(channel, 9)?);
     dial(channel, 8)?;
     let (port, mut stream) = accept(channel)?;
     eprintln!("init: accepted on port {port}");

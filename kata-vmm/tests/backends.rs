@@ -98,6 +98,7 @@ fn a_machine_killed_at_once_leaves_nothing(guest: &Guest) {
 fn streams_go_both_ways(guest: &Guest) {
     const BYTES: usize = 4 << 20;
     let (monitor, _) = Monitor::running(guest);
+    // It dialed port 9 before, which is not among the machine's.
     drop(monitor.dialed(8));
     let mut stream = monitor.connect(1024);
     let mut writer = stream.try_clone().unwrap();

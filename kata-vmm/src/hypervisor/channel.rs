@@ -11,12 +11,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
+use super::Occurrence;
+
 /// Bytes of a packet.
 const PACKET_BYTES: usize = 8;
+
+/// Streams that are taken at one time: a guest that floods its host does not fill the monitor's descriptor
+/// table, since what was taken is passed on before the next are.
+const STREAMS_AT_ONCE: usize = 64;
 
 /// The two ports of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,11 +75,35 @@ impl Channel {
         Ok(())
     }
 
+    /// Takes dials of the guest to `host_ports`, at most [`STREAMS_AT_ONCE`] packets: the channel stays
+    /// readable while there are more. Other dials are dropped, which resets them, and so are packets that
+    /// cannot be taken.
+    ///
+    /// # Errors
+    /// When nothing more will come, [`io::ErrorKind::UnexpectedEof`] above all.
+    pub(super) fn take_dials(&self, host_ports: &[u32], occurrences: &mut Vec<Occurrence>) -> io::Result<()> {
+        for _ in 0..STREAMS_AT_ONCE {
+            match self.recv() {
+                Ok(None) => break,
+                Ok(Some((Ports { host, .. }, stream))) if host_ports.contains(&host) => {
+                    occurrences.push(Occurrence::Dialed {
+                        host_port: host,
+                        stream,
+                    });
+                }
+                Ok(Some((ports, _))) => log::debug!("the guest's dial of port {} is refused", ports.host),
+                Err(cause) if is_of_one_packet(&cause) => log::debug!("a dial of the guest is lost: {cause}"),
+                Err(cause) => return Err(cause),
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the next stream, if one is there.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] for another packet, [`io::ErrorKind::UnexpectedEof`] when the other
-    /// end is closed.
+    /// [`io::ErrorKind::InvalidData`] for another packet, or one whose stream found no free descriptor
+    /// (recvmsg(2), `MSG_CTRUNC`); [`io::ErrorKind::UnexpectedEof`] when the other end is closed.
     pub(super) fn recv(&self) -> io::Result<Option<(Ports, OwnedFd)>> {
         let mut bytes = [0; PACKET_BYTES];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -92,9 +122,12 @@ impl Channel {
             RecvAncillaryMessage::ScmRights(mut streams) => streams.next(),
             _ => None,
         });
+        let cut = received
+            .flags
+            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
         match (received.bytes, stream) {
-            (0, None) => Err(io::ErrorKind::UnexpectedEof.into()),
-            (PACKET_BYTES, Some(stream)) => {
+            (0, None) if !cut => Err(io::ErrorKind::UnexpectedEof.into()),
+            (PACKET_BYTES, Some(stream)) if !cut => {
                 let [a, b, c, d, e, f, g, h] = bytes;
                 let ports = Ports {
                     guest: u32::from_le_bytes([a, b, c, d]),
@@ -108,6 +141,15 @@ impl Channel {
             )),
         }
     }
+}
+
+/// Whether the channel goes on after this failure to receive.
+fn is_of_one_packet(cause: &io::Error) -> bool {
+    cause.kind() == io::ErrorKind::InvalidData
+        || matches!(
+            Errno::from_io_error(cause),
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM)
+        )
 }
 
 impl AsFd for Channel {
@@ -148,6 +190,28 @@ mod tests {
         let (a, b) = Channel::pair().unwrap();
         rustix::io::write(&a.0, b"12345678").unwrap();
         assert_eq!(b.recv().unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn dials_are_taken_in_portions_and_bad_packets_cost_no_more_than_themselves() {
+        let (a, b) = Channel::pair().unwrap();
+        let (_ours, theirs) = UnixStream::pair().unwrap();
+        let mut occurrences = Vec::new();
+        for host in [7, 8].repeat(STREAMS_AT_ONCE / 2) {
+            a.send(Ports { guest: 0, host }, theirs.as_fd()).unwrap();
+        }
+        // As the kernel leaves it where no descriptor is free, and two that no guest program sends.
+        rustix::io::write(&a.0, b"12345678").unwrap();
+        rustix::io::write(&a.0, b"1").unwrap();
+        rustix::io::write(&a.0, &[0; PACKET_BYTES + 1]).unwrap();
+        a.send(Ports { guest: 0, host: 7 }, theirs.as_fd()).unwrap();
+        b.take_dials(&[7], &mut occurrences).unwrap();
+        assert_eq!(occurrences.len(), STREAMS_AT_ONCE / 2);
+        b.take_dials(&[7], &mut occurrences).unwrap();
+        assert_eq!(occurrences.len(), STREAMS_AT_ONCE / 2 + 1);
+        drop(a);
+        let end = b.take_dials(&[7], &mut occurrences).unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

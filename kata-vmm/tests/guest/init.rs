@@ -162,22 +162,28 @@ fn accept_one(port: u32) -> File {
     }
 }
 
-/// Dials port 8 of the host and closes: a listener is there now.
+/// Dials port 8 of the host and closes: a listener is there now. Port 9 is refused.
 fn announce() {
+    match try_dial(9) {
+        Ok(_) => println!("init: port 9 took the dial"),
+        Err(cause) => assert_eq!(cause.kind(), std::io::ErrorKind::ConnectionReset, "{cause}"),
+    }
     drop(dial(8));
 }
 
 fn dial(port: u32) -> File {
+    try_dial(port).unwrap()
+}
+
+fn try_dial(port: u32) -> std::io::Result<File> {
     let address = Address::new(HOST, port);
     // SAFETY: the address outlives the call and its size is right.
     unsafe {
         let fd = socket(AF_VSOCK, SOCK_STREAM, 0);
-        assert_eq!(
-            connect(fd, (&raw const address).cast(), size_of::<Address>() as c_uint),
-            0,
-            "connect: {}",
-            std::io::Error::last_os_error()
-        );
-        File::from_raw_fd(fd)
+        let stream = File::from_raw_fd(fd);
+        match connect(fd, (&raw const address).cast(), size_of::<Address>() as c_uint) {
+            0 => Ok(stream),
+            _ => Err(std::io::Error::last_os_error()),
+        }
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Program {
     child: Child,
     /// Gone when the program closed its end.
     channel: Option<Channel>,
+    /// Ports of the host that the program may dial.
+    host_ports: Vec<u32>,
     /// From the start of the launch; taken when it was reported.
     launch_time: Option<Duration>,
 }
@@ -50,23 +52,16 @@ impl Program {
         Ok(Self {
             child: Child::spawn(&path, &arguments, kept)?,
             channel: Some(channel),
+            host_ports: machine.host_ports.clone(),
             launch_time: Some(start.elapsed()),
         })
     }
 
     fn take_dials(&mut self, occurrences: &mut Vec<Occurrence>) {
-        while let Some(channel) = &self.channel {
-            match channel.recv() {
-                Ok(Some((ports, stream))) => occurrences.push(Occurrence::Dialed {
-                    host_port: ports.host,
-                    stream,
-                }),
-                Ok(None) => return,
-                Err(cause) => {
-                    log::debug!("the guest program's channel ends: {cause}");
-                    self.channel = None;
-                }
-            }
+        let Some(channel) = &self.channel else { return };
+        if let Err(cause) = channel.take_dials(&self.host_ports, occurrences) {
+            log::debug!("the guest program's channel ends: {cause}");
+            self.channel = None;
         }
     }
 

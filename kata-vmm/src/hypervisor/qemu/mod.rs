@@ -93,7 +93,7 @@ impl Emulator {
         let start = Instant::now();
         let measurement = (boot.accelerator == Accelerator::Tcg).then(Measurement::start);
         check(machine)?;
-        let Connections { qmp, console, vsock } = connect(machine.guest_cid)?;
+        let Connections { qmp, console, vsock } = connect(machine)?;
         let kernel = files.duplicate(boot.kernel)?;
         let initramfs = files.duplicate(boot.initramfs)?;
         let disks: Vec<OwnedFd> = machine
@@ -255,12 +255,12 @@ fn check(machine: &Machine) -> Result<(), LaunchError> {
     Ok(())
 }
 
-fn connect(guest_cid: u32) -> Result<Connections, LaunchError> {
+fn connect(machine: &Machine) -> Result<Connections, LaunchError> {
     let pair = || UnixStream::pair().map_err(|cause| failure("connect to QEMU", &cause));
     Ok(Connections {
         qmp: pair()?,
         console: pair()?,
-        vsock: Vsock::serve(guest_cid)?,
+        vsock: Vsock::serve(machine.guest_cid, &machine.host_ports)?,
     })
 }
 

@@ -20,22 +20,27 @@ pub(super) struct Vsock {
     handle: Handle,
     /// The worker puts the guest's dials in at the other end; gone with the worker.
     dials: Option<Channel>,
+    /// Ports of the host that the guest may dial.
+    host_ports: Vec<u32>,
     /// Gone once the machine has ended.
     served: Option<Served>,
 }
 
 impl Vsock {
-    /// Starts the device's worker; the descriptor is QEMU's end of the vhost-user connection.
-    pub(super) fn serve(guest_cid: u32) -> Result<(Self, OwnedFd), LaunchError> {
+    /// Starts the device's worker; the descriptor is QEMU's end of the vhost-user connection. The guest may
+    /// dial `host_ports`.
+    pub(super) fn serve(guest_cid: u32, host_ports: &[u32]) -> Result<(Self, OwnedFd), LaunchError> {
         let (dials, accepted) = Channel::pair().map_err(|cause| failure("make the vsock channel", &cause))?;
         let (device, handle) =
             Device::new(guest_cid.into()).map_err(|cause| failure("make the vsock device", &cause))?;
-        let device = device.on_dial(move |host_port| hand_over(&accepted, host_port));
+        let allowed = host_ports.to_vec();
+        let device = device.on_dial(move |host_port| hand_over(&accepted, &allowed, host_port));
         let (served, frontend) =
             vhost_user::serve(device).map_err(|cause| failure("serve the vsock device", &cause))?;
         let vsock = Self {
             handle,
             dials: Some(dials),
+            host_ports: host_ports.to_vec(),
             served: Some(served),
         };
         Ok((vsock, frontend))
@@ -46,23 +51,15 @@ impl Vsock {
         self.dials.as_ref().map(AsFd::as_fd)
     }
 
-    /// Moves the guest's dials over.
+    /// Moves some of the guest's dials over.
     pub(super) fn take_dials(&mut self, occurrences: &mut Vec<Occurrence>) {
-        while let Some(dials) = &self.dials {
-            match dials.recv() {
-                Ok(Some((ports, stream))) => occurrences.push(Occurrence::Dialed {
-                    host_port: ports.host,
-                    stream,
-                }),
-                Ok(None) => return,
-                Err(cause) => {
-                    // Expected once the device was stopped; before, the guest has lost its device.
-                    if self.served.is_some() {
-                        log::error!("the vsock device's worker is gone: {cause}");
-                    }
-                    self.dials = None;
-                }
+        let Some(dials) = &self.dials else { return };
+        if let Err(cause) = dials.take_dials(&self.host_ports, occurrences) {
+            // Expected once the device was stopped; before, the guest has lost its device.
+            if self.served.is_some() {
+                log::error!("the vsock device's worker is gone: {cause}");
             }
+            self.dials = None;
         }
     }
 
@@ -80,8 +77,13 @@ impl Vsock {
     }
 }
 
-/// On the worker: makes the stream of a dial; `None` refuses it.
-fn hand_over(dials: &Channel, host_port: u32) -> Option<UnixStream> {
+/// On the worker: makes the stream of a dial; `None` refuses it. A dial that is not `allowed` costs no
+/// descriptor.
+fn hand_over(dials: &Channel, allowed: &[u32], host_port: u32) -> Option<UnixStream> {
+    if !allowed.contains(&host_port) {
+        log::debug!("the guest's dial of port {host_port} is refused: nothing is there for it");
+        return None;
+    }
     let (device, host) = UnixStream::pair().ok()?;
     let ports = Ports {
         guest: 0,
@@ -93,5 +95,20 @@ fn hand_over(dials: &Channel, host_port: u32) -> Option<UnixStream> {
             log::debug!("the guest's dial of port {host_port} is refused: {cause}");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_ports_that_were_named_can_be_dialed() {
+        let (taken, dials) = Channel::pair().unwrap();
+        assert!(hand_over(&dials, &[7], 8).is_none());
+        assert!(taken.recv().unwrap().is_none());
+        let _stream = hand_over(&dials, &[7], 7).unwrap();
+        let (ports, _) = taken.recv().unwrap().unwrap();
+        assert_eq!(ports.host, 7);
     }
 }
