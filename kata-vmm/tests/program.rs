@@ -12,8 +12,10 @@ mod harness;
 
 use std::process::{Command, Stdio};
 
-use harness::{Monitor, process};
-use rustix::process::{Pid, getpid, getsid};
+use harness::{DEADLINE, Monitor, process, readable_within};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Resource, Rlimit, getpid, getrlimit, getsid, setrlimit};
 
 #[test]
 fn started_by_hand_it_says_what_it_is() {
@@ -38,8 +40,39 @@ fn a_terminal_of_the_caller_does_not_reach_it() {
     let (monitor, running) = Monitor::running(&process("wait"));
     let session = |pid: u32| getsid(Pid::from_raw(pid.try_into().unwrap())).unwrap();
     let own = getsid(Some(getpid())).unwrap();
-    assert_ne!(session(monitor.process.id()), own);
+    let monitors = session(monitor.process.id());
+    assert_eq!(
+        monitors.as_raw_pid().to_string(),
+        monitor.process.id().to_string()
+    );
+    assert_ne!(monitors, own);
     assert_ne!(session(running.pids[0]), own);
+}
+
+#[test]
+fn what_the_caller_has_open_does_not_live_as_long_as_the_machine() {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+    fcntl_setfd(&writer, FdFlags::empty()).unwrap();
+    let (_monitor, _) = Monitor::running(&process("wait"));
+    drop(writer);
+    assert!(readable_within(&reader, DEADLINE), "the monitor holds the pipe");
+    assert_eq!(rustix::io::read(&reader, &mut [0; 1]).unwrap(), 0);
+}
+
+#[test]
+fn it_may_open_as_many_files_as_the_hard_limit_allows() {
+    let limit = getrlimit(Resource::Nofile);
+    let current = Some(512);
+    setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
+    let monitor = Monitor::start();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", monitor.process.id())).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words[3], words[4], "{line}");
+    assert_ne!(words[3], "512");
 }
 
 #[test]

@@ -15,6 +15,7 @@
 //! before [`serve`] returns.
 //! It must not know which hypervisor runs the machine.
 
+mod descriptors;
 mod logger;
 mod program;
 

@@ -7,6 +7,9 @@
 //! signal is ignored: SIGTERM or SIGINT sent to the monitor itself end it like SIGKILL does, and the
 //! kernel ends the machine's processes with it. The death of the caller is the end of its socket, not a
 //! signal, so a caller may hand its end over to another process.
+//!
+//! **Descriptors.** Only the standard streams are kept of what the caller had open, and the soft limit of
+//! open files is raised to the hard one.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,7 +19,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketType;
 
-use super::{logger, serve};
+use super::{descriptors, logger, serve};
 use crate::control::Socket;
 
 /// Exit code for being started by hand.
@@ -41,7 +44,8 @@ enum StartError {
 /// says how many.
 ///
 /// For a program that carries the monitor under a subcommand of its own: call it first thing, while the
-/// process has one thread; it changes the session, the working directory and standard input.
+/// process has one thread and has opened nothing; it closes every descriptor above 2, and changes the
+/// session, the working directory, the limit of open files and standard input.
 #[must_use]
 pub fn main() -> ExitCode {
     logger::install();
@@ -61,17 +65,25 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Takes the control socket from standard input, leaves `/dev/null` there, and leaves the caller's session.
+/// Takes the control socket from standard input, leaves `/dev/null` there, drops what else the caller had
+/// open, and leaves its session.
 fn take_over() -> Result<Socket, StartError> {
     let stdin = io::stdin();
     if !is_control_socket(&stdin) {
         return Err(StartError::NoSocket);
     }
+    // Linux before 5.9 cannot: what was inherited then stays open.
+    if let Err(cause) = descriptors::close_inherited() {
+        log::warn!("cannot close what was inherited: {cause}");
+    }
+    if let Err(cause) = descriptors::raise_limit() {
+        log::warn!("cannot raise the limit of open files: {cause}");
+    }
     let socket = stdin.as_fd().try_clone_to_owned().map_err(StartError::TakeOver)?;
     replace_stdin().map_err(|cause| StartError::TakeOver(cause.into()))?;
-    // Refused to a process that already leads a group: then it has left its caller's.
+    // Refused to the leader of a process group: whoever starts it must not have made it one.
     if let Err(cause) = rustix::process::setsid() {
-        log::debug!("setsid: {cause}");
+        log::warn!("cannot leave the caller's session: {cause}");
     }
     // The caller's directory may be unmounted while the machine runs.
     rustix::process::chdir("/").map_err(|cause| StartError::TakeOver(cause.into()))?;
