@@ -36,6 +36,7 @@
 //! | available index that jumps, head out of range, rings outside of memory | queues are dead until the driver resets the device; connections end |
 //! | no receive buffers | nothing is read from the host; its writers wait |
 //! | flood of packets that need resets, no receive buffers | transmit queue pauses at 256 waiting resets |
+//! | connections opened and reset again, no receive buffers | their places in the line are swept out |
 //! | flood of any packets | 1024 packets per turn, then the worker looks at everything else |
 //! | thousands of connections | refused above 1024, counting those that only drain |
 //! | host that does not read | guest's credit runs out; at most 256 KiB are held |

@@ -28,6 +28,9 @@ pub(crate) const MAX_CONNECTIONS: usize = 1024;
 /// Resets that wait for a buffer of the guest before its packets have to wait.
 const MAX_RESETS: usize = 256;
 
+/// Places of ended connections in the line, beyond as many as there are sessions, before they are swept out.
+const MAX_STALE: usize = 256;
+
 /// Where the host ports of the Unix-socket face begin, as in Firecracker.
 const FIRST_GREETED_PORT: u32 = 1 << 30;
 
@@ -363,6 +366,16 @@ impl Muxer {
         {
             session.in_line = true;
             self.line.push_back(id);
+            self.sweep_line();
+        }
+    }
+
+    /// Places of connections that have ended go when they are reached, or here, when a guest without
+    /// receive buffers opens and resets connections: the line is never longer than twice
+    /// [`MAX_CONNECTIONS`] and [`MAX_STALE`].
+    fn sweep_line(&mut self) {
+        if self.line.len() > 2 * self.sessions.len() + MAX_STALE {
+            self.line.retain(|id| self.sessions.contains_key(id));
         }
     }
 
@@ -500,6 +513,37 @@ impl Muxer {
     fn unwatch(&self, stream: BorrowedFd<'_>) {
         if let Err(cause) = epoll::delete(&self.epoll, stream) {
             log::debug!("vsock: a stream was not watched: {cause}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_opened_and_reset_without_receive_buffers_leave_nothing() {
+        let wake = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        let mut muxer = Muxer::new(3, wake.as_fd(), Arc::default()).unwrap();
+        muxer.on_dial(Box::new(|_| UnixStream::pair().ok().map(|(ours, _)| ours)));
+        let mut packet = |src_port, op: Op| {
+            let header = Header {
+                src_cid: 3,
+                dst_cid: crate::vsock::HOST_CID,
+                src_port,
+                dst_port: 9,
+                kind: TYPE_STREAM,
+                op: op.number(),
+                ..Header::default()
+            };
+            muxer.receive(&header, &[]);
+            assert!(muxer.line.len() <= 2 * 2 + MAX_STALE, "two sessions are the most");
+            (muxer.line.contains(&1), muxer.sessions.len(), muxer.resets.len())
+        };
+        packet(1, Op::Request);
+        for _ in 0..200_000 {
+            packet(2, Op::Request);
+            assert_eq!(packet(2, Op::Reset), (true, 1, 0), "who waits keeps its place");
         }
     }
 }
