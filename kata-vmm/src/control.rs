@@ -72,7 +72,8 @@ pub enum Event {
     Launched(Running),
     /// The machine could not be started; the monitor ends.
     LaunchFailed(LaunchError),
-    /// The guest connected to a port of the host (CID 2); the stream is beside this message.
+    /// The guest connected to a port of the host (CID 2), one of [`Machine::host_ports`]; the stream is
+    /// beside this message.
     /// Dropping it resets the guest's connection.
     Dialed {
         /// Port of the host that the guest asked for.

@@ -24,7 +24,8 @@ pub(crate) enum Occurrence {
     Running(Running),
     /// It did not come to run; nothing follows.
     Failed(LaunchError),
-    /// The guest connected to a port of the host.
+    /// The guest connected to a port of the host, one of the machine's
+    /// [`host_ports`](Machine::host_ports).
     Dialed {
         /// The port.
         host_port: u32,

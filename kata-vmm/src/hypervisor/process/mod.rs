@@ -2,7 +2,8 @@
 //!
 //! The program is executed from its descriptor with `--channel-fd N [--disk SERIAL=FD]...`.
 //! Over the channel (see [`channel`](super::channel)) both sides hand over connected streams: ours are
-//! connections to a port of the "guest", the program's are its dials of a port of the host.
+//! connections to a port of the "guest", the program's are its dials of a port of the host, which are dropped
+//! unless the machine names that port.
 //! What it writes to standard output and error is its console; exit code 0 is a power-off.
 //!
 //! Owns that contract. It isolates nothing by itself, and the machine's processors, memory and guest
