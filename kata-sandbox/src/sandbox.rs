@@ -65,8 +65,12 @@ impl Sandbox {
             Err(error) => return Err(give_up(&sandbox.supervision, error).await),
         };
         let (mut collected, result) = process.collect().await;
-        // A guest that died after its container ended took the figures along: they are none.
-        let usage = sandbox.usage().await.unwrap_or_default();
+        let usage = match &result {
+            // A guest that died after its container ended took the figures along: they are none.
+            Ok(_) => sandbox.usage().await.unwrap_or_default(),
+            // Nobody would read them, and the guest may not answer any more.
+            Err(_) => Usage::default(),
+        };
         stop(&sandbox.supervision).await;
         collected.timings.mark(Stage::Stop);
         match result {

@@ -1,7 +1,7 @@
 //! The one task that owns a sandbox's state, from the start of its monitor to its end.
 //!
 //! ```text
-//!            Dialed                 Stop, Deadline, Exited, MonitorGone, AgentLost
+//!            Dialed                 Stop, TimeUp, Exited, MonitorGone, AgentLost
 //!  Booting ─────────► (Booting) ──┬──────────────────────────────────────────► Ended(cause)
 //!     │  WatchAgent               │
 //!     └──────────► Running ───────┘
