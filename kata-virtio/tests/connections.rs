@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown as Direction;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::mpsc;
 use std::thread;
 
 use kata_virtio::mock::{Machine, Socket, SocketState};
@@ -279,8 +280,11 @@ fn ports_can_be_used_again_after_a_connection() {
 #[test]
 fn sixty_four_mebibytes_each_way_arrive_unchanged() {
     const TOTAL: usize = 64 << 20;
+    /// More than a stream's buffers, less than those and the credit of the guest.
+    const LATE: usize = 400 << 10;
     let (mut machine, handle) = machine();
     let (host, socket) = dialed(&mut machine, &handle, 9);
+    let (close, closed) = mpsc::channel();
     let up = pattern(3, TOTAL);
     let down = pattern(4, TOTAL);
     let (reader, writer) = (host.try_clone().unwrap(), host);
@@ -291,6 +295,12 @@ fn sixty_four_mebibytes_each_way_arrive_unchanged() {
     });
     let reading = thread::spawn(move || {
         let mut got = Vec::with_capacity(TOTAL);
+        // The end of the stream is taken after the guest has closed its socket.
+        (&reader)
+            .take(u64::try_from(TOTAL - LATE).unwrap())
+            .read_to_end(&mut got)
+            .unwrap();
+        closed.recv().unwrap();
         (&reader).read_to_end(&mut got).unwrap();
         got
     });
@@ -304,6 +314,11 @@ fn sixty_four_mebibytes_each_way_arrive_unchanged() {
             }
             guest.state(socket) == SocketState::Reset
         })
+        .unwrap();
+    assert_eq!(handle.counters().connections_open, 1, "it lingers");
+    close.send(()).unwrap();
+    machine
+        .run_until(|_| handle.counters().connections_open == 0)
         .unwrap();
     writing.join().unwrap();
     assert!(reading.join().unwrap() == up, "guest to host");
