@@ -9,9 +9,9 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use kata_virtio::mock::{Machine, Socket, SocketState};
+use kata_virtio::mock::vsock::{Machine, Socket, SocketState};
 use kata_virtio::vsock::packet::{HEADER_BYTES, Shutdown};
-use kata_virtio::vsock::{Device, Handle};
+use kata_virtio::vsock::{Handle, Vsock};
 
 const SOCKET: Socket = Socket {
     guest_port: 1024,
@@ -19,7 +19,7 @@ const SOCKET: Socket = Socket {
 };
 
 fn machine() -> (Machine, Handle) {
-    let (device, handle) = Device::new(3).unwrap();
+    let (device, handle) = Vsock::new(3).unwrap();
     let mut machine = Machine::new(device).unwrap();
     machine.guest.listen(SOCKET.guest_port);
     (machine, handle)

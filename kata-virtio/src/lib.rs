@@ -2,6 +2,7 @@
 //!
 //! # Rooms
 //!
+//! - [`Device`]: what every device is to every transport.
 //! - [`vsock`]: the socket device.
 //! - [`vhost_user`]: the transport for frontends in other processes.
 //! - `mock` (feature `mock`): a guest's driver, for tests and benchmarks.
@@ -9,7 +10,10 @@
 //! This crate knows guest memory, queues and file descriptors; never KVM, QEMU, containers or agents.
 #![forbid(unsafe_code)]
 
+mod device;
 #[cfg(feature = "mock")]
 pub mod mock;
 pub mod vhost_user;
 pub mod vsock;
+
+pub use device::{COMMON_FEATURES, Device, Kind, Memory, Meter, Signals};

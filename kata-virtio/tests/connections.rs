@@ -8,14 +8,15 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::mpsc;
 use std::thread;
 
-use kata_virtio::mock::{Machine, Socket, SocketState};
+use kata_virtio::Device;
+use kata_virtio::mock::vsock::{Machine, Socket, SocketState};
 use kata_virtio::vsock::packet::{HEADER_BYTES, Op, Shutdown};
-use kata_virtio::vsock::{Device, Handle};
+use kata_virtio::vsock::{Handle, Vsock};
 
 const GUEST_PORT: u32 = 1024;
 
 fn machine() -> (Machine, Handle) {
-    let (device, handle) = Device::new(3).unwrap();
+    let (device, handle) = Vsock::new(3).unwrap();
     let mut machine = Machine::new(device).unwrap();
     machine.guest.listen(GUEST_PORT);
     (machine, handle)
@@ -75,7 +76,7 @@ fn the_host_connects_and_bytes_written_before_are_delivered() {
 fn the_guest_connects_where_somebody_answers() {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let mut answer = Some(theirs);
-    let (device, handle) = Device::new(3).unwrap();
+    let (device, handle) = Vsock::new(3).unwrap();
     let device = device.on_dial(move |port| (port == 5000).then(|| answer.take())?);
     let mut machine = Machine::new(device).unwrap();
     let [good, bad] = [5000, 5001].map(|host_port| Socket {
@@ -501,7 +502,7 @@ fn the_unix_socket_face_speaks_the_published_protocol() {
     let name = format!("kata-virtio-face-{}", std::process::id());
     let address = SocketAddr::from_abstract_name(name).unwrap();
     let listener = UnixListener::bind_addr(&address).unwrap();
-    let (device, handle) = Device::new(3).unwrap();
+    let (device, handle) = Vsock::new(3).unwrap();
     let mut machine = Machine::new(device.listen(listener)).unwrap();
     machine.guest.listen(GUEST_PORT);
 
@@ -572,7 +573,7 @@ fn a_reset_ends_connections_delivers_what_was_sent_and_starts_anew() {
 
 #[test]
 fn a_device_that_is_dropped_closes_what_waits() {
-    let (device, handle) = Device::new(3).unwrap();
+    let (device, handle) = Vsock::new(3).unwrap();
     let (mut before, stream) = UnixStream::pair().unwrap();
     handle.connect(1, 1, stream);
     drop(device);

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use kata_virtio::mock::{check_header, run_script};
+use kata_virtio::mock::vsock::{check_header, run_script};
 use proptest::prelude::*;
 
 fn each(target: &str, run: fn(&[u8])) -> usize {

@@ -4,9 +4,11 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use kata_virtio::mock::{Buffer, Machine, Socket, SocketState};
+use kata_virtio::Device;
+use kata_virtio::mock::Buffer;
+use kata_virtio::mock::vsock::{Machine, Socket, SocketState};
 use kata_virtio::vsock::packet::{HEADER_BYTES, Header, Op, Shutdown};
-use kata_virtio::vsock::{Counters, Device, Handle};
+use kata_virtio::vsock::{Counters, Handle, Vsock};
 
 const SOCKET: Socket = Socket {
     guest_port: 1024,
@@ -21,7 +23,7 @@ struct Bed {
 
 /// A machine with one open connection.
 fn bed() -> Bed {
-    let (device, handle) = Device::new(3).unwrap();
+    let (device, handle) = Vsock::new(3).unwrap();
     let mut machine = Machine::new(device).unwrap();
     machine.guest.listen(SOCKET.guest_port);
     let (host, stream) = UnixStream::pair().unwrap();
@@ -291,7 +293,7 @@ fn an_indirect_chain_is_taken() {
 
 #[test]
 fn a_receive_buffer_without_room_is_returned_empty() {
-    let (device, handle) = Device::new(3).unwrap();
+    let (device, handle) = Vsock::new(3).unwrap();
     let mut machine = Machine::new(device).unwrap();
     machine.guest.hold_receive_buffers(true);
     let [rx, ..] = machine.guest.queues();
@@ -391,7 +393,7 @@ fn a_flood_of_resets_without_receive_buffers_pauses_the_transmit_queue() {
 fn connections_are_limited() {
     let mut kept = Vec::new();
     let (sender, receiver) = std::sync::mpsc::channel();
-    let (device, handle) = Device::new(3).unwrap();
+    let (device, handle) = Vsock::new(3).unwrap();
     let device = device.on_dial(move |_| {
         let (ours, theirs) = UnixStream::pair().ok()?;
         sender.send(ours).ok()?;

@@ -7,10 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kata_virtio::mock::{Guest, Socket, SocketState};
+use kata_virtio::mock::vsock::{Guest, Socket, SocketState};
 use kata_virtio::vhost_user::{self, Served};
 use kata_virtio::vsock::packet::Shutdown;
-use kata_virtio::vsock::{Device, Handle};
+use kata_virtio::vsock::{Handle, Vsock};
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
@@ -40,7 +40,7 @@ impl Monitor {
         frontend.set_owner().unwrap();
         let features = frontend.get_features().unwrap();
         let protocol_bit = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        assert_eq!(features, Device::FEATURES | protocol_bit);
+        assert_eq!(features, kata_virtio::COMMON_FEATURES | protocol_bit);
         let offered = frontend.get_protocol_features().unwrap();
         let wanted = VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::MQ
@@ -74,7 +74,7 @@ impl Monitor {
     fn start_queues(&mut self, positions: [u16; 2]) {
         let frontend = &mut self.frontend;
         frontend
-            .set_features(Device::FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())
+            .set_features(kata_virtio::COMMON_FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())
             .unwrap();
         let (file, bytes) = self.guest.memory_file();
         let region = VhostUserMemoryRegionInfo {
@@ -163,7 +163,7 @@ impl Monitor {
 }
 
 fn served() -> (Served, Handle, Monitor) {
-    let (device, handle) = Device::new(3).unwrap();
+    let (device, handle) = Vsock::new(3).unwrap();
     let (served, fd) = vhost_user::serve(device).unwrap();
     (served, handle, Monitor::start(UnixStream::from(fd)))
 }
@@ -303,7 +303,7 @@ fn dropping_stops_everything_and_leaves_nothing() {
 
 #[test]
 fn a_frontend_that_talks_nonsense_is_an_error() {
-    let (device, _handle) = Device::new(3).unwrap();
+    let (device, _handle) = Vsock::new(3).unwrap();
     let (served, fd) = vhost_user::serve(device).unwrap();
     let mut stream = UnixStream::from(fd);
     stream.write_all(&[0xff; 64]).unwrap();

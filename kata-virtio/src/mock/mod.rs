@@ -2,7 +2,7 @@
 //!
 //! For tests, benchmarks and examples, here and in programs that embed a device. Knows what a driver
 //! knows: queues, packets and its own sockets. It is not a model driver: what a hostile one may do, it
-//! does on request ([`Guest::send_raw`], [`Guest::hold_receive_buffers`]).
+//! does on request ([`vsock::Guest::send_raw`], [`vsock::Guest::hold_receive_buffers`]).
 //!
 //! A device driven by the mock:
 //!
@@ -10,11 +10,11 @@
 //! use std::io::{Read, Write};
 //! use std::os::unix::net::UnixStream;
 //!
-//! use kata_virtio::mock::{Machine, Socket};
-//! use kata_virtio::vsock::Device;
+//! use kata_virtio::mock::vsock::{Machine, Socket};
+//! use kata_virtio::vsock::Vsock;
 //!
 //! # fn main() -> std::io::Result<()> {
-//! let (device, handle) = Device::new(3)?;
+//! let (device, handle) = Vsock::new(3)?;
 //! let mut machine = Machine::new(device)?;
 //! machine.guest.listen(1024);
 //!
@@ -35,14 +35,7 @@
 //! # }
 //! ```
 
-mod guest;
-mod machine;
 mod ring;
-mod script;
-mod socket;
+pub mod vsock;
 
-pub use guest::Guest;
-pub use machine::Machine;
 pub use ring::{Buffer, DriverQueue};
-pub use script::{check_header, run_script};
-pub use socket::{Socket, SocketState};

@@ -10,7 +10,8 @@ use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
 use super::vring::Vring;
-use crate::vsock::{Device, RX_QUEUE, TX_QUEUE};
+use crate::vsock::{RX_QUEUE, TX_QUEUE, Vsock};
+use crate::{COMMON_FEATURES, Device};
 
 /// Receive, transmit, event. QEMU serves the event queue itself and gives us two.
 const QUEUES: usize = 3;
@@ -39,8 +40,8 @@ enum State {
 /// See the module.
 pub(super) struct Backend {
     /// Never locked: the framework wants to share the backend between threads, and a device is `Send`.
-    device: Mutex<Device>,
-    config: [u8; 8],
+    device: Mutex<Vsock>,
+    config: Vec<u8>,
     /// The worker shall end.
     pub(super) stopping: bool,
     memory: Option<Memory>,
@@ -50,7 +51,7 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    pub(super) fn new(device: Device) -> Self {
+    pub(super) fn new(device: Vsock) -> Self {
         Self {
             config: device.config(),
             device: Mutex::new(device),
@@ -61,7 +62,7 @@ impl Backend {
         }
     }
 
-    pub(super) fn device(&mut self) -> &mut Device {
+    pub(super) fn device(&mut self) -> &mut Vsock {
         self.device.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -82,12 +83,12 @@ impl Backend {
         if self.activate(&memory, rx, tx) != State::Active {
             return Ok(());
         }
-        let signals = self.device().process(&*memory, rx, tx);
+        let signals = self.device().process(&memory, &mut [rx, tx]);
         self.positions = Some([rx.next_avail(), tx.next_avail()]);
-        if signals.rx {
+        if signals.queue(RX_QUEUE) {
             rx_state.signal_used_queue()?;
         }
-        if signals.tx {
+        if signals.queue(TX_QUEUE) {
             tx_state.signal_used_queue()?;
         }
         Ok(())
@@ -120,7 +121,7 @@ impl VhostUserBackendMut for Backend {
     }
 
     fn features(&self) -> u64 {
-        Device::FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+        COMMON_FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {

@@ -30,7 +30,8 @@ use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
-use crate::vsock::Device;
+use crate::Device;
+use crate::vsock::Vsock;
 use backend::{Backend, TOKEN_STOP, TOKEN_STREAMS};
 
 mod backend;
@@ -77,9 +78,13 @@ pub struct Served {
 ///
 /// # Errors
 /// See [`Error`].
-pub fn serve(mut device: Device) -> Result<(Served, OwnedFd), Error> {
+pub fn serve(mut device: Vsock) -> Result<(Served, OwnedFd), Error> {
     device.ready().map_err(Error::Device)?;
-    let streams = device.events().try_clone_to_owned().map_err(Error::Device)?;
+    let streams = device
+        .events()
+        .map(|events| events.try_clone_to_owned())
+        .transpose()
+        .map_err(Error::Device)?;
     let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|cause| Error::Socket(cause.into()))?;
     let (listener, frontend) = connected_listener().map_err(Error::Socket)?;
@@ -98,7 +103,9 @@ pub fn serve(mut device: Device) -> Result<(Served, OwnedFd), Error> {
         stop,
     };
     if let Some(daemon) = &mut served.daemon {
-        watch(daemon, &streams, TOKEN_STREAMS)?;
+        if let Some(streams) = &streams {
+            watch(daemon, streams, TOKEN_STREAMS)?;
+        }
         daemon.start(&mut Listener::from(listener)).map_err(start)?;
     }
     Ok((served, frontend))
@@ -184,9 +191,13 @@ impl std::fmt::Debug for Served {
     }
 }
 
-fn wait_readable(device: &Device, timeout: Duration) -> bool {
+fn wait_readable(device: &Vsock, timeout: Duration) -> bool {
     let timeout = rustix::time::Timespec::try_from(timeout).unwrap_or_default();
-    let mut fds = [PollFd::from_borrowed_fd(device.events(), PollFlags::IN)];
+    let mut fds: Vec<_> = device
+        .events()
+        .map(|events| PollFd::from_borrowed_fd(events, PollFlags::IN))
+        .into_iter()
+        .collect();
     matches!(poll(&mut fds, Some(&timeout)), Ok(1..) | Err(Errno::INTR))
 }
 

@@ -18,6 +18,12 @@ macro_rules! counters {
                 Counters { $($name: self.$name.0.load(Ordering::Relaxed),)+ }
             }
         }
+
+        impl crate::Meter for Cells {
+            fn figures(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.0.load(Ordering::Relaxed)),)+]
+            }
+        }
     };
 }
 

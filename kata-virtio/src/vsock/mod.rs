@@ -9,12 +9,12 @@
 //!  │ tx queue ─┼─► packets ─► by ports ─► credit, states ─► buffer ≤ 256 KiB ─► UnixStream
 //!  │ rx queue ◄┼── packets ◄─ in turn  ◄─ credit, states ◄─ read-ahead ≤ 64 KiB ◄── "
 //!  │ event q.  │                 ▲
-//!  └───────────┘                 └─ Handle::connect, Device::listen, Device::on_dial
+//!  └───────────┘                 └─ Handle::connect, Vsock::listen, Vsock::on_dial
 //! ```
 //!
 //! - `packet` header and its rules · `transfer` packets in descriptor chains · `credit`, `connection`
 //!   pure state · `session` a connection and its stream · `greeter` the Unix-socket face · `muxer` all
-//!   connections · `device` the queues.
+//!   connections · `queues` the queues.
 //! - Back-pressure: the host's stream is read only when the guest has a receive buffer and credit; the
 //!   guest gets new credit only when the host's stream has taken what it sent.
 //! - The worker is one thread; nothing in it waits.
@@ -50,15 +50,15 @@ mod complaint;
 mod connection;
 mod counters;
 mod credit;
-mod device;
 mod greeter;
 mod muxer;
 pub mod packet;
+mod queues;
 mod session;
 mod transfer;
 
 pub use counters::Counters;
-pub use device::{Device, Handle, Signals};
+pub use queues::{Handle, Vsock};
 
 /// Context id of the host (VIRTIO 1.2 §5.10.4).
 pub const HOST_CID: u64 = 2;

@@ -18,6 +18,7 @@ mod limits;
 mod probe;
 mod process;
 mod qemu;
+mod sockets;
 mod tail;
 mod vm;
 

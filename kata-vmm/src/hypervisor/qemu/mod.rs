@@ -16,7 +16,6 @@ mod command_line;
 mod find;
 mod qmp;
 mod timestamp_counter;
-mod vsock;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -24,15 +23,16 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
 
+use kata_virtio::vhost_user::{self, Served};
 use rustix::fs::{FileType, OFlags};
 
 use self::command_line::{Image, Plan};
 pub(super) use self::find::find;
 use self::qmp::{Message, Qmp};
 use self::timestamp_counter::Measurement;
-use self::vsock::Vsock;
 use super::child::{Child, Status};
 use super::limits::unsupported;
+use super::sockets::Sockets;
 use super::tail::TailReader;
 use super::vm::{Files, failure};
 use super::{Occurrence, Vm};
@@ -65,7 +65,9 @@ pub(super) struct Emulator {
     program: String,
     qmp: Qmp,
     console: TailReader,
-    vsock: Vsock,
+    sockets: Sockets,
+    /// The vsock device; gone once the machine has ended.
+    served: Option<Served>,
     start: Instant,
     /// Product and version, from the greeting.
     version: String,
@@ -84,7 +86,8 @@ enum Phase {
 struct Connections {
     qmp: (UnixStream, UnixStream),
     console: (UnixStream, UnixStream),
-    vsock: (Vsock, OwnedFd),
+    sockets: Sockets,
+    vsock: (Served, OwnedFd),
 }
 
 impl Emulator {
@@ -93,7 +96,12 @@ impl Emulator {
         let start = Instant::now();
         let measurement = (boot.accelerator == Accelerator::Tcg).then(Measurement::start);
         check(machine)?;
-        let Connections { qmp, console, vsock } = connect(machine)?;
+        let Connections {
+            qmp,
+            console,
+            sockets,
+            vsock,
+        } = connect(machine)?;
         let kernel = files.duplicate(boot.kernel)?;
         let initramfs = files.duplicate(boot.initramfs)?;
         let disks: Vec<OwnedFd> = machine
@@ -127,7 +135,8 @@ impl Emulator {
             qmp: Qmp::new(qmp.0).map_err(|cause| failure("watch QMP", &cause))?,
             console: TailReader::new(console.0.into())
                 .map_err(|cause| failure("watch the console", &cause))?,
-            vsock: vsock.0,
+            sockets,
+            served: Some(vsock.0),
             start,
             version: String::new(),
             phase: Phase::Starting,
@@ -190,6 +199,14 @@ impl Emulator {
         }
     }
 
+    /// After QEMU's end: gives the host what the guest had sent, for at most two seconds where the host does
+    /// not read, and closes all streams.
+    fn drain(&mut self) {
+        if let Some(Err(cause)) = self.served.take().map(Served::wait) {
+            log::warn!("the vsock device ends: {cause}");
+        }
+    }
+
     /// QEMU's process or protocol cannot be followed any more.
     fn lost(&self, operation: &str, cause: &io::Error) -> Occurrence {
         match self.phase {
@@ -208,7 +225,7 @@ impl Vm for Emulator {
         let mut sources: Vec<_> = self.child.sources().collect();
         sources.extend(self.qmp.source());
         sources.extend(self.console.source());
-        sources.extend(self.vsock.dials());
+        sources.extend(self.sockets.dials());
         sources
     }
 
@@ -225,9 +242,9 @@ impl Vm for Emulator {
             }
         }
         if matches!(status, Ok(Some(_))) {
-            self.vsock.drain();
+            self.drain();
         }
-        self.vsock.take_dials(&mut occurrences);
+        self.sockets.take_dials(self.served.is_none(), &mut occurrences);
         match status {
             Ok(None) => {}
             Ok(Some(status)) => occurrences.push(self.end(status)),
@@ -237,7 +254,7 @@ impl Vm for Emulator {
     }
 
     fn connect(&mut self, guest_port: u32, host_port: u32, stream: OwnedFd) {
-        self.vsock.connect(guest_port, host_port, stream.into());
+        self.sockets.connect(guest_port, host_port, stream);
     }
 
     fn console_tail(&self) -> String {
@@ -257,10 +274,12 @@ fn check(machine: &Machine) -> Result<(), LaunchError> {
 
 fn connect(machine: &Machine) -> Result<Connections, LaunchError> {
     let pair = || UnixStream::pair().map_err(|cause| failure("connect to QEMU", &cause));
+    let (sockets, device) = Sockets::new(machine.guest_cid, &machine.host_ports)?;
     Ok(Connections {
         qmp: pair()?,
         console: pair()?,
-        vsock: Vsock::serve(machine.guest_cid, &machine.host_ports)?,
+        sockets,
+        vsock: vhost_user::serve(device).map_err(|cause| failure("serve the vsock device", &cause))?,
     })
 }
 

@@ -8,10 +8,11 @@ use std::sync::mpsc::{Receiver, channel};
 
 use super::guest::Guest;
 use super::machine::Machine;
-use super::ring::Buffer;
 use super::socket::Socket;
+use crate::Device;
+use crate::mock::ring::Buffer;
 use crate::vsock::packet::{HEADER_BYTES, Header, MAX_PAYLOAD_BYTES, Op, Shutdown};
-use crate::vsock::{Device, Handle};
+use crate::vsock::{Handle, Vsock};
 
 const MOST_STREAMS: usize = 64;
 const GUEST_BUFFER_BYTES: u64 = 256 << 10;
@@ -63,7 +64,7 @@ struct Stage {
 
 impl Stage {
     fn new() -> Option<Self> {
-        let (device, handle) = Device::new(3).ok()?;
+        let (device, handle) = Vsock::new(3).ok()?;
         let (sender, dialed) = channel();
         let device = device.on_dial(move |port| {
             let (ours, theirs) = UnixStream::pair().ok()?;

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
-use super::ring::{Buffer, DriverQueue};
 use super::socket::{Books, Socket, SocketState};
+use crate::mock::ring::{Buffer, DriverQueue};
 use crate::vsock::HOST_CID;
 use crate::vsock::packet::{HEADER_BYTES, Header, MAX_PAYLOAD_BYTES, Op, Shutdown, TYPE_STREAM};
 

@@ -9,7 +9,8 @@ use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 
 use super::guest::Guest;
-use crate::vsock::{Device, Signals};
+use crate::vsock::Vsock;
+use crate::{Device, Signals};
 
 /// How long [`Machine::run_until`] waits.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -24,7 +25,7 @@ pub struct Machine {
     /// The driver.
     pub guest: Guest,
     /// The device.
-    pub device: Device,
+    pub device: Vsock,
     /// The device's sides of the receive, transmit and event queues.
     pub queues: [Queue; 3],
     memory: Arc<GuestMemoryMmap>,
@@ -35,9 +36,9 @@ impl Machine {
     ///
     /// # Errors
     /// When the guest's memory cannot be had, or the device is not ready.
-    pub fn new(mut device: Device) -> io::Result<Self> {
+    pub fn new(mut device: Vsock) -> io::Result<Self> {
         device.ready()?;
-        let cid = u64::from_le_bytes(device.config());
+        let cid = device.guest_cid();
         let mut guest = Guest::new(cid)?;
         Ok(Self {
             queues: guest.queues().map(|queue| queue.device_side(true)),
@@ -59,8 +60,7 @@ impl Machine {
 
     /// Lets the device work once, and not the guest.
     pub fn work(&mut self) -> Signals {
-        let [rx, tx, _] = &mut self.queues;
-        self.device.process(&*self.memory, rx, tx)
+        self.device.process(&self.memory, &mut self.queues.each_mut())
     }
 
     /// Steps until the condition holds.
@@ -97,7 +97,12 @@ impl Machine {
 
     fn wait_for_streams(&self) -> io::Result<()> {
         let timeout = rustix::time::Timespec::try_from(ROUND).unwrap_or_default();
-        let mut fds = [PollFd::from_borrowed_fd(self.device.events(), PollFlags::IN)];
+        let mut fds: Vec<_> = self
+            .device
+            .events()
+            .map(|events| PollFd::from_borrowed_fd(events, PollFlags::IN))
+            .into_iter()
+            .collect();
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(cause) => Err(cause.into()),

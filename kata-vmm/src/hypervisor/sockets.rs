@@ -1,49 +1,43 @@
-//! The vsock device of one machine: served by this process, reached by QEMU as vhost-user.
+//! The vsock device of one machine and the way of the guest's dials to the control loop.
 //!
-//! Owns the device's worker and the way of the guest's dials to the control loop.
+//! Owns the control loop's ends of both. Where the device is served (behind vhost-user or a transport of
+//! this process) is the hypervisor's matter.
 //! It must not know the control socket.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use kata_virtio::vhost_user::{self, Served};
-use kata_virtio::vsock::{Device, Handle};
+use kata_virtio::vsock::{Handle, Vsock};
 
+use super::Occurrence;
+use super::channel::{Channel, Ports};
+use super::vm::failure;
 use crate::control::LaunchError;
-use crate::hypervisor::Occurrence;
-use crate::hypervisor::channel::{Channel, Ports};
-use crate::hypervisor::vm::failure;
 
-/// A device that is served. Dropping it stops its worker.
+/// The host's side of the guest's sockets.
 #[derive(Debug)]
-pub(super) struct Vsock {
+pub(super) struct Sockets {
     handle: Handle,
     /// The worker puts the guest's dials in at the other end; gone with the worker.
     dials: Option<Channel>,
     /// Ports of the host that the guest may dial.
     host_ports: Vec<u32>,
-    /// Gone once the machine has ended.
-    served: Option<Served>,
 }
 
-impl Vsock {
-    /// Starts the device's worker; the descriptor is QEMU's end of the vhost-user connection. The guest may
-    /// dial `host_ports`.
-    pub(super) fn serve(guest_cid: u32, host_ports: &[u32]) -> Result<(Self, OwnedFd), LaunchError> {
+impl Sockets {
+    /// The device of a guest that may dial `host_ports`, to be served, and what is left here.
+    pub(super) fn new(guest_cid: u32, host_ports: &[u32]) -> Result<(Self, Vsock), LaunchError> {
         let (dials, accepted) = Channel::pair().map_err(|cause| failure("make the vsock channel", &cause))?;
         let (device, handle) =
-            Device::new(guest_cid.into()).map_err(|cause| failure("make the vsock device", &cause))?;
+            Vsock::new(guest_cid.into()).map_err(|cause| failure("make the vsock device", &cause))?;
         let allowed = host_ports.to_vec();
         let device = device.on_dial(move |host_port| hand_over(&accepted, &allowed, host_port));
-        let (served, frontend) =
-            vhost_user::serve(device).map_err(|cause| failure("serve the vsock device", &cause))?;
-        let vsock = Self {
+        let sockets = Self {
             handle,
             dials: Some(dials),
             host_ports: host_ports.to_vec(),
-            served: Some(served),
         };
-        Ok((vsock, frontend))
+        Ok((sockets, device))
     }
 
     /// What to wait on, while the worker lives.
@@ -51,29 +45,21 @@ impl Vsock {
         self.dials.as_ref().map(AsFd::as_fd)
     }
 
-    /// Moves some of the guest's dials over.
-    pub(super) fn take_dials(&mut self, occurrences: &mut Vec<Occurrence>) {
+    /// Moves some of the guest's dials over. `stopped` tells that the worker has ended as it should.
+    pub(super) fn take_dials(&mut self, stopped: bool, occurrences: &mut Vec<Occurrence>) {
         let Some(dials) = &self.dials else { return };
         if let Err(cause) = dials.take_dials(&self.host_ports, occurrences) {
-            // Expected once the device was stopped; before, the guest has lost its device.
-            if self.served.is_some() {
+            if !stopped {
                 log::error!("the vsock device's worker is gone: {cause}");
             }
             self.dials = None;
         }
     }
 
-    /// After QEMU's end: gives the host what the guest had sent, for at most two seconds where the host does
-    /// not read, and closes all streams.
-    pub(super) fn drain(&mut self) {
-        if let Some(Err(cause)) = self.served.take().map(Served::wait) {
-            log::warn!("the vsock device ends: {cause}");
-        }
-    }
-
     /// Connects a stream to a port of the guest.
-    pub(super) fn connect(&self, guest_port: u32, host_port: u32, stream: UnixStream) {
-        self.handle.connect(host_port, guest_port, stream);
+    pub(super) fn connect(&self, guest_port: u32, host_port: u32, stream: OwnedFd) {
+        self.handle
+            .connect(host_port, guest_port, UnixStream::from(stream));
     }
 }
 

@@ -10,8 +10,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rustix::event::{EventfdFlags, eventfd};
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestMemory};
 
@@ -20,13 +18,18 @@ use super::muxer::Muxer;
 use super::packet::MAX_PAYLOAD_BYTES;
 use super::session::Ports;
 use super::transfer::{Buffers, ChainError};
+use super::{RX_QUEUE, TX_QUEUE};
+use crate::{COMMON_FEATURES, Device, Kind, Memory, Meter, Signals};
 
-/// Packets in one call of [`Device::process`]: a guest that never stops sending cannot keep the worker
+/// Entries of each queue: as many buffers as Linux' driver keeps for its largest packets.
+const QUEUE_SIZE: u16 = 256;
+
+/// Packets in one call of [`Vsock::process`]: a guest that never stops sending cannot keep the worker
 /// from everything else.
 const PACKETS_AT_ONCE: usize = 1024;
 
 /// The device: owns all connections; moved into the worker that serves it.
-pub struct Device {
+pub struct Vsock {
     muxer: Muxer,
     commands: Receiver<Connect>,
     wake: Arc<OwnedFd>,
@@ -51,15 +54,6 @@ struct Connect {
     stream: UnixStream,
 }
 
-/// Queues on which the driver waits for a signal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Signals {
-    /// The receive queue, number [`RX_QUEUE`](super::RX_QUEUE).
-    pub rx: bool,
-    /// The transmit queue, number [`TX_QUEUE`](super::TX_QUEUE).
-    pub tx: bool,
-}
-
 /// A queue that the driver has broken beyond a packet.
 #[derive(Debug, thiserror::Error)]
 #[error("the {queue} queue is broken and stays so until the driver resets the device: {cause}")]
@@ -68,11 +62,7 @@ struct Fault {
     cause: virtio_queue::Error,
 }
 
-impl Device {
-    /// Feature bits to offer (VIRTIO 1.2 §6).
-    pub const FEATURES: u64 =
-        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
-
+impl Vsock {
     /// A device for the guest of this context id, and the handle that adds connections to it.
     ///
     /// # Errors
@@ -125,63 +115,10 @@ impl Device {
         self.unusable.take().map_or(Ok(()), Err)
     }
 
-    /// The configuration space: the guest's CID (VIRTIO 1.2 §5.10.4).
+    /// The guest's context id.
     #[must_use]
-    pub fn config(&self) -> [u8; 8] {
-        self.muxer.guest_cid().to_le_bytes()
-    }
-
-    /// The descriptor that is readable when [`poll`](Self::poll) has something to do.
-    #[must_use]
-    pub fn events(&self) -> BorrowedFd<'_> {
-        self.muxer.events()
-    }
-
-    /// Takes note of what happened on the host's side; [`process`](Self::process) then acts on it.
-    ///
-    /// # Errors
-    /// Never, as long as the process has not closed descriptors that are not its own.
-    pub fn poll(&mut self) -> io::Result<()> {
-        if !self.muxer.poll()? {
-            return Ok(());
-        }
-        match rustix::io::read(&*self.wake, &mut [0; 8]) {
-            Ok(_) | Err(rustix::io::Errno::AGAIN) => {}
-            Err(cause) => return Err(cause.into()),
-        }
-        while let Ok(Connect { ports, stream }) = self.commands.try_recv() {
-            self.muxer.connect(ports, stream);
-        }
-        Ok(())
-    }
-
-    /// Moves packets both ways until neither side has more, or a fair share is done; then
-    /// [`events`](Self::events) is readable at once. Nothing happens on queues that the driver broke,
-    /// until [`reset`](Self::reset).
-    pub fn process<M: GuestMemory>(&mut self, memory: &M, rx: &mut Queue, tx: &mut Queue) -> Signals {
-        if self.broken {
-            return Signals::default();
-        }
-        self.run(memory, rx, tx).unwrap_or_else(|fault| {
-            self.muxer.complain(&fault);
-            self.reset();
-            self.broken = true;
-            Signals::default()
-        })
-    }
-
-    /// The driver has reset the device: every connection ends. What the guest had sent still goes to
-    /// the host.
-    pub fn reset(&mut self) {
-        self.counters.device_resets.add(1);
-        self.muxer.forget_guest();
-        self.broken = false;
-    }
-
-    /// Whether every byte that the guest sent has been taken by the host.
-    #[must_use]
-    pub fn drained(&self) -> bool {
-        self.muxer.drained()
+    pub fn guest_cid(&self) -> u64 {
+        self.muxer.guest_cid()
     }
 
     /// Tells the driver that all connections are lost and the CID may be another, as after a restore
@@ -223,10 +160,13 @@ impl Device {
                 break;
             }
         }
-        Ok(Signals {
-            rx: rx.next_used() != rx_before && rx.needs_notification(memory).map_err(fault("receive"))?,
-            tx: tx.next_used() != tx_before && tx.needs_notification(memory).map_err(fault("transmit"))?,
-        })
+        let rx_waits =
+            rx.next_used() != rx_before && rx.needs_notification(memory).map_err(fault("receive"))?;
+        let tx_waits =
+            tx.next_used() != tx_before && tx.needs_notification(memory).map_err(fault("transmit"))?;
+        Ok(Signals::default()
+            .with_queue(RX_QUEUE, rx_waits)
+            .with_queue(TX_QUEUE, tx_waits))
     }
 
     /// Guest to host. Notifications are off while there is more to take, and stay off while resets that
@@ -313,9 +253,81 @@ impl Device {
     }
 }
 
-impl std::fmt::Debug for Device {
+impl Device for Vsock {
+    fn kind(&self) -> Kind {
+        Kind::Vsock
+    }
+
+    fn features(&self) -> u64 {
+        COMMON_FEATURES
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE; 3]
+    }
+
+    /// The guest's CID (VIRTIO 1.2 §5.10.4).
+    fn config(&self) -> Vec<u8> {
+        self.muxer.guest_cid().to_le_bytes().to_vec()
+    }
+
+    fn events(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.muxer.events())
+    }
+
+    fn poll(&mut self) -> io::Result<()> {
+        if !self.muxer.poll()? {
+            return Ok(());
+        }
+        match rustix::io::read(&*self.wake, &mut [0; 8]) {
+            Ok(_) | Err(rustix::io::Errno::AGAIN) => {}
+            Err(cause) => return Err(cause.into()),
+        }
+        while let Ok(Connect { ports, stream }) = self.commands.try_recv() {
+            self.muxer.connect(ports, stream);
+        }
+        Ok(())
+    }
+
+    /// Moves packets both ways. Nothing happens on queues that the driver broke, until it resets the
+    /// device.
+    fn process(&mut self, memory: &Memory, queues: &mut [&mut Queue]) -> Signals {
+        let [rx, tx, ..] = queues else {
+            return Signals::default();
+        };
+        if self.broken || !rx.ready() || !tx.ready() {
+            return Signals::default();
+        }
+        self.run(memory, rx, tx).unwrap_or_else(|fault| {
+            self.muxer.complain(&fault);
+            self.reset();
+            self.broken = true;
+            Signals {
+                needs_reset: true,
+                ..Signals::default()
+            }
+        })
+    }
+
+    /// Every connection ends. What the guest had sent still goes to the host.
+    fn reset(&mut self) {
+        self.counters.device_resets.add(1);
+        self.muxer.forget_guest();
+        self.broken = false;
+    }
+
+    fn drained(&self) -> bool {
+        self.muxer.drained()
+    }
+
+    fn meter(&self) -> Arc<dyn Meter> {
+        Arc::clone(&self.counters) as Arc<dyn Meter>
+    }
+}
+
+impl std::fmt::Debug for Vsock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Device")
+        f.debug_struct("Vsock")
             .field("guest_cid", &self.muxer.guest_cid())
             .field("counters", &self.counters.snapshot())
             .finish_non_exhaustive()
