@@ -163,6 +163,8 @@ mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
     use super::*;
 
     const PORTS: Ports = Ports {
@@ -210,6 +212,13 @@ mod tests {
         b.take_dials(&[7], &mut occurrences).unwrap();
         assert_eq!(occurrences.len(), STREAMS_AT_ONCE / 2 + 1);
         drop(a);
+        // A child that another test starts has a copy of it until it executes its program.
+        let mut hangup = [PollFd::new(&b.0, PollFlags::IN)];
+        let minute = Timespec {
+            tv_sec: 60,
+            tv_nsec: 0,
+        };
+        assert_eq!(poll(&mut hangup, Some(&minute)).unwrap(), 1);
         let end = b.take_dials(&[7], &mut occurrences).unwrap_err();
         assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
     }
