@@ -10,6 +10,7 @@
 //! This crate knows guest memory, queues and file descriptors; never KVM, QEMU, containers or agents.
 #![forbid(unsafe_code)]
 
+mod complaint;
 mod device;
 #[cfg(feature = "mock")]
 pub mod mock;

@@ -46,7 +46,6 @@
 //! Memory that a guest can make the device hold: 1024 × (256 KiB + 64 KiB), in streams that the host
 //! gave and does not serve.
 
-mod complaint;
 mod connection;
 mod counters;
 mod credit;

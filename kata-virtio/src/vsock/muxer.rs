@@ -15,12 +15,12 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 
-use super::complaint::Complaints;
 use super::connection::{Connection, Received};
 use super::counters::Cells;
 use super::greeter::{Asked, Greeter};
 use super::packet::{Header, MAX_PAYLOAD_BYTES, Op, Shutdown, TYPE_STREAM};
 use super::session::{GUEST_BUFFER_BYTES, Ports, Session, Turn};
+use crate::complaint::Complaints;
 
 /// Connections, lingering ones and clients in their first line together.
 pub(crate) const MAX_CONNECTIONS: usize = 1024;
@@ -98,7 +98,7 @@ impl Muxer {
             next_port: FIRST_GREETED_PORT,
             epoll,
             counters,
-            complaints: Complaints::default(),
+            complaints: Complaints::new("vsock"),
         })
     }
 
