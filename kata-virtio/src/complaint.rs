@@ -38,7 +38,11 @@ impl Complaints {
     fn permit(&mut self, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.duration_since(since) >= PERIOD) {
             if self.swallowed > 0 {
-                log::warn!("{}: {} more complaints were not logged", self.device, self.swallowed);
+                log::warn!(
+                    "{}: {} more complaints were not logged",
+                    self.device,
+                    self.swallowed
+                );
             }
             *self = Self {
                 since: Some(now),

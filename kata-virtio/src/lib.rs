@@ -4,6 +4,7 @@
 //!
 //! - [`Device`]: what every device is to every transport.
 //! - [`vsock`]: the socket device.
+//! - [`transport`]: the transports inside a monitor.
 //! - [`vhost_user`]: the transport for frontends in other processes.
 //! - `mock` (feature `mock`): a guest's driver, for tests and benchmarks.
 //!
@@ -14,6 +15,7 @@ mod complaint;
 mod device;
 #[cfg(feature = "mock")]
 pub mod mock;
+pub mod transport;
 pub mod vhost_user;
 pub mod vsock;
 
