@@ -11,7 +11,9 @@
 //! This crate knows guest memory, queues and file descriptors; never KVM, QEMU, containers or agents.
 #![forbid(unsafe_code)]
 
+mod buffers;
 mod complaint;
+pub mod console;
 mod device;
 #[cfg(feature = "mock")]
 pub mod mock;
