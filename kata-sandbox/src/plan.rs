@@ -25,6 +25,7 @@ pub(crate) enum Asset {
     Initramfs,
     Agent,
     Rootfs,
+    Kvm,
 }
 
 /// What will be built.
@@ -53,7 +54,7 @@ pub(crate) fn plan(container: &Container, name: &str, capabilities: &Capabilitie
         .with_source(cause)
     })?;
     let (boot, mut assets) = match selection.hypervisor {
-        Hypervisor::Qemu { .. } => (
+        Hypervisor::Kvm | Hypervisor::Qemu { .. } => (
             Boot::Kernel {
                 kernel: FdIndex(0),
                 initramfs: FdIndex(1),
@@ -68,6 +69,8 @@ pub(crate) fn plan(container: &Container, name: &str, capabilities: &Capabilitie
         read_only: true,
     };
     assets.push(Asset::Rootfs);
+    let kvm = (selection.hypervisor == Hypervisor::Kvm).then_some(FdIndex(assets.len()));
+    assets.extend(kvm.map(|_| Asset::Kvm));
     let machine = Machine {
         name: name.to_owned(),
         vcpus: container.vcpus,
@@ -77,6 +80,7 @@ pub(crate) fn plan(container: &Container, name: &str, capabilities: &Capabilitie
         guest_cid: GUEST_CID,
         host_ports: vec![kata_agent_proto::port::HELLO],
         hypervisor: selection.hypervisor.clone(),
+        kvm,
     };
     Ok(Plan {
         selection,
@@ -166,7 +170,6 @@ mod tests {
     use std::time::Duration;
 
     use kata_vmm::hypervisor::{Backend, KvmUnusable, Qemu, QemuUnusable, Reason};
-    use kata_vmm::machine::Accelerator;
 
     use super::*;
 
@@ -189,15 +192,13 @@ mod tests {
     fn kvm_is_used_where_it_works() {
         let plan = plan(&Container::new("/i").args(["true"]), "t", &host(Ok(()))).unwrap();
         assert_eq!(plan.selection.reason, Reason::BestAvailable);
-        assert!(matches!(
-            plan.machine.hypervisor,
-            Hypervisor::Qemu {
-                accelerator: Accelerator::Kvm,
-                ..
-            }
-        ));
-        assert_eq!(plan.assets, [Asset::Kernel, Asset::Initramfs, Asset::Rootfs]);
+        assert_eq!(plan.machine.hypervisor, Hypervisor::Kvm);
+        assert_eq!(
+            plan.assets,
+            [Asset::Kernel, Asset::Initramfs, Asset::Rootfs, Asset::Kvm]
+        );
         assert_eq!(plan.machine.disks[0].image, FdIndex(2));
+        assert_eq!(plan.machine.kvm, Some(FdIndex(3)));
     }
 
     #[test]

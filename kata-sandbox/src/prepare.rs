@@ -35,6 +35,7 @@ pub(crate) fn prepare(plan: &Plan, rootfs: Rootfs, overrides: &Overrides) -> Res
             Asset::Kernel => open(guest::Asset::Kernel.find(&overrides.guest))?,
             Asset::Initramfs => open(guest::Asset::Initramfs.find(&overrides.guest))?,
             Asset::Agent => open(guest::Asset::Agent.find(&overrides.guest))?,
+            Asset::Kvm => open_kvm()?,
             Asset::Rootfs => rootfs.take().ok_or_else(|| {
                 Error::new(ErrorKind::Image, Stage::Prepare, "a plan has one root filesystem")
             })?,
@@ -46,6 +47,15 @@ pub(crate) fn prepare(plan: &Plan, rootfs: Rootfs, overrides: &Overrides) -> Res
         fds,
         monitor,
     })
+}
+
+fn open_kvm() -> Result<File, Error> {
+    let mut options = File::options();
+    options
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .map_err(|cause| Error::new(ErrorKind::Io, Stage::Prepare, "cannot open /dev/kvm").with_source(cause))
 }
 
 fn open(path: Result<PathBuf, AssetError>) -> Result<File, Error> {

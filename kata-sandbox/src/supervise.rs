@@ -371,6 +371,8 @@ impl Ended {
                 ErrorKind::GuestPanicked,
                 "the guest kernel panicked or reset the machine".into(),
             ),
+            Cause::Vm(VmExit::GuestPanic) => (ErrorKind::GuestPanicked, "the guest kernel panicked".into()),
+            Cause::Vm(VmExit::VcpuStopped(report)) => (ErrorKind::Hypervisor, report.to_string()),
             Cause::Vm(VmExit::PowerOff) => {
                 (ErrorKind::GuestPoweredOff, "the guest powered itself off".into())
             }

@@ -10,6 +10,8 @@
 //!   │  ◄──────── Launched | LaunchFailed    │
 //!   │ Connect{..} + stream             ──►  │   host → guest connection
 //!   │  ◄──────────── Dialed{port} + stream  │   guest → host connection
+//!   │ Console, Info, Pause{paused}     ──►  │
+//!   │  ◄── Console{tail}, Info(..), Paused  │   or Refused{..}; in the order of the requests
 //!   │  ◄──────────── Exited{reason, tail}   │   then EOF
 //!   │ close                            ──►  │   kills the machine
 //! ```
@@ -25,10 +27,10 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::machine::{Machine, Running, VmExit};
+use crate::machine::{Machine, MachineInfo, Running, VmExit};
 
 /// Version of this protocol; both sides refuse another one.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Most descriptors in one message.
 pub const MAX_FDS: usize = 32;
@@ -56,6 +58,14 @@ pub enum Request {
     },
     /// Ask for [`Event::Console`].
     Console,
+    /// Hold the machine's processors and devices, or let them go on. Answered by [`Event::Paused`] or
+    /// [`Event::Refused`].
+    Pause {
+        /// Whether to hold.
+        paused: bool,
+    },
+    /// Ask for [`Event::Info`].
+    Info,
 }
 
 /// What the monitor tells the SDK.
@@ -83,6 +93,20 @@ pub enum Event {
     Console {
         /// The last lines of the guest's console.
         tail: String,
+    },
+    /// Answer to [`Request::Pause`]: it is so.
+    Paused {
+        /// Whether it is held.
+        paused: bool,
+    },
+    /// Answer to [`Request::Info`].
+    Info(MachineInfo),
+    /// Answer to a request that could not be met; the machine is as it was.
+    Refused {
+        /// What was asked.
+        operation: String,
+        /// Why not.
+        reason: String,
     },
     /// The machine ended; the monitor ends.
     Exited {

@@ -3,6 +3,7 @@
 //! A machine names no paths of guest assets: kernel, initramfs and disks are [`FdIndex`]es into the
 //! descriptors that travel with the message, opened by the parent.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub struct Machine {
     pub host_ports: Vec<u32>,
     /// The hypervisor that was selected, see [`select`](crate::hypervisor::select).
     pub hypervisor: Hypervisor,
+    /// The opened `/dev/kvm`, for [`Hypervisor::Kvm`].
+    pub kvm: Option<FdIndex>,
 }
 
 impl Machine {
@@ -54,6 +57,7 @@ impl Machine {
         };
         boot.into_iter()
             .flatten()
+            .chain(self.kvm)
             .chain(self.disks.iter().map(|disk| disk.image))
     }
 }
@@ -89,6 +93,8 @@ pub struct Disk {
 /// A hypervisor with what it needs to start: the outcome of a selection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hypervisor {
+    /// The monitor itself, with hardware virtualization by `/dev/kvm`.
+    Kvm,
     /// QEMU as a child of the monitor.
     Qemu {
         /// The executable.
@@ -116,6 +122,10 @@ pub enum VmExit {
     PowerOff,
     /// The guest reset itself: a kernel panic (the guest command line says `panic=-1`) or a triple fault.
     GuestReset,
+    /// The guest kernel says that it panicked (its device is pvpanic).
+    GuestPanic,
+    /// A virtual processor stopped for a reason that has no remedy.
+    VcpuStopped(Box<VcpuReport>),
     /// The hypervisor process ended by itself.
     HypervisorDied {
         /// Its exit code, if it exited.
@@ -127,6 +137,40 @@ pub enum VmExit {
     },
     /// The monitor killed it because it was asked to.
     Killed,
+}
+
+/// A virtual processor that stopped, as it was then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("virtual processor {index} stopped: {reason}\n{registers}")]
+pub struct VcpuReport {
+    /// Which, from 0.
+    pub index: u8,
+    /// What KVM said: the exit's name with its details.
+    pub reason: String,
+    /// Its registers, a line each; empty when KVM does not give them any more.
+    pub registers: String,
+}
+
+/// A running machine's figures, all of them counted since its start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineInfo {
+    /// Whether its processors are held.
+    pub paused: bool,
+    /// How often its processors came back to the monitor, by kind; empty where another process runs them.
+    pub exits: BTreeMap<String, u64>,
+    /// Guest memory that is backed by memory of the host, in bytes; `None` where the monitor does not know.
+    pub resident_bytes: Option<u64>,
+    /// The devices that the monitor serves.
+    pub devices: Vec<DeviceInfo>,
+}
+
+/// A device's figures.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// What it is, e.g. `block rootfs`.
+    pub name: String,
+    /// Counts and sizes by name.
+    pub figures: BTreeMap<String, u64>,
 }
 
 /// What the hypervisor process reports of itself after the machine runs.

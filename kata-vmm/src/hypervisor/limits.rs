@@ -93,6 +93,7 @@ mod tests {
             guest_cid: 3,
             host_ports: Vec::new(),
             hypervisor: Hypervisor::Process,
+            kvm: None,
         }
     }
 

@@ -23,7 +23,7 @@ mod tail;
 mod vm;
 
 pub use probe::probe;
-pub(crate) use vm::{Occurrence, Vm, launch};
+pub(crate) use vm::{Occurrence, Refusal, Vm, launch};
 
 /// Which hypervisor a caller wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub enum Backend {
     /// The best that this host can run; [`Selection::reason`] says why it is not a better one.
     #[default]
     Auto,
+    /// Our own monitor, with hardware virtualization.
+    Kvm,
     /// QEMU with hardware virtualization.
     QemuKvm,
     /// QEMU in software.
@@ -155,6 +157,16 @@ pub enum Unsupported {
 /// # Errors
 /// When the named backend, or for [`Backend::Auto`] every backend, cannot run on this host.
 pub fn select(backend: Backend, capabilities: &Capabilities) -> Result<Selection, Unsupported> {
+    let own = |reason| match &capabilities.kvm {
+        Ok(()) => Ok(Selection {
+            hypervisor: Hypervisor::Kvm,
+            reason,
+        }),
+        Err(cause) => Err(Unsupported::Kvm {
+            backend,
+            cause: cause.clone(),
+        }),
+    };
     let qemu = |accelerator, reason| match &capabilities.qemu {
         Ok(qemu) => Ok(Selection {
             hypervisor: Hypervisor::Qemu {
@@ -169,8 +181,9 @@ pub fn select(backend: Backend, capabilities: &Capabilities) -> Result<Selection
         }),
     };
     match (backend, &capabilities.kvm) {
-        (Backend::Auto, Ok(())) => qemu(Accelerator::Kvm, Reason::BestAvailable),
+        (Backend::Auto, Ok(())) => own(Reason::BestAvailable),
         (Backend::Auto, Err(cause)) => qemu(Accelerator::Tcg, Reason::NoKvm(cause.clone())),
+        (Backend::Kvm, _) => own(Reason::Requested),
         (Backend::QemuKvm, Ok(())) => qemu(Accelerator::Kvm, Reason::Requested),
         (Backend::QemuKvm, Err(cause)) => Err(Unsupported::Kvm {
             backend,
@@ -216,6 +229,7 @@ mod tests {
             let capabilities = Capabilities { kvm, qemu };
             for backend in [
                 Backend::Auto,
+                Backend::Kvm,
                 Backend::QemuKvm,
                 Backend::QemuTcg,
                 Backend::Process,
@@ -235,6 +249,7 @@ mod tests {
 
     fn short(hypervisor: &Hypervisor) -> &'static str {
         match hypervisor {
+            Hypervisor::Kvm => "own kvm",
             Hypervisor::Qemu {
                 accelerator: Accelerator::Kvm,
                 ..

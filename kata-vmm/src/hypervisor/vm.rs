@@ -13,9 +13,9 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use super::{limits, process, qemu};
+use super::{kvm, limits, process, qemu};
 use crate::control::LaunchError;
-use crate::machine::{Boot, FdIndex, Hypervisor, Machine, Running, VmExit};
+use crate::machine::{Boot, FdIndex, Hypervisor, Machine, MachineInfo, Running, VmExit};
 
 /// What a machine did.
 #[derive(Debug)]
@@ -32,8 +32,19 @@ pub(crate) enum Occurrence {
         /// The connection; dropping it resets it.
         stream: OwnedFd,
     },
+    /// It is held, or goes on.
+    Paused(bool),
     /// It ended; nothing follows.
     Exited(VmExit),
+}
+
+/// A request that a machine cannot meet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// What was asked.
+    pub(crate) operation: String,
+    /// Why not.
+    pub(crate) reason: String,
 }
 
 /// A started machine. Dropping it kills it and waits until its processes are gone.
@@ -50,6 +61,16 @@ pub(crate) trait Vm {
 
     /// The end of what the guest wrote to its console, at most 16 KiB.
     fn console_tail(&self) -> String;
+
+    /// Holds the processors and devices of a running machine, or lets them go on. The answer is
+    /// [`Occurrence::Paused`], or is one of the machine's end.
+    ///
+    /// # Errors
+    /// What this hypervisor cannot do; the machine is as it was.
+    fn pause(&mut self, paused: bool) -> Result<(), Refusal>;
+
+    /// Its figures now.
+    fn info(&self) -> MachineInfo;
 }
 
 /// Starts a machine on the hypervisor it names. `files` are the descriptors it refers to; those that the
@@ -76,7 +97,10 @@ pub(crate) fn launch(machine: &Machine, files: Vec<OwnedFd>) -> Result<Box<dyn V
         (Hypervisor::Process, Boot::Program { program }) => {
             Ok(Box::new(process::Program::launch(machine, *program, &files)?))
         }
-        (Hypervisor::Qemu { .. }, Boot::Program { .. }) => Err(limits::unsupported(
+        (Hypervisor::Kvm, Boot::Kernel { kernel, initramfs }) => {
+            Ok(Box::new(kvm::launch(machine, *kernel, *initramfs, &files)?))
+        }
+        (Hypervisor::Kvm | Hypervisor::Qemu { .. }, Boot::Program { .. }) => Err(limits::unsupported(
             "starting a program in place of a guest",
             "this hypervisor boots a kernel",
         )),

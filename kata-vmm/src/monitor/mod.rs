@@ -28,7 +28,7 @@ use rustix::io::Errno;
 
 pub use self::program::main;
 use crate::control::{Event, LaunchError, PROTOCOL, Request, Socket};
-use crate::hypervisor::{Occurrence, Vm, launch};
+use crate::hypervisor::{Occurrence, Refusal, Vm, launch};
 use crate::machine::Machine;
 
 /// Why the monitor stopped serving before the machine's end could be reported.
@@ -189,6 +189,10 @@ fn report(socket: &Socket, vm: &dyn Vm, occurrence: Occurrence) -> Result<Next, 
             send(socket, &Event::Dialed { host_port }, Some(stream))?;
             Ok(Next::Continue)
         }
+        Occurrence::Paused(paused) => {
+            send(socket, &Event::Paused { paused }, None)?;
+            Ok(Next::Continue)
+        }
         Occurrence::Failed(cause) => {
             log::info!("launch failed: {cause}");
             send(socket, &Event::LaunchFailed(cause), None)?;
@@ -223,6 +227,16 @@ fn answer(socket: &Socket, vm: &mut dyn Vm) -> Result<Next, ServeError> {
         Some((Request::Console, _)) => {
             let tail = vm.console_tail();
             send(socket, &Event::Console { tail }, None)?;
+            Ok(Next::Continue)
+        }
+        Some((Request::Info, _)) => {
+            send(socket, &Event::Info(vm.info()), None)?;
+            Ok(Next::Continue)
+        }
+        Some((Request::Pause { paused }, _)) => {
+            if let Err(Refusal { operation, reason }) = vm.pause(paused) {
+                send(socket, &Event::Refused { operation, reason }, None)?;
+            }
             Ok(Next::Continue)
         }
         Some((

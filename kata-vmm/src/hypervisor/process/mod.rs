@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use super::channel::{Channel, Ports};
 use super::child::{Child, Status};
 use super::vm::{Files, failure};
-use super::{Occurrence, Vm};
+use super::{Occurrence, Refusal, Vm};
 use crate::control::LaunchError;
-use crate::machine::{FdIndex, Machine, Running, VmExit};
+use crate::machine::{FdIndex, Machine, MachineInfo, Running, VmExit};
 
 /// A program that stands in for a guest.
 #[derive(Debug)]
@@ -123,5 +123,16 @@ impl Vm for Program {
 
     fn console_tail(&self) -> String {
         self.child.output()
+    }
+
+    fn pause(&mut self, _: bool) -> Result<(), Refusal> {
+        Err(Refusal {
+            operation: "holding the machine".to_owned(),
+            reason: "the process backend has no machine".to_owned(),
+        })
+    }
+
+    fn info(&self) -> MachineInfo {
+        MachineInfo::default()
     }
 }

@@ -200,6 +200,7 @@ mod tests {
                 binary: PathBuf::from("/usr/bin/qemu-system-x86_64"),
                 accelerator: Accelerator::Tcg,
             },
+            kvm: None,
         }
     }
 

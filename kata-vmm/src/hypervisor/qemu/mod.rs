@@ -35,9 +35,9 @@ use super::limits::unsupported;
 use super::sockets::Sockets;
 use super::tail::TailReader;
 use super::vm::{Files, failure};
-use super::{Occurrence, Vm};
+use super::{Occurrence, Refusal, Vm};
 use crate::control::LaunchError;
-use crate::machine::{Accelerator, Disk, FdIndex, Machine, Running, VmExit};
+use crate::machine::{Accelerator, Disk, FdIndex, Machine, MachineInfo, Running, VmExit};
 
 /// The machine type of every machine here.
 const MACHINE_TYPE: &str = "microvm";
@@ -72,6 +72,7 @@ pub(super) struct Emulator {
     /// Product and version, from the greeting.
     version: String,
     phase: Phase,
+    paused: bool,
 }
 
 /// See the drawing above.
@@ -140,6 +141,7 @@ impl Emulator {
             start,
             version: String::new(),
             phase: Phase::Starting,
+            paused: false,
         })
     }
 
@@ -152,11 +154,7 @@ impl Emulator {
                     self.qmp.execute("qmp_capabilities")?;
                     self.qmp.execute("cont")?;
                 }
-                Message::Return { id, .. } if id.as_deref() == Some("cont") => {
-                    occurrences.push(Occurrence::Running(self.running()));
-                    self.phase = Phase::Running;
-                }
-                Message::Return { .. } => {}
+                Message::Return { id, .. } => self.done(id.as_deref().unwrap_or_default(), occurrences),
                 Message::Event { event, data } if event == "SHUTDOWN" => {
                     if let Some(exit) = data.reason.as_deref().and_then(exit_of) {
                         self.phase = Phase::Leaving(exit);
@@ -170,6 +168,25 @@ impl Emulator {
             }
         }
         Ok(())
+    }
+
+    /// A command was carried out.
+    fn done(&mut self, command: &str, occurrences: &mut Vec<Occurrence>) {
+        match (command, &self.phase) {
+            ("cont", Phase::Starting) => {
+                occurrences.push(Occurrence::Running(self.running()));
+                self.phase = Phase::Running;
+            }
+            ("cont", Phase::Running) => {
+                self.paused = false;
+                occurrences.push(Occurrence::Paused(false));
+            }
+            ("stop", Phase::Running) => {
+                self.paused = true;
+                occurrences.push(Occurrence::Paused(true));
+            }
+            _ => {}
+        }
     }
 
     fn running(&self) -> Running {
@@ -259,6 +276,28 @@ impl Vm for Emulator {
 
     fn console_tail(&self) -> String {
         self.console.text()
+    }
+
+    fn pause(&mut self, paused: bool) -> Result<(), Refusal> {
+        let command = if paused { "stop" } else { "cont" };
+        let refusal = |reason: String| Refusal {
+            operation: "holding the machine".to_owned(),
+            reason,
+        };
+        match self.phase {
+            Phase::Running => self
+                .qmp
+                .execute(command)
+                .map_err(|cause| refusal(cause.to_string())),
+            Phase::Starting | Phase::Leaving(_) => Err(refusal("it does not run".to_owned())),
+        }
+    }
+
+    fn info(&self) -> MachineInfo {
+        MachineInfo {
+            paused: self.paused,
+            ..MachineInfo::default()
+        }
     }
 }
 
