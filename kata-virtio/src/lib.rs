@@ -4,6 +4,7 @@
 //!
 //! - [`Device`]: what every device is to every transport.
 //! - [`vsock`]: the socket device.
+//! - [`rng`]: the entropy source, the smallest device.
 //! - [`transport`]: the transports inside a monitor.
 //! - [`vhost_user`]: the transport for frontends in other processes.
 //! - `mock` (feature `mock`): a guest's driver, for tests and benchmarks.
@@ -17,6 +18,7 @@ pub mod console;
 mod device;
 #[cfg(feature = "mock")]
 pub mod mock;
+pub mod rng;
 pub mod transport;
 pub mod vhost_user;
 pub mod vsock;

@@ -35,7 +35,13 @@
 //! # }
 //! ```
 
+mod bench;
+pub mod driver;
 mod ring;
+mod rings;
 pub mod vsock;
 
+pub use bench::Bench;
+pub use driver::{Driver, Registers};
 pub use ring::{Buffer, DriverQueue};
+pub use rings::{Chain, MEMORY_BYTES, Rings};
