@@ -1,0 +1,204 @@
+//! An uncompressed kernel: an ELF file with the segments of an x86-64 executable.
+//!
+//! It is read here rather than by the loader crate, which moves the file's position, checks neither the
+//! machine nor the ranges, and knows no segment's place before it has written it.
+//! Owns the parsing of headers and notes, and the checks that need the file alone.
+//! It must not know guest memory.
+//!
+//! | a hostile kernel file                             | what happens |
+//! |---|---|
+//! | headers, segments or notes beyond the file's end  | `Truncated`, before anything is written |
+//! | tables of absurd sizes                            | refused; at most 64 headers and 64 KiB of notes are read |
+//! | segments on top of each other, on tables, outside of memory | refused with the segment's number |
+//! | an entry point outside of its segments            | refused |
+//! | code that does anything at all                    | it runs in the guest, as every kernel does |
+
+use super::image::Image;
+use super::kernel::KernelError;
+
+/// Bytes of the file header.
+const HEADER: usize = 64;
+/// Bytes of a program header.
+const PROGRAM_HEADER: usize = 56;
+/// More program headers than any kernel has.
+const MAX_PROGRAM_HEADERS: u16 = 64;
+/// More bytes of notes than any kernel has.
+const MAX_NOTES: u64 = 64 << 10;
+/// `EM_X86_64` (System V ABI, AMD64 supplement §4.1).
+const MACHINE: u16 = 62;
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+/// The note with PVH's entry point (Xen, public/elfnote.h).
+const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
+
+/// What is loaded, and where it starts.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Elf {
+    /// In the order of their addresses; they do not overlap.
+    pub(super) segments: Vec<Segment>,
+    /// PVH's 32-bit entry, where the kernel has one.
+    pub(super) pvh_entry: Option<u32>,
+    /// The 64-bit entry. With or without it, it is not the lowest address.
+    pub(super) entry: u64,
+}
+
+/// A part of the file that goes to memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::hypervisor::kvm) struct Segment {
+    /// Which program header it is, from 0.
+    pub(super) number: usize,
+    /// The guest address of its start.
+    pub(super) address: u64,
+    /// Where it starts in the file.
+    pub(super) offset: u64,
+    /// How much of it comes from the file.
+    pub(super) file_bytes: u64,
+    /// How much memory it takes; what is not from the file is zero.
+    pub(super) memory_bytes: u64,
+}
+
+impl Segment {
+    /// Where it ends. Checked when it was parsed.
+    pub(super) fn end(&self) -> u64 {
+        self.address.saturating_add(self.memory_bytes)
+    }
+}
+
+/// Whether a file that starts like this is an ELF.
+pub(super) fn recognize(start: &[u8]) -> bool {
+    start.starts_with(b"\x7fELF")
+}
+
+/// Reads the headers and notes.
+pub(super) fn parse(image: &Image<'_>) -> Result<Elf, KernelError> {
+    let mut header = [0; HEADER];
+    image.read("ELF header", 0, &mut header)?;
+    let header = Fields(&header);
+    // Class 64, little-endian, version 1.
+    if header.0[4..7] != [2, 1, 1] || header.u16(18) != MACHINE {
+        return Err(KernelError::NotX86 {
+            machine: header.u16(18),
+        });
+    }
+    let (offset, size, count) = (header.u64(32), header.u16(54), header.u16(56));
+    if usize::from(size) != PROGRAM_HEADER || count == 0 || count > MAX_PROGRAM_HEADERS {
+        return Err(KernelError::ProgramHeaders { count, size });
+    }
+    let mut table = vec![0; usize::from(count) * PROGRAM_HEADER];
+    image.read("program header table", offset, &mut table)?;
+
+    let mut segments = Vec::new();
+    let mut pvh_entry = None;
+    for (number, header) in table.chunks_exact(PROGRAM_HEADER).map(Fields).enumerate() {
+        match header.u32(0) {
+            PT_LOAD if header.u64(40) > 0 => segments.push(segment(image, number, &header)?),
+            PT_NOTE if pvh_entry.is_none() => pvh_entry = note(image, &header)?,
+            _ => {}
+        }
+    }
+    segments.sort_by_key(|segment| segment.address);
+    let elf = Elf {
+        segments,
+        pvh_entry,
+        entry: header.u64(24),
+    };
+    check(elf)
+}
+
+fn segment(image: &Image<'_>, number: usize, header: &Fields<'_>) -> Result<Segment, KernelError> {
+    let segment = Segment {
+        number,
+        offset: header.u64(8),
+        address: header.u64(24),
+        file_bytes: header.u64(32),
+        memory_bytes: header.u64(40),
+    };
+    image.check("segment", segment.offset, segment.file_bytes)?;
+    if segment.file_bytes > segment.memory_bytes
+        || segment.address.checked_add(segment.memory_bytes).is_none()
+    {
+        return Err(KernelError::Segment { segment });
+    }
+    Ok(segment)
+}
+
+fn check(elf: Elf) -> Result<Elf, KernelError> {
+    if let Some(pair) = elf
+        .segments
+        .windows(2)
+        .find(|pair| pair[0].end() > pair[1].address)
+    {
+        return Err(KernelError::SegmentsOverlap {
+            first: pair[0].number,
+            second: pair[1].number,
+        });
+    }
+    let entry = elf.pvh_entry.map_or(elf.entry, u64::from);
+    let holds = |segment: &Segment| (segment.address..segment.end()).contains(&entry);
+    if elf.segments.iter().any(holds) {
+        Ok(elf)
+    } else {
+        Err(KernelError::Entry { entry })
+    }
+}
+
+/// PVH's entry point, if this segment of notes has it.
+fn note(image: &Image<'_>, header: &Fields<'_>) -> Result<Option<u32>, KernelError> {
+    let (offset, bytes, alignment) = (header.u64(8), header.u64(32), header.u64(48));
+    let length = match usize::try_from(bytes) {
+        Ok(length) if bytes <= MAX_NOTES => length,
+        _ => return Err(KernelError::NotesTooLong { bytes }),
+    };
+    let mut notes = vec![0; length];
+    image.read("note segment", offset, &mut notes)?;
+    // Four bytes, except in segments that say eight (System V gABI, "Note Section").
+    find_pvh_entry(&notes, if alignment == 8 { 8 } else { 4 })
+}
+
+fn find_pvh_entry(mut notes: &[u8], alignment: usize) -> Result<Option<u32>, KernelError> {
+    while let Some((header, rest)) = notes.split_at_checked(12) {
+        let header = Fields(header);
+        let (name, rest) =
+            padded(rest, header.u32(0), alignment).ok_or(KernelError::Notes { bytes: notes.len() })?;
+        let (description, rest) =
+            padded(rest, header.u32(4), alignment).ok_or(KernelError::Notes { bytes: notes.len() })?;
+        if header.u32(8) == XEN_ELFNOTE_PHYS32_ENTRY && name == b"Xen\0" {
+            return match description {
+                [a, b, c, d] | [a, b, c, d, 0, 0, 0, 0] => Ok(Some(u32::from_le_bytes([*a, *b, *c, *d]))),
+                _ => Err(KernelError::PvhNote),
+            };
+        }
+        notes = rest;
+    }
+    Ok(None)
+}
+
+/// The first `length` bytes, and what follows their padding. The padding of the last note may be missing.
+fn padded(bytes: &[u8], length: u32, alignment: usize) -> Option<(&[u8], &[u8])> {
+    let length = usize::try_from(length).ok()?;
+    let (field, _) = bytes.split_at_checked(length)?;
+    let end = length.next_multiple_of(alignment).min(bytes.len());
+    Some((field, &bytes[end..]))
+}
+
+/// Little-endian numbers in a header whose length was checked.
+#[derive(Debug)]
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn array<const N: usize>(&self, offset: usize) -> [u8; N] {
+        std::array::from_fn(|index| self.0[offset + index])
+    }
+
+    fn u16(&self, offset: usize) -> u16 {
+        u16::from_le_bytes(self.array(offset))
+    }
+
+    fn u32(&self, offset: usize) -> u32 {
+        u32::from_le_bytes(self.array(offset))
+    }
+
+    fn u64(&self, offset: usize) -> u64 {
+        u64::from_le_bytes(self.array(offset))
+    }
+}

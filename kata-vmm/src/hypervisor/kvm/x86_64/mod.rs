@@ -1,0 +1,27 @@
+//! The x86-64 machine, from "guest memory exists" to "the boot processor may run".
+//!
+//! ```text
+//!  layout ──► boot::load ──► Entry ──► processor::prepare_vcpu ──► KVM_RUN
+//!    │          │ kernel: PVH ELF, plain ELF, bzImage
+//!    │          │ initramfs, command line, memory map
+//!    │          └ ACPI tables, or the MP table
+//!    └── where devices, tables and registers are
+//! ```
+//!
+//! It owns addresses, tables, boot protocols and the processors' first state, and is the only place of
+//! the project that knows them. Everything up to [`processor`] and [`state`] is plain computation on guest
+//! memory; those two make the KVM calls of a vCPU.
+//! It must not know threads, exits, devices beyond their [slot](layout::Slot), or what the guest is for.
+#![allow(dead_code, reason = "the machine comes next")]
+
+pub(super) mod boot;
+pub(super) mod command_line;
+pub(super) mod layout;
+pub(super) mod platform;
+pub(super) mod processor;
+mod report;
+
+pub(super) use report::describe;
+
+mod cpuid;
+mod entry;

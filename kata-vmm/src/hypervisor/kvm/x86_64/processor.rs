@@ -1,0 +1,149 @@
+//! A vCPU before its first instruction.
+//!
+//! Owns the KVM calls that give it its identity, its model specific registers, its FPU, its interrupt pins
+//! and, for the boot processor, its entry. The others wait for the boot processor's start-up IPI, as KVM
+//! made them.
+//! It must not know threads or exits.
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu, kvm_lapic_state, kvm_msr_entry};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
+
+use super::boot::Entry;
+use super::cpuid::{self, Place, Supported};
+use super::entry;
+
+/// `IA32_MISC_ENABLE` (Intel SDM 4, MSR 0x1a0): fast string operations.
+const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
+/// `IA32_MTRR_DEF_TYPE` (Intel SDM 3A §12.11.2.1): enabled, write-back. There is no firmware to set it, and a
+/// guest that believes it would treat all memory as uncached.
+const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
+
+/// The x87 control word and MXCSR after FNINIT (Intel SDM 1 §8.1.5, §10.2.3): every exception masked.
+const FPU_CONTROL: u16 = 0x37f;
+const MXCSR: u32 = 0x1f80;
+
+/// Local APIC registers of the two interrupt pins (Intel SDM 3A §11.5.1), and their delivery modes.
+const LVT_LINT0: usize = 0x350;
+const LVT_LINT1: usize = 0x360;
+const DELIVERY_MASK: u32 = 0b111 << 8;
+const DELIVERY_NMI: u32 = 0b100 << 8;
+const DELIVERY_EXTINT: u32 = 0b111 << 8;
+
+/// A vCPU that cannot be prepared.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::hypervisor::kvm) enum ProcessorError {
+    /// KVM refused.
+    #[error("KVM refuses the {what} of vCPU {index}")]
+    Kvm {
+        /// What.
+        what: &'static str,
+        /// The vCPU's number.
+        index: u8,
+        /// KVM's answer.
+        #[source]
+        cause: kvm_ioctls::Error,
+    },
+    /// KVM refused a model specific register.
+    #[error("KVM refuses model specific register {register:#x} of vCPU {index}")]
+    Register {
+        /// Its number.
+        register: u32,
+        /// The vCPU's number.
+        index: u8,
+    },
+    /// More leaves than KVM takes.
+    #[error("CPUID has {entries} leaves; KVM takes {KVM_MAX_CPUID_ENTRIES}")]
+    Cpuid {
+        /// How many.
+        entries: usize,
+    },
+}
+
+/// What processors can say on this host: KVM's table without what a sandbox does not get. Once per machine.
+///
+/// # Errors
+/// When KVM does not give its table.
+pub(in crate::hypervisor::kvm) fn supported_cpuid(kvm: &Kvm) -> Result<Supported, kvm_ioctls::Error> {
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    // It depends on the in-kernel APIC, so KVM does not list it (KVM api.rst 4.46).
+    Ok(cpuid::restrict(
+        supported,
+        kvm.check_extension(Cap::TscDeadlineTimer),
+    ))
+}
+
+/// Gives vCPU `index` of `count` everything it has before its first instruction. `supported` is
+/// [`supported_cpuid`]'s; `entry` is for the boot processor alone.
+///
+/// The in-kernel interrupt controllers exist.
+///
+/// # Errors
+/// [`ProcessorError`] with what KVM refused.
+pub(in crate::hypervisor::kvm) fn prepare_vcpu(
+    vcpu: &VcpuFd,
+    index: u8,
+    count: u8,
+    supported: &Supported,
+    entry: Option<&Entry>,
+) -> Result<(), ProcessorError> {
+    let kvm = |what| move |cause| ProcessorError::Kvm { what, index, cause };
+    let table = cpuid::for_vcpu(supported, Place { index, count });
+    let table = CpuId::from_entries(&table).map_err(|_| ProcessorError::Cpuid { entries: table.len() })?;
+    vcpu.set_cpuid2(&table).map_err(kvm("CPUID"))?;
+    set_registers(vcpu, index)?;
+    vcpu.set_fpu(&kvm_fpu {
+        fcw: FPU_CONTROL,
+        mxcsr: MXCSR,
+        ..kvm_fpu::default()
+    })
+    .map_err(kvm("FPU"))?;
+    if let Some(entry) = entry {
+        let reset = vcpu.get_sregs().map_err(kvm("special registers"))?;
+        vcpu.set_sregs(&entry::special(entry, &reset))
+            .map_err(kvm("special registers"))?;
+        vcpu.set_regs(&entry::general(entry)).map_err(kvm("registers"))?;
+    }
+    let mut apic = vcpu.get_lapic().map_err(kvm("local APIC"))?;
+    connect_pins(&mut apic);
+    vcpu.set_lapic(&apic).map_err(kvm("local APIC"))
+}
+
+/// The model specific registers whose value after reset is not what firmware leaves. Those that are zero
+/// then are zero already; the time-stamp counters are left alone, so that KVM keeps them in step.
+fn set_registers(vcpu: &VcpuFd, index: u8) -> Result<(), ProcessorError> {
+    let entries = [MISC_ENABLE, MTRR_DEF_TYPE].map(|(index, data)| kvm_msr_entry {
+        index,
+        data,
+        ..kvm_msr_entry::default()
+    });
+    let what = "model specific registers";
+    let registers =
+        Msrs::from_entries(&entries).map_err(|_| ProcessorError::Register { register: 0, index })?;
+    let written = vcpu
+        .set_msrs(&registers)
+        .map_err(|cause| ProcessorError::Kvm { what, index, cause })?;
+    // KVM stops at the first that it refuses.
+    match entries.get(written) {
+        Some(refused) => Err(ProcessorError::Register {
+            register: refused.index,
+            index,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// LINT0 takes the legacy controller's interrupts and LINT1 the NMI, as the tables say (MP 1.4 §4.3.4).
+fn connect_pins(apic: &mut kvm_lapic_state) {
+    for (offset, mode) in [(LVT_LINT0, DELIVERY_EXTINT), (LVT_LINT1, DELIVERY_NMI)] {
+        let value = apic_register(apic, offset) & !DELIVERY_MASK | mode;
+        for (register, byte) in apic.regs[offset..offset + 4].iter_mut().zip(value.to_le_bytes()) {
+            *register = byte.cast_signed();
+        }
+    }
+}
+
+fn apic_register(apic: &kvm_lapic_state, offset: usize) -> u32 {
+    u32::from_le_bytes(std::array::from_fn(|byte| {
+        apic.regs[offset + byte].cast_unsigned()
+    }))
+}
