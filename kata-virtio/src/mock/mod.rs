@@ -37,11 +37,14 @@
 
 mod bench;
 pub mod driver;
+mod echo;
+pub mod net;
 mod ring;
 mod rings;
 pub mod vsock;
 
 pub use bench::Bench;
 pub use driver::{Driver, Registers};
+pub use echo::{Act, Director, Echo, Story};
 pub use ring::{Buffer, DriverQueue};
 pub use rings::{Chain, MEMORY_BYTES, Rings};

@@ -1,0 +1,63 @@
+//! Network device (VIRTIO 1.2 §5.1): Ethernet frames between a guest and a tap of its host.
+//!
+//! Owns everything between the guest's queues and the tap's descriptors. Knows guest memory and
+//! descriptors of the host; must not know who runs the guest (KVM, QEMU), how the queues were set up,
+//! nor what the network behind the tap is.
+//!
+//! ```text
+//!   guest driver              this device                               host
+//!  ┌────────────┐
+//!  │ transmit 0 ┼─► chain ─► header and frame, copied once ─► judged ─► write ─► tap queue 0
+//!  │ receive  0 ◄┼─ chains ◄─ header with num_buffers ◄─ one frame ◄──── read ──┘   │
+//!  │ transmit n ┼─►   the same for each pair of queues       ─────────────────► tap queue n
+//!  │ control    ┼─► pairs in use ─► TUNSETQUEUE
+//!  │ config     ◄┼─ link status ◄── Handle::set_link, or the tap is gone
+//!  └────────────┘
+//! ```
+//!
+//! - `tap` descriptors and ioctls, the only unsafe code · `header` the frame's header and its rules ·
+//!   `features` bits and what they need · `chains` bytes in descriptor chains · `pair` a turn of a pair
+//!   of queues · `control` commands · `device` the whole.
+//! - Checksums and segmentation are the kernel's on either side: a frame of 64 KiB passes as one.
+//! - Frames of the host stay in the tap while the driver has no buffer for them; when its ring is full,
+//!   the kernel drops them. Frames of the guest stay in the queue while the tap takes none (`EAGAIN`).
+//!   What the kernel refuses for another reason is lost and counted, as on any wire.
+//! - The worker is one thread; nothing in it waits.
+//!
+//! # What a hostile driver can try
+//!
+//! | It tries | What happens |
+//! |---|---|
+//! | chain without a header, buffer outside of memory, chain with a loop | chain is returned unused, counted, a rate-limited log line |
+//! | frame below 14 or above 65550 bytes | not sent, counted |
+//! | checksum or headers beyond the frame, segments of no bytes | not sent, counted |
+//! | segmentation or checksum that it did not negotiate | not sent, counted |
+//! | header changed after the check | header and frame are copied once, then judged |
+//! | frame that the kernel finds wrong all the same | `EINVAL`, counted |
+//! | receive buffers too small for a header | returned unused, counted; the frame waits |
+//! | receive buffers too small for the frame, all of the ring | frame is dropped and counted |
+//! | no receive buffers | the tap is not read, and not looked at until the next kick |
+//! | kicks without buffers | a look at the ring each |
+//! | flood of frames | 256 frames or 2 MiB per turn and direction, then everything else; its rate limit |
+//! | unknown commands, more pairs than there are | `VIRTIO_NET_ERR` |
+//! | available index that jumps, head out of range, rings outside of memory | queues are dead until the driver resets the device |
+//! | reset in the middle of it all | the frame that waited for buffers is lost |
+//! | features that make no sense together | those without their base count as not chosen |
+//! | legacy driver | its queues are not served |
+//! | any address, any frame | it reaches the tap: who is on that network decides what it may do there |
+//!
+//! Memory that a guest can make the device hold: two buffers of 64 KiB for each pair.
+
+mod chains;
+mod control;
+mod counters;
+mod device;
+mod features;
+mod header;
+mod pair;
+mod tap;
+
+pub use device::{Error, Handle, MAX_QUEUE_PAIRS, MIN_MTU, Net, State};
+pub use features::Features;
+pub use header::{DATA_VALID, FrameHeader, HEADER_BYTES, MAX_FRAME_BYTES, MIN_FRAME_BYTES, NEEDS_CSUM};
+pub use tap::{Tap, TapError};
