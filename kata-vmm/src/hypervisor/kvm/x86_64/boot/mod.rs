@@ -13,12 +13,14 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMm
 
 use super::layout::{self, Slot};
 
+mod acpi;
 mod bzimage;
 mod elf;
 mod image;
 mod kernel;
 pub(super) mod linux;
 mod memory_map;
+mod mp_table;
 mod pvh;
 
 pub(in crate::hypervisor::kvm) use image::ImageError;
@@ -141,7 +143,7 @@ pub(in crate::hypervisor::kvm) fn load(boot: &Boot<'_>) -> Result<Entry, BootErr
     let kernel = kernel::load(&image, boot.memory, low_end)?;
     let initramfs = load_initramfs(boot, &kernel, low_end)?;
     write_command_line(boot)?;
-    let rsdp = None;
+    let rsdp = write_hardware_tables(boot)?;
     let map = memory_map::memory_map(boot.memory);
     match kernel.protocol {
         Protocol::Pvh { entry } => {
@@ -200,6 +202,19 @@ fn load_initramfs(boot: &Boot<'_>, kernel: &Kernel, low_end: u64) -> Result<Opti
             Ok(Some(Placed { start, size }))
         }
         _ => Err(refusal),
+    }
+}
+
+/// What tells the kernel of processors and devices; the RSDP's guest address, if there is one.
+fn write_hardware_tables(boot: &Boot<'_>) -> Result<Option<u64>, BootError> {
+    if boot.acpi {
+        let tables = acpi::tables(boot.vcpus, boot.virtio);
+        write(boot.memory, "ACPI tables", layout::ACPI_TABLES, &tables)?;
+        Ok(Some(layout::ACPI_TABLES))
+    } else {
+        let table = mp_table::table(boot.vcpus);
+        write(boot.memory, "MP table", layout::MP_TABLE, &table)?;
+        Ok(None)
     }
 }
 
