@@ -1,4 +1,4 @@
-//! Boots a sandbox and holds it until standard input ends: `hold ROOTFS [auto|process]`.
+//! Boots a sandbox and holds it until standard input ends: `hold ROOTFS [BACKEND]`.
 //!
 //! It prints the processes of the sandbox on one line once the sandbox is there, or the error with all
 //! of its causes. When this program dies, however it dies, so does the sandbox.
@@ -12,12 +12,18 @@ use kata_sandbox::{Backend, Container, blocking};
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let Some(rootfs) = args.next() else {
-        let _ = writeln!(std::io::stderr(), "usage: hold ROOTFS [auto|process]");
+        let _ = writeln!(std::io::stderr(), "usage: hold ROOTFS [fake|qemu_tcg|qemu_kvm]");
         return ExitCode::from(2);
     };
-    let backend = match args.next() {
-        Some(name) if name == "process" => Backend::Process,
-        _ => Backend::Auto,
+    let backend = match args.next().as_deref().map(|name| name.to_str()) {
+        None => Backend::Auto,
+        Some(Some("fake")) => Backend::Process,
+        Some(Some("qemu_tcg")) => Backend::QemuTcg,
+        Some(Some("qemu_kvm")) => Backend::QemuKvm,
+        Some(_) => {
+            let _ = writeln!(std::io::stderr(), "hold: no such backend");
+            return ExitCode::from(2);
+        }
     };
     match blocking::Sandbox::boot(Container::new(rootfs).backend(backend)) {
         Ok(sandbox) => {

@@ -86,8 +86,7 @@ on_every_backend! {
     async fn a_caller_killed_by_9_leaves_nothing(bed: Bed) {
         drop(Sandbox::boot(bed.idle()).await.unwrap());
         let before = traces();
-        let backend = if bed.has_guest() { "auto" } else { "process" };
-        let mut holder = bed::holder().arg(&bed.rootfs).arg(backend).spawn().unwrap();
+        let mut holder = bed::holder().arg(&bed.rootfs).arg(bed.name).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let pids: Vec<u32> = line.split_whitespace().map(|pid| pid.parse().unwrap()).collect();

@@ -59,9 +59,15 @@ pub(crate) enum GuestError {
     /// No kernel.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// The agent does not build.
-    #[error("cannot build the agent")]
-    Agent(#[source] ProcessError),
+    /// A static program does not build.
+    #[error("cannot build {package}")]
+    Build {
+        /// Its package.
+        package: &'static str,
+        /// What cargo said.
+        #[source]
+        source: ProcessError,
+    },
     /// The agent would need files that no guest has.
     #[error("{} cannot be a guest's init", path.display())]
     NotStatic {
@@ -115,7 +121,7 @@ pub(crate) enum GuestError {
 /// When a part cannot be made; what was installed before stays.
 pub(crate) fn make(workspace: &Workspace) -> Result<Kernel, GuestError> {
     let kernel = kernel::provide(&kata_image::cache_directory()?)?;
-    let agent = build_agent(workspace)?;
+    let agent = build_static(workspace, &AGENT)?;
     let step = Step::start("guest");
     let made = [
         install_vmlinux(&kernel)?,
@@ -153,12 +159,30 @@ fn summary(kernel: &Kernel, made: &[Installed]) -> String {
     text
 }
 
-/// Builds the agent in a target directory of its own, so that its flags disturb no other build.
-fn build_agent(workspace: &Workspace) -> Result<Vec<u8>, GuestError> {
-    let step = Step::start("agent, static");
+/// A static program that a guest starts as its init.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Program {
+    /// For people.
+    pub(crate) what: &'static str,
+    /// The package, and the executable of that name.
+    pub(crate) package: &'static str,
+}
+
+/// The agent of a sandbox.
+const AGENT: Program = Program {
+    what: "agent, static",
+    package: "kata-agent",
+};
+
+/// Builds a program in a target directory of its own, so that its flags disturb no other build.
+///
+/// # Errors
+/// When it does not build, or is not static.
+pub(crate) fn build_static(workspace: &Workspace, program: &Program) -> Result<Vec<u8>, GuestError> {
+    let step = Step::start(program.what);
     let target = guest_target();
     let directory = workspace.target.join("guest");
-    let mut cargo = workspace.cargo(&["build", "--package=kata-agent", "--profile=guest"]);
+    let mut cargo = workspace.cargo(&["build", "--profile=guest", "--package", program.package]);
     cargo
         .arg(format!("--target={target}"))
         .arg("--target-dir")
@@ -166,12 +190,15 @@ fn build_agent(workspace: &Workspace) -> Result<Vec<u8>, GuestError> {
     cargo
         .env("RUSTFLAGS", STATIC)
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    process::run(&step, &mut cargo).map_err(GuestError::Agent)?;
-    let path = directory.join(target).join("guest/kata-agent");
-    let agent = read(&path)?;
-    check_static(&agent).map_err(|source| GuestError::NotStatic { path, source })?;
-    step.done(mib(len(&agent)));
-    Ok(agent)
+    process::run(&step, &mut cargo).map_err(|source| GuestError::Build {
+        package: program.package,
+        source,
+    })?;
+    let path = directory.join(target).join("guest").join(program.package);
+    let executable = read(&path)?;
+    check_static(&executable).map_err(|source| GuestError::NotStatic { path, source })?;
+    step.done(mib(len(&executable)));
+    Ok(executable)
 }
 
 /// glibc and not musl: every installation of Rust has this target, and Debian has its static libraries.
@@ -181,23 +208,31 @@ fn guest_target() -> String {
 
 /// The modules' file names and contents, in the order that loads.
 fn modules(kernel: &Kernel) -> Result<Vec<(String, Vec<u8>)>, GuestError> {
-    resolve(&kernel.modules).map_err(|source| GuestError::Modules {
+    modules_of(&kernel.modules, ALGORITHMS, MODULES).map_err(|source| GuestError::Modules {
         path: kernel.modules.clone(),
         source,
     })
 }
 
-fn resolve(directory: &Path) -> Result<Vec<(String, Vec<u8>)>, ModuleError> {
+/// The modules to load for these to be there; of those in `where_present` only what the kernel has.
+///
+/// # Errors
+/// When a module is missing or broken.
+pub(crate) fn modules_of(
+    directory: &Path,
+    where_present: &[&'static str],
+    required: &[&'static str],
+) -> Result<Vec<(String, Vec<u8>)>, ModuleError> {
     let tree = ModuleTree::open(directory)?;
     let mut names = Vec::new();
-    for algorithm in ALGORITHMS {
-        match tree.resolve(&[algorithm]) {
-            Ok(_) => names.push(*algorithm),
+    for name in where_present {
+        match tree.resolve(&[name]) {
+            Ok(_) => names.push(*name),
             Err(ModuleError::Missing { needed_by: None, .. }) => {}
             Err(error) => return Err(error),
         }
     }
-    names.extend(MODULES);
+    names.extend(required);
     tree.resolve(&names)?
         .iter()
         .map(|module| Ok((format!("{}.ko", module.name), module.read()?)))

@@ -1,9 +1,10 @@
-//! One entry point for people and CI: `cargo xtask quickstart`, `test`, `guest`, `tidy`.
+//! One entry point for people and CI: `cargo xtask quickstart`, `test`, `bed`, `bench`, `guest`, `tidy`.
 //!
 //! It owns how this repository is set up, built and judged on a machine.
 //! It must not know how a sandbox works: it makes the files that the libraries look for, and runs programs.
 #![expect(clippy::print_stdout, reason = "a program for people prints")]
 
+mod bed;
 mod bench;
 mod distribution;
 mod guest;
@@ -46,6 +47,8 @@ enum Task {
     Quickstart,
     /// Set everything up, then run the whole test suite
     Test(test::Options),
+    /// Run any command on a real KVM: in an outer guest that QEMU emulates
+    Bed(bed::Options),
     /// Measure, and write table and plot into docs/figures
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -70,6 +73,7 @@ fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
     match task {
         Task::Quickstart => quickstart::run(&workspace)?,
         Task::Test(options) => return Ok(test::run(&workspace, &options)?),
+        Task::Bed(options) => return Ok(bed::run(&workspace, &options)?),
         Task::Bench(what) => bench::run(&workspace, &what)?,
         Task::Guest => {
             guest::make(&workspace)?;

@@ -2,7 +2,14 @@
 //!
 //! `cargo xtask test` brings what the bodies need: a root filesystem (`KATA_TEST_ROOTFS`), the guest
 //! assets and the monitor. Where something is missing a test says `SKIPPED` and why; with `CI` set
-//! that is a failure. `KATA_TEST_BACKENDS=fake,qemu` limits the backends.
+//! that is a failure.
+//!
+//! | variable | |
+//! |---|---|
+//! | `KATA_TEST_BACKENDS=fake,qemu_tcg` | limits the backends; the others are skipped |
+//! | `KATA_TEST_ELSEWHERE=kvm,qemu_kvm` | these run elsewhere in the same suite, in the nested bed: not a skip |
+//! | `KATA_TEST_VCPUS=2` | processors of a sandbox that asks for no number itself; 1 without it |
+//! | `KATA_TEST_PATIENCE=4` | deadlines are so many times longer, where the host itself is emulated |
 
 #![allow(dead_code, reason = "each test program uses a part of the bed")]
 #![allow(
@@ -14,7 +21,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -26,11 +33,21 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
 /// What a body runs on.
 #[derive(Debug, Clone)]
 pub(crate) struct Bed {
+    /// The module's name.
+    pub(crate) name: &'static str,
     pub(crate) backend: Backend,
     pub(crate) rootfs: OsString,
+    vcpus: u8,
 }
 
-/// Makes a module per backend out of test bodies: `fake::name` and `qemu::name`.
+/// The backends by the names of their modules.
+const BACKENDS: &[(&str, Backend)] = &[
+    ("fake", Backend::Process),
+    ("qemu_tcg", Backend::QemuTcg),
+    ("qemu_kvm", Backend::QemuKvm),
+];
+
+/// Makes a module per backend out of test bodies: `fake::name`, `qemu_tcg::name`, ….
 #[macro_export]
 macro_rules! on_every_backend {
     (async $($bodies:tt)*) => { $crate::on_every_backend! { within $crate::bed::DEADLINE; async $($bodies)* } };
@@ -39,16 +56,24 @@ macro_rules! on_every_backend {
             use super::*;
             $($(#[$meta])* pub(super) async fn $name($bed: Bed) $body)*
         }
-        mod fake {
+        $crate::on_these_backends! { [$deadline; $($name)*]; fake qemu_tcg qemu_kvm }
+    };
+}
+
+/// The modules that [`on_every_backend!`] makes.
+#[macro_export]
+macro_rules! on_these_backends {
+    ($tests:tt; $($module:ident)*) => { $($crate::on_backend! { $module $tests })* };
+}
+
+/// One of them.
+#[macro_export]
+macro_rules! on_backend {
+    ($module:ident [$deadline:expr; $($name:ident)*]) => {
+        mod $module {
             $(#[test] fn $name() {
                 let name = concat!(module_path!(), "::", stringify!($name));
-                $crate::bed::run("fake", name, $deadline, super::bodies::$name);
-            })*
-        }
-        mod qemu {
-            $(#[test] fn $name() {
-                let name = concat!(module_path!(), "::", stringify!($name));
-                $crate::bed::run("qemu", name, $deadline, super::bodies::$name);
+                $crate::bed::run(stringify!($module), name, $deadline, super::bodies::$name);
             })*
         }
     };
@@ -63,16 +88,18 @@ pub(crate) fn run<F: Future<Output = ()>>(backend: &str, name: &str, deadline: D
         .build()
         .unwrap();
     runtime.block_on(async {
-        tokio::time::timeout(deadline, body(bed))
+        tokio::time::timeout(deadline * patience(), body(bed))
             .await
             .unwrap_or_else(|_| panic!("{name} hung"));
     });
 }
 
 fn bed(backend: &str, name: &str) -> Option<Bed> {
-    if let Ok(wanted) = std::env::var("KATA_TEST_BACKENDS")
-        && !wanted.split(',').any(|b| b == backend)
-    {
+    if named_in("KATA_TEST_ELSEWHERE", backend) == Some(true) {
+        eprintln!("ELSEWHERE {name}");
+        return None;
+    }
+    if named_in("KATA_TEST_BACKENDS", backend) == Some(false) {
         eprintln!("SKIPPED {name}: optional: KATA_TEST_BACKENDS does not name {backend}");
         return None;
     }
@@ -83,15 +110,39 @@ fn bed(backend: &str, name: &str) -> Option<Bed> {
         );
         return None;
     };
-    let backend = match backend {
-        "fake" if rustix::process::geteuid().is_root() => Backend::Process,
-        "fake" => {
-            skip(name, "the process backend needs root for its namespaces");
-            return None;
-        }
-        _ => Backend::Auto,
-    };
-    Some(Bed { backend, rootfs })
+    let (backend, selected) = *BACKENDS.iter().find(|(known, _)| *known == backend).unwrap();
+    if selected == Backend::Process && !rustix::process::geteuid().is_root() {
+        skip(name, "the process backend needs root for its namespaces");
+        return None;
+    }
+    if !matches!(selected, Backend::Process | Backend::QemuTcg)
+        && let Err(why) = Sandbox::probe().kvm
+    {
+        skip(name, &why.to_string());
+        return None;
+    }
+    Some(Bed {
+        name: backend,
+        backend: selected,
+        rootfs,
+        vcpus: number("KATA_TEST_VCPUS").map_or(1, |count| count.try_into().unwrap()),
+    })
+}
+
+/// Whether a variable's list has this backend, if there is a list.
+fn named_in(variable: &str, backend: &str) -> Option<bool> {
+    let list = std::env::var(variable).ok()?;
+    Some(list.split(',').any(|named| named == backend))
+}
+
+/// A variable's number; one that is none is a mistake of who started this.
+fn number(variable: &str) -> Option<u32> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap())
+}
+
+/// How many times longer things may take here than on a machine of its own.
+pub(crate) fn patience() -> u32 {
+    number("KATA_TEST_PATIENCE").unwrap_or(1)
 }
 
 /// Says that a test did not run. In CI that is a failure.
@@ -106,6 +157,8 @@ impl Bed {
         Container::new(self.rootfs.clone())
             .backend(self.backend)
             .memory(MiB(192))
+            .vcpus(self.vcpus)
+            .boot_timeout(Duration::from_secs(60) * patience())
     }
 
     /// A container that runs a shell script.
@@ -113,9 +166,57 @@ impl Bed {
         self.idle().args(["sh", "-c", script])
     }
 
+    /// The files of the root filesystem, without those that tar's patterns name, in `directory`.
+    pub(crate) fn unpack_without(&self, absent: &[&str], directory: &Path) {
+        let excluded = absent.iter().map(|pattern| format!("--exclude=./{pattern}"));
+        let mut unpack = std::process::Command::new("tar");
+        unpack.arg("-C").arg(directory);
+        let status = match kata_image::Source::detect(&self.rootfs).unwrap() {
+            kata_image::Source::Archive(archive) => {
+                unpack.arg("-xf").arg(archive).args(excluded).status().unwrap()
+            }
+            source => {
+                let mounted = Mounted::new(source.path());
+                let mut pack = std::process::Command::new("tar");
+                pack.args(["-cf", "-"])
+                    .args(excluded)
+                    .arg("-C")
+                    .arg(&mounted.0)
+                    .arg(".");
+                let mut pack = pack.stdout(Stdio::piped()).spawn().unwrap();
+                unpack.args(["-xf", "-"]).stdin(pack.stdout.take().unwrap());
+                let status = unpack.status().unwrap();
+                assert!(pack.wait().unwrap().success());
+                status
+            }
+        };
+        assert!(status.success());
+    }
+
     /// Whether a guest of its own runs here, and not a process of this host.
     pub(crate) fn has_guest(&self) -> bool {
         self.backend != Backend::Process
+    }
+}
+
+/// An image that is mounted for as long as this lives.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(image: &Path) -> Self {
+        let at = tempfile::tempdir().unwrap().keep();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "erofs", "-o", "ro,loop"]).arg(image).arg(&at);
+        assert!(mount.status().unwrap().success());
+        Self(at)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").arg(&self.0).status();
+        assert!(std::thread::panicking() || unmounted.unwrap().success());
+        let _ = std::fs::remove_dir(&self.0);
     }
 }
 
@@ -139,7 +240,7 @@ pub(crate) async fn eventually(what: &str, mut ask: impl AsyncFnMut() -> bool) {
     let begin = Instant::now();
     while !ask().await {
         assert!(
-            begin.elapsed() < Duration::from_secs(120),
+            begin.elapsed() < Duration::from_secs(120) * patience(),
             "never happened: {what}"
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -184,7 +285,7 @@ pub(crate) fn private_memory(pid: u32) -> u64 {
 
 /// An executable script. A shell writes it: a file that this process has open for writing while another
 /// thread forks could not be executed ("text file busy").
-pub(crate) fn executable(path: &std::path::Path, text: &str) {
+pub(crate) fn executable(path: &Path, text: &str) {
     let mut shell = std::process::Command::new("sh");
     shell
         .args(["-c", "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\""])

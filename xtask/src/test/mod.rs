@@ -35,8 +35,10 @@ pub(crate) struct Options {
 enum Backend {
     /// The agent as an ordinary process
     Fake,
-    /// A whole machine in QEMU
-    Qemu,
+    /// A whole machine in QEMU, in software
+    QemuTcg,
+    /// A whole machine in QEMU, on KVM
+    QemuKvm,
 }
 
 impl Backend {
@@ -44,7 +46,8 @@ impl Backend {
     const fn name(self) -> &'static str {
         match self {
             Self::Fake => "fake",
-            Self::Qemu => "qemu",
+            Self::QemuTcg => "qemu_tcg",
+            Self::QemuKvm => "qemu_kvm",
         }
     }
 }
