@@ -15,7 +15,7 @@ use crate::container::{Command, Container, Input};
 use crate::error::{Error, ErrorKind};
 use crate::output::{ExitStatus, Output};
 use crate::process::{Handle, Streams, too_large};
-use crate::report::{Info, Stage, Timings, Usage};
+use crate::report::{Info, MachineInfo, Stage, Timings, Usage};
 
 /// A microVM with a container in it; see [`crate::Sandbox`].
 ///
@@ -88,6 +88,30 @@ impl Sandbox {
     /// As there.
     pub fn usage(&self) -> Result<Usage, Error> {
         self.runtime.block_on(self.inner.usage())
+    }
+
+    /// See [`crate::Sandbox::pause`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn pause(&self) -> Result<(), Error> {
+        self.runtime.block_on(self.inner.pause())
+    }
+
+    /// See [`crate::Sandbox::resume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resume(&self) -> Result<(), Error> {
+        self.runtime.block_on(self.inner.resume())
+    }
+
+    /// See [`crate::Sandbox::machine`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn machine(&self) -> Result<MachineInfo, Error> {
+        self.runtime.block_on(self.inner.machine())
     }
 
     /// See [`crate::Sandbox::stop`].

@@ -55,6 +55,7 @@ mod output;
 mod plan;
 mod prepare;
 mod process;
+mod questions;
 pub mod report;
 mod sandbox;
 mod spec;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 pub use kata_vmm::hypervisor::{Capabilities, KvmUnusable, QemuUnusable, Reason, Selection};
-pub use kata_vmm::machine::{Accelerator, Hypervisor};
+pub use kata_vmm::machine::{Accelerator, DeviceInfo, Hypervisor, MachineInfo};
 
 /// A stage on the way of a container, in order.
 ///

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use kata_agent_proto::agent::{StartContainerRequest, StatsContainerRequest};
 use kata_vmm::hypervisor::{Capabilities, probe};
+use tokio::sync::oneshot;
 
 use crate::connect::{Connected, connect};
 use crate::container::{Command, Container, Input};
@@ -16,7 +17,8 @@ use crate::output::Output;
 use crate::plan::{Plan, check_process, plan};
 use crate::prepare::prepare;
 use crate::process::{Handle, Process, Streams};
-use crate::report::{Info, Stage, Timings, Usage};
+use crate::questions::Question;
+use crate::report::{Info, MachineInfo, Stage, Timings, Usage};
 use crate::spec::CONTAINER_ID;
 use crate::supervise::{Cause, Deadline, Ended, Limit, Order, Supervision, supervise};
 use crate::{host, spec, usage};
@@ -177,6 +179,43 @@ impl Sandbox {
             &stats,
             usage::host_memory_bytes(&self.info.pids),
         ))
+    }
+
+    /// Holds the whole machine: its processors and devices stand still, its clock goes on. A deadline is not
+    /// held with it. Holding it twice is the same as once.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where the backend has no machine.
+    pub async fn pause(&self) -> Result<(), Error> {
+        self.ask(|answer| Question::Pause(true, answer)).await
+    }
+
+    /// Lets a held machine go on.
+    ///
+    /// # Errors
+    /// As [`pause`](Self::pause).
+    pub async fn resume(&self) -> Result<(), Error> {
+        self.ask(|answer| Question::Pause(false, answer)).await
+    }
+
+    /// The machine's own figures: exits by kind, memory that the host has given to it, what its devices did.
+    ///
+    /// # Errors
+    /// When the sandbox has ended.
+    pub async fn machine(&self) -> Result<MachineInfo, Error> {
+        self.ask(Question::Info).await
+    }
+
+    async fn ask<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Question,
+    ) -> Result<T, Error> {
+        let (answer, asked) = oneshot::channel();
+        let _ = self.supervision.orders.send(Order::Ask(question(answer)));
+        match asked.await {
+            Ok(answer) => answer,
+            Err(_) => Err(ended(self.supervision.state.clone()).await.error(Stage::Machine)),
+        }
     }
 
     /// Kills the machine and waits until nothing is left of it. A sandbox that has ended stays ended.

@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{Error, ErrorKind};
 use crate::launch::{Control, Monitor};
+use crate::questions::{Question, Questions};
 use crate::report::Stage;
 
 /// How long the monitor may take to end once its control socket is closed.
@@ -89,6 +90,8 @@ pub(crate) enum Order {
     WatchAgent(UnixStream),
     /// End the sandbox at this time; `None` takes the deadline away.
     Deadline(Option<Deadline>),
+    /// Ask the machine.
+    Ask(Question),
     /// End the sandbox.
     Stop,
 }
@@ -139,6 +142,7 @@ pub(crate) fn supervise(
         hello_port,
         agent: None,
         deadline: boot_deadline,
+        questions: Questions::default(),
     };
     tokio::spawn(supervisor.run());
     (supervision, Milestones { launched, dialed })
@@ -151,6 +155,7 @@ enum Event {
     AgentLost,
     Order(Order),
     TimeUp(Limit),
+    Asked,
 }
 
 struct Supervisor {
@@ -163,6 +168,7 @@ struct Supervisor {
     hello_port: u32,
     agent: Option<UnixStream>,
     deadline: Option<Deadline>,
+    questions: Questions,
 }
 
 impl Supervisor {
@@ -185,6 +191,7 @@ impl Supervisor {
             order = self.orders.recv() => Event::Order(order.unwrap_or(Order::Stop)),
             () = end_of(&mut self.agent) => Event::AgentLost,
             limit = until(self.deadline) => Event::TimeUp(limit),
+            () = ask(&self.control, self.questions.unsent()) => Event::Asked,
         }
     }
 
@@ -205,6 +212,8 @@ impl Supervisor {
             Event::Order(Order::Stop) => return Some((Cause::Stopped, None)),
             Event::TimeUp(limit) => return Some((Cause::TimeUp(limit), None)),
             Event::Order(Order::Deadline(deadline)) => self.deadline = deadline,
+            Event::Order(Order::Ask(question)) => self.questions.ask(question),
+            Event::Asked => self.questions.sent(),
             Event::Order(Order::WatchAgent(stream)) => {
                 self.agent = Some(stream);
                 self.state.send_replace(State::Running);
@@ -229,6 +238,9 @@ impl Supervisor {
                     let _ = waiter.send((running, Instant::now()));
                 }
             }
+            answer @ (control::Event::Paused { .. }
+            | control::Event::Info(_)
+            | control::Event::Refused { .. }) => self.questions.answer(answer),
             control::Event::LaunchFailed(error) => return Some((Cause::LaunchFailed(error), None)),
             control::Event::Dialed { host_port } => self.dialed(host_port, fds),
             control::Event::Exited { reason, console_tail } => {
@@ -326,6 +338,16 @@ async fn end_of(agent: &mut Option<UnixStream>) {
     };
     let mut ignored = [0; 64];
     while matches!(stream.read(&mut ignored).await, Ok(n) if n > 0) {}
+}
+
+/// Sends a question, if there is one. A monitor that takes no more has ended, which is an event of its own.
+async fn ask(control: &Control, question: Option<Request>) {
+    let Some(request) = question else {
+        return pending().await;
+    };
+    if let Err(error) = control.send(&request, &[]).await {
+        tracing::debug!(%error, "the monitor took no question");
+    }
 }
 
 async fn until(deadline: Option<Deadline>) -> Limit {

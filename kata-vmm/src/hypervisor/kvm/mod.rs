@@ -11,10 +11,24 @@
 //! What is of one architecture stands in `x86_64`, and nothing outside of it knows registers or addresses.
 //! It must not know the control socket, images or agents.
 
+mod assemble;
+mod bus;
+mod devices;
+mod exits;
+mod gate;
+mod kick;
+mod machine;
+mod memory;
 mod probe;
+#[cfg(test)]
+mod tiny;
+mod vcpu;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 use kvm_ioctls::{Kvm, VmFd};
 
+pub(super) use assemble::launch;
 pub(super) use probe::probe;
 
 /// How often an interrupted VM creation is tried again.
@@ -30,14 +44,4 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
         }
     }
     outcome
-}
-
-/// Not yet: the machine is being built.
-pub(super) fn launch(
-    _: &crate::machine::Machine,
-    _: crate::machine::FdIndex,
-    _: crate::machine::FdIndex,
-    _: &super::vm::Files,
-) -> Result<super::process::Program, crate::control::LaunchError> {
-    Err(super::limits::unsupported("this backend", "it is not built yet"))
 }

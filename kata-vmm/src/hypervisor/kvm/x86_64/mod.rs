@@ -19,6 +19,7 @@ pub(super) mod command_line;
 pub(super) mod layout;
 pub(super) mod platform;
 pub(super) mod processor;
+pub(super) mod state;
 mod report;
 
 pub(super) use report::describe;

@@ -1,0 +1,180 @@
+//! From a [`Machine`] and its descriptors to a [`Microvm`]: every KVM call before the first instruction.
+//!
+//! The steps stand in [`launch`] in their order, which is KVM's: memory before the interrupt controllers,
+//! those before the processors, the kernel before the registers that point into it.
+//! It must not know what happens once the machine runs.
+#![expect(unsafe_code, reason = "descriptors change hands as numbers")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::time::Instant;
+
+use kata_virtio::transport::Mmio;
+use kata_virtio::{Device, Memory};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::bus::{Bus, Registers};
+use super::machine::{Console, Microvm, Parts};
+use super::memory::{Contents, Ram};
+use super::x86_64::boot::{self, Boot};
+use super::x86_64::layout::{self, COM1_GSI, Slot};
+use super::x86_64::{command_line, platform, processor};
+use super::{create_vm, devices};
+use crate::control::LaunchError;
+use crate::hypervisor::limits::unsupported;
+use crate::hypervisor::sockets::Sockets;
+use crate::hypervisor::vm::{Files, failure};
+use crate::machine::{FdIndex, Machine};
+
+/// `QueueNotify` of virtio-mmio (VIRTIO 1.2 §4.2.2).
+const QUEUE_NOTIFY: u64 = 0x50;
+
+/// What KVM must be able to do.
+const CAPABILITIES: [(Cap, &str); 7] = [
+    (Cap::Irqchip, "interrupt controllers"),
+    (Cap::Irqfd, "irqfd"),
+    (Cap::Ioeventfd, "ioeventfd"),
+    (Cap::UserMemory, "memory slots"),
+    (Cap::ImmediateExit, "immediate exits"),
+    (Cap::SetTssAddr, "a TSS address"),
+    (Cap::ExtCpuid, "CPUID"),
+];
+
+/// Builds the machine and lets it run.
+pub(in crate::hypervisor) fn launch(
+    machine: &Machine,
+    kernel: FdIndex,
+    initramfs: FdIndex,
+    files: &Files,
+) -> Result<Microvm, LaunchError> {
+    let start = Instant::now();
+    let kvm = open(machine, files)?;
+    let vm = create_vm(&kvm).map_err(|cause| failure("create a VM", &cause))?;
+    let ram = memory(&vm, machine.memory.bytes())?;
+    interrupt_controllers(&vm).map_err(|cause| failure("make the interrupt controllers", &cause))?;
+    let (sockets, vsock) = Sockets::new(machine.guest_cid, &machine.host_ports)?;
+    let devices = devices::all(machine, files, vsock)?;
+    let (registers, slots) = attach(&vm, ram.memory(), devices)?;
+    let console = Console::default();
+    let bus = Bus::new(platform::ports(console.clone(), com1_interrupt(&vm)?), registers);
+    let file = |index| Ok::<_, LaunchError>(File::from(files.duplicate(index)?));
+    let entry = boot::load(&Boot {
+        memory: ram.memory(),
+        kernel: &file(kernel)?,
+        initramfs: &file(initramfs)?,
+        command_line: &command_line::words(machine.vcpus, true, &slots),
+        vcpus: machine.vcpus,
+        virtio: &slots,
+        acpi: true,
+    })
+    .map_err(|cause| failure("load the guest kernel", &cause))?;
+    let processors = processors(&kvm, &vm, machine.vcpus, &entry)?;
+    Microvm::start(Parts {
+        vm,
+        ram,
+        processors,
+        bus,
+        sockets,
+        console,
+        start,
+    })
+}
+
+fn open(machine: &Machine, files: &Files) -> Result<Kvm, LaunchError> {
+    let index = machine
+        .kvm
+        .ok_or_else(|| unsupported("a machine without /dev/kvm", "this hypervisor needs it"))?;
+    let fd = files.duplicate(index)?;
+    // SAFETY: the descriptor is open and given away.
+    let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
+    for (capability, what) in CAPABILITIES {
+        if !kvm.check_extension(capability) {
+            return Err(unsupported(format!("KVM without {what}"), "a machine needs it"));
+        }
+    }
+    Ok(kvm)
+}
+
+fn memory(vm: &VmFd, bytes: u64) -> Result<Ram, LaunchError> {
+    let ram = Ram::new(&layout::memory_ranges(bytes), Contents::Fresh)
+        .map_err(|cause| failure("make the guest's memory", &cause))?;
+    ram.attach(vm)
+        .map_err(|cause| failure("give the guest its memory", &cause))?;
+    Ok(ram)
+}
+
+pub(super) fn interrupt_controllers(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    vm.set_identity_map_address(layout::IDENTITY_MAP)?;
+    vm.set_tss_address(layout::TSS)?;
+    vm.create_irq_chip()
+}
+
+pub(super) fn com1_interrupt(vm: &VmFd) -> Result<EventFd, LaunchError> {
+    let interrupt = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)
+        .map_err(|cause| failure("make an event", &cause))?;
+    vm.register_irqfd(&interrupt, COM1_GSI)
+        .map_err(|cause| failure("connect the serial port's interrupt", &cause))?;
+    Ok(interrupt)
+}
+
+/// Gives each device its place, its interrupt and its kicks.
+pub(super) fn attach(
+    vm: &VmFd,
+    memory: &Memory,
+    devices: Vec<(String, Box<dyn Device>)>,
+) -> Result<(Vec<Registers>, Vec<Slot>), LaunchError> {
+    let mut registers = Vec::with_capacity(devices.len());
+    let mut slots = Vec::with_capacity(devices.len());
+    for (index, (name, device)) in devices.into_iter().enumerate() {
+        let slot =
+            layout::virtio_slot(index).map_err(|cause| unsupported(format!("{name}"), cause.to_string()))?;
+        let mmio = transport(vm, memory, device, slot)
+            .map_err(|cause| failure(&format!("connect the device {name}"), &cause))?;
+        registers.push(Registers {
+            base: slot.base,
+            size: slot.size,
+            name,
+            mmio,
+        });
+        slots.push(slot);
+    }
+    Ok((registers, slots))
+}
+
+fn transport(vm: &VmFd, memory: &Memory, device: Box<dyn Device>, slot: Slot) -> io::Result<Mmio> {
+    let interrupt = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
+    vm.register_irqfd(&interrupt, slot.gsi).map_err(io::Error::from)?;
+    // SAFETY: the descriptor is open and given away.
+    let interrupt = unsafe { OwnedFd::from_raw_fd(interrupt.into_raw_fd()) };
+    let mmio = Mmio::new(device, memory.clone(), interrupt)?;
+    for (queue, kick) in (0u32..).zip(mmio.kicks()) {
+        let kick = event(kick.as_fd().try_clone_to_owned()?);
+        vm.register_ioevent(&kick, &IoEventAddress::Mmio(slot.base + QUEUE_NOTIFY), queue)
+            .map_err(io::Error::from)?;
+    }
+    Ok(mmio)
+}
+
+/// A descriptor as KVM's crate wants to see it. KVM keeps the event, so the descriptor may be closed.
+fn event(fd: OwnedFd) -> EventFd {
+    // SAFETY: the descriptor is open and given away.
+    unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) }
+}
+
+fn processors(kvm: &Kvm, vm: &VmFd, count: u8, entry: &boot::Entry) -> Result<Vec<VcpuFd>, LaunchError> {
+    let supported =
+        processor::supported_cpuid(kvm).map_err(|cause| failure("ask KVM for its CPUID", &cause))?;
+    (0..count)
+        .map(|index| {
+            let vcpu = vm
+                .create_vcpu(index.into())
+                .map_err(|cause| failure("create a processor", &cause))?;
+            let entry = (index == 0).then_some(entry);
+            processor::prepare_vcpu(&vcpu, index, count, &supported, entry)
+                .map_err(|cause| failure("prepare a processor", &cause))?;
+            Ok(vcpu)
+        })
+        .collect()
+}

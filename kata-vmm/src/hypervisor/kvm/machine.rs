@@ -1,0 +1,282 @@
+//! A machine in this process: assembled, run, held and ended.
+//!
+//! ```text
+//!  launch: VM ─► memory ─► interrupts ─► devices ─► kernel, tables ─► processors ─► running
+//!                                                                                      │
+//!  running ◄── resume ── held ◄── pause ────────────────────────────────────────────── ┤
+//!     └── a processor ends: all end, devices give the host what the guest had sent ──► exited
+//! ```
+//!
+//! Threads: the control loop's (this code runs on it and waits for nothing but its own threads), one for
+//! each processor, one for each virtio device whose driver is ready.
+//! It must not know the control socket, nor addresses and registers: those are `x86_64`'s.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+use kvm_ioctls::{VcpuFd, VmFd};
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::bus::{Bus, Registers};
+use super::exits::Exits;
+use super::gate::Gate;
+use super::kick;
+use super::memory::Ram;
+use super::vcpu::{self, Shared};
+use crate::control::LaunchError;
+use crate::hypervisor::sockets::Sockets;
+use crate::hypervisor::tail::Tail;
+use crate::hypervisor::vm::failure;
+use crate::hypervisor::{Occurrence, Refusal, Vm};
+use crate::machine::{DeviceInfo, MachineInfo, Running, VmExit};
+
+/// Bytes of a processor thread's stack: it decodes registers and copies configuration bytes, no more.
+const STACK_BYTES: usize = 256 << 10;
+
+/// A processor's thread.
+type Thread = JoinHandle<()>;
+
+/// A machine that runs. The order of the fields is the order in which they go: processors, devices, VM,
+/// memory.
+pub(in crate::hypervisor) struct Microvm {
+    threads: Vec<Thread>,
+    /// Gone once the machine has ended, and the devices with it.
+    shared: Option<Shared>,
+    sockets: Sockets,
+    console: Console,
+    ends: Receiver<VmExit>,
+    ended: Arc<OwnedFd>,
+    /// Until it was reported.
+    running: Option<Running>,
+    /// Requests that were carried out and not reported.
+    pauses: Vec<bool>,
+    paused: bool,
+    _vm: VmFd,
+    ram: Ram,
+}
+
+/// The parts of a machine that is about to run.
+pub(super) struct Parts {
+    pub(super) vm: VmFd,
+    pub(super) ram: Ram,
+    pub(super) processors: Vec<VcpuFd>,
+    pub(super) bus: Bus,
+    pub(super) sockets: Sockets,
+    pub(super) console: Console,
+    pub(super) start: Instant,
+}
+
+/// What the guest wrote to its serial port.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Console(Arc<Mutex<Tail>>);
+
+impl Console {
+    pub(super) fn text(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).text()
+    }
+}
+
+impl io::Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Microvm {
+    /// Lets the processors run.
+    pub(super) fn start(parts: Parts) -> Result<Self, LaunchError> {
+        let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|cause| failure("make the event of a processor's end", &io::Error::from(cause)))?;
+        let (sender, ends) = channel();
+        let shared = Shared {
+            bus: Arc::new(parts.bus),
+            gate: Arc::new(Gate::new(parts.processors.len())),
+            exits: Arc::new(Exits::default()),
+        };
+        let mut microvm = Self {
+            threads: Vec::with_capacity(parts.processors.len()),
+            shared: Some(shared.clone()),
+            sockets: parts.sockets,
+            console: parts.console,
+            ends,
+            ended: Arc::new(ended),
+            running: None,
+            pauses: Vec::new(),
+            paused: false,
+            _vm: parts.vm,
+            ram: parts.ram,
+        };
+        for (index, processor) in (0..).zip(parts.processors) {
+            let end = End {
+                sender: sender.clone(),
+                ended: Arc::clone(&microvm.ended),
+                shared: shared.clone(),
+            };
+            let thread = spawn(index, processor, end);
+            microvm
+                .threads
+                .push(thread.map_err(|cause| failure("start a processor's thread", &cause))?);
+        }
+        microvm.running = Some(Running {
+            version: concat!("kata-vmm ", env!("CARGO_PKG_VERSION")).to_owned(),
+            machine_type: "microvm".to_owned(),
+            pids: Vec::new(),
+            launch_time: parts.start.elapsed(),
+        });
+        Ok(microvm)
+    }
+
+    fn kick_all(&self) {
+        self.threads.iter().for_each(kick::kick);
+    }
+
+    /// Ends the processors, then the devices; what the guest had sent is given to the host, for at most two
+    /// seconds where the host does not read.
+    fn stop(&mut self) {
+        let Some(shared) = self.shared.take() else { return };
+        shared.gate.stop();
+        self.kick_all();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("a processor's thread panicked");
+            }
+        }
+        // The last that knows the bus: the devices end with it.
+        drop(shared);
+    }
+
+    fn hold(&self, shared: &Shared) -> io::Result<()> {
+        shared.gate.hold();
+        self.kick_all();
+        shared.gate.held();
+        for mut device in shared.bus.each() {
+            device.mmio.pause()?;
+        }
+        Ok(())
+    }
+}
+
+fn go_on(shared: &Shared) -> io::Result<()> {
+    for mut device in shared.bus.each() {
+        device.mmio.resume()?;
+    }
+    shared.gate.release();
+    Ok(())
+}
+
+impl Drop for Microvm {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Vm for Microvm {
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        let mut sources = vec![self.ended.as_fd()];
+        sources.extend(self.sockets.dials());
+        sources
+    }
+
+    fn advance(&mut self) -> Vec<Occurrence> {
+        let mut occurrences: Vec<_> = self.running.take().map(Occurrence::Running).into_iter().collect();
+        occurrences.extend(self.pauses.drain(..).map(Occurrence::Paused));
+        let end = self.ends.try_recv().ok();
+        if end.is_some() {
+            self.stop();
+        }
+        self.sockets.take_dials(self.shared.is_none(), &mut occurrences);
+        occurrences.extend(end.map(Occurrence::Exited));
+        occurrences
+    }
+
+    fn connect(&mut self, guest_port: u32, host_port: u32, stream: OwnedFd) {
+        self.sockets.connect(guest_port, host_port, stream);
+    }
+
+    fn console_tail(&self) -> String {
+        self.console.text()
+    }
+
+    fn pause(&mut self, paused: bool) -> Result<(), Refusal> {
+        let outcome = match &self.shared {
+            Some(shared) if paused && !self.paused => self.hold(shared),
+            Some(shared) if self.paused && !paused => go_on(shared),
+            _ => Ok(()),
+        };
+        outcome.map_err(|cause| Refusal {
+            operation: "holding the machine".to_owned(),
+            reason: cause.to_string(),
+        })?;
+        self.paused = paused;
+        self.pauses.push(paused);
+        // The control loop comes back for it.
+        signal(&self.ended);
+        Ok(())
+    }
+
+    fn info(&self) -> MachineInfo {
+        let shared = self.shared.as_ref();
+        MachineInfo {
+            paused: self.paused,
+            exits: shared.map(|shared| shared.exits.by_name()).unwrap_or_default(),
+            resident_bytes: self.ram.resident_bytes(),
+            devices: shared
+                .map(|shared| shared.bus.each().map(|device| figures(&device)).collect())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+fn figures(device: &Registers) -> DeviceInfo {
+    let figures = device.mmio.meter().figures();
+    DeviceInfo {
+        name: device.name.clone(),
+        figures: figures
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+    }
+}
+
+/// What a processor's thread does at its end.
+struct End {
+    sender: Sender<VmExit>,
+    ended: Arc<OwnedFd>,
+    shared: Shared,
+}
+
+fn spawn(index: u8, mut processor: VcpuFd, end: End) -> io::Result<Thread> {
+    let run = move || {
+        let exit = match kick::arm(&processor) {
+            Ok(()) => vcpu::run(index, &mut processor, &end.shared),
+            Err(cause) => Some(vcpu::stopped(index, &processor, format!("no signal mask: {cause}"))),
+        };
+        end.shared.gate.left();
+        if let Some(exit) = exit {
+            log::debug!("processor {index} ended: {exit:?}");
+            // The control loop may be gone, and then nobody asks.
+            drop(end.sender.send(exit));
+            signal(&end.ended);
+        }
+    };
+    let builder = Builder::new()
+        .name(format!("vcpu{index}"))
+        .stack_size(STACK_BYTES);
+    kick::blocked(|| builder.spawn(run))
+}
+
+/// Adds one to the event; it can only fail when it is readable anyway.
+fn signal(event: &OwnedFd) {
+    if let Err(cause) = rustix::io::write(event, &1u64.to_ne_bytes()) {
+        log::debug!("the control loop is awake already: {cause}");
+    }
+}

@@ -1,0 +1,100 @@
+//! A processor's registers as text, for the report of one that stopped.
+//!
+//! It must not know why it stopped.
+
+use std::fmt::Write;
+
+use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use kvm_ioctls::VcpuFd;
+
+/// The registers, a few on a line; empty when KVM does not give them any more.
+pub(in crate::hypervisor::kvm) fn describe(vcpu: &VcpuFd) -> String {
+    match (vcpu.get_regs(), vcpu.get_sregs()) {
+        (Ok(regs), Ok(sregs)) => text(&regs, &sregs),
+        _ => String::new(),
+    }
+}
+
+fn text(regs: &kvm_regs, sregs: &kvm_sregs) -> String {
+    let mut text = String::new();
+    let lines: [&[(&str, u64)]; 6] = [
+        &[
+            ("rip", regs.rip),
+            ("rflags", regs.rflags),
+            ("rsp", regs.rsp),
+            ("rbp", regs.rbp),
+        ],
+        &[
+            ("rax", regs.rax),
+            ("rbx", regs.rbx),
+            ("rcx", regs.rcx),
+            ("rdx", regs.rdx),
+        ],
+        &[
+            ("rsi", regs.rsi),
+            ("rdi", regs.rdi),
+            ("r8", regs.r8),
+            ("r9", regs.r9),
+        ],
+        &[
+            ("r10", regs.r10),
+            ("r11", regs.r11),
+            ("r12", regs.r12),
+            ("r13", regs.r13),
+        ],
+        &[
+            ("r14", regs.r14),
+            ("r15", regs.r15),
+            ("cr0", sregs.cr0),
+            ("cr2", sregs.cr2),
+        ],
+        &[
+            ("cr3", sregs.cr3),
+            ("cr4", sregs.cr4),
+            ("efer", sregs.efer),
+            ("apic", sregs.apic_base),
+        ],
+    ];
+    for line in lines {
+        let words: Vec<String> = line
+            .iter()
+            .map(|(name, value)| format!("{name}={value:#x}"))
+            .collect();
+        text.push_str(&words.join(" "));
+        text.push('\n');
+    }
+    for (name, segment) in [("cs", &sregs.cs), ("ss", &sregs.ss), ("tr", &sregs.tr)] {
+        describe_segment(&mut text, name, segment);
+    }
+    text.trim_end().to_owned()
+}
+
+fn describe_segment(text: &mut String, name: &str, segment: &kvm_segment) {
+    // Writing to a string does not fail.
+    let _ = writeln!(
+        text,
+        "{name}={:#x} base={:#x} limit={:#x} type={} dpl={} l={}",
+        segment.selector, segment.base, segment.limit, segment.type_, segment.dpl, segment.l
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_register_is_there() {
+        let regs = kvm_regs {
+            rip: 0xffff_ffff_8100_0000,
+            r15: 15,
+            ..kvm_regs::default()
+        };
+        let text = text(&regs, &kvm_sregs::default());
+        assert!(text.starts_with("rip=0xffffffff81000000 rflags=0x0"), "{text}");
+        assert!(text.contains(" r15=0xf "), "{text}");
+        assert!(
+            text.ends_with("tr=0x0 base=0x0 limit=0x0 type=0 dpl=0 l=0"),
+            "{text}"
+        );
+    }
+}
