@@ -16,9 +16,11 @@ use virtio_queue::{Queue, QueueT};
 use super::control::{self, Command};
 use super::counters::{Cells, Count};
 use super::features::Features;
+use super::limits::Limits;
 use super::pair::{Pair, Turn};
 use super::tap::Tap;
 use crate::complaint::Complaints;
+use crate::rate_limit::RateLimit;
 use crate::{COMMON_FEATURES, Device, Kind, Memory, Meter, Signals};
 
 /// Entries of a receive or transmit queue, unless asked for otherwise.
@@ -35,6 +37,9 @@ pub const MIN_MTU: u16 = 68;
 
 /// Event that is no tap's.
 const WAKE: u64 = u64::MAX;
+
+/// Event of a rate limit's timer.
+const TIMER: u64 = u64::MAX - 1;
 
 /// Why a device cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +74,7 @@ pub enum Error {
 pub struct Net {
     tap: Tap,
     pairs: Vec<Pair>,
+    limits: Limits,
     events: OwnedFd,
     link: Arc<Link>,
     counters: Arc<Cells>,
@@ -125,6 +131,7 @@ impl Net {
         epoll::add(&events, &wake, EventData::new_u64(WAKE), EventFlags::IN).map_err(failed)?;
         let device = Self {
             pairs: (0..tap.queues()).map(|_| Pair::new()).collect(),
+            limits: Limits::default(),
             attached: tap.queues(),
             tap,
             events,
@@ -194,6 +201,20 @@ impl Net {
             return Err(Error::QueueSize { size: entries });
         }
         self.queue_size = entries;
+        Ok(self)
+    }
+
+    /// How many bytes (of frames) and operations (frames) per second may pass in each direction, over all
+    /// pairs of queues together. What is too much waits, it is not dropped.
+    ///
+    /// # Errors
+    /// [`Error::Events`] when the process has no descriptors left.
+    pub fn rate_limit(mut self, from_guest: RateLimit, to_guest: RateLimit) -> Result<Self, Error> {
+        // Dropping earlier limits closes their timers, which nobody watches then.
+        self.limits = Limits::new(from_guest, to_guest).map_err(Error::Events)?;
+        for timer in self.limits.timers() {
+            epoll::add(&self.events, timer, EventData::new_u64(TIMER), EventFlags::IN).map_err(failed)?;
+        }
         Ok(self)
     }
 
@@ -345,6 +366,7 @@ impl Net {
             features: self.features,
             mtu: self.mtu.filter(|_| self.features.contains(Features::MTU)),
             link_up: self.link_up,
+            limits: &mut self.limits,
             counters: &self.counters,
             complaints: &mut self.complaints,
             again: false,
@@ -447,7 +469,7 @@ impl Device for Net {
     }
 
     fn poll(&mut self) -> io::Result<()> {
-        let mut events = Vec::with_capacity(self.pairs.len() + 1);
+        let mut events = Vec::with_capacity(self.pairs.len() + 3);
         let now = rustix::time::Timespec::default();
         match epoll::wait(
             &self.events,
@@ -461,6 +483,8 @@ impl Device for Net {
             let token = event.data.u64();
             if token == WAKE {
                 self.link.calm()?;
+            } else if token == TIMER {
+                self.limits.poll()?;
             } else if let Some(pair) = usize::try_from(token)
                 .ok()
                 .and_then(|index| self.pairs.get_mut(index))

@@ -16,8 +16,8 @@
 //! ```
 //!
 //! - `tap` descriptors and ioctls, the only unsafe code · `header` the frame's header and its rules ·
-//!   `features` bits and what they need · `chains` bytes in descriptor chains · `pair` a turn of a pair
-//!   of queues · `control` commands · `device` the whole.
+//!   `features` bits and what they need · `chains` bytes in descriptor chains · `limits` rates ·
+//!   `pair` a turn of a pair of queues · `control` commands · `device` the whole.
 //! - Checksums and segmentation are the kernel's on either side: a frame of 64 KiB passes as one.
 //! - Frames of the host stay in the tap while the driver has no buffer for them; when its ring is full,
 //!   the kernel drops them. Frames of the guest stay in the queue while the tap takes none (`EAGAIN`).
@@ -54,6 +54,7 @@ mod counters;
 mod device;
 mod features;
 mod header;
+mod limits;
 mod pair;
 mod tap;
 

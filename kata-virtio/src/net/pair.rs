@@ -22,6 +22,7 @@ use super::chains::{self, ChainError, Filled, Parts, Side};
 use super::counters::{Cells, Count};
 use super::features::Features;
 use super::header::{FrameHeader, HEADER_BYTES, MAX_FRAME_BYTES, Malformed};
+use super::limits::Limits;
 use crate::Memory;
 use crate::complaint::Complaints;
 
@@ -45,6 +46,7 @@ pub(super) struct Turn<'a> {
     pub(super) mtu: Option<u16>,
     /// Whether frames pass at all.
     pub(super) link_up: bool,
+    pub(super) limits: &'a mut Limits,
     pub(super) counters: &'a Cells,
     pub(super) complaints: &'a mut Complaints,
     /// There is more to do, at once.
@@ -62,6 +64,9 @@ pub(super) struct Pair {
     writable: bool,
     /// Bytes of the frame out of the tap that waits for buffers, with its header; 0 for none.
     held: usize,
+    /// Whether the rate of that frame, and of the next one to the host, is paid for.
+    incoming_paid: bool,
+    outgoing_paid: bool,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
     parts: Parts,
@@ -106,6 +111,8 @@ impl Pair {
             readable: true,
             writable: true,
             held: 0,
+            incoming_paid: false,
+            outgoing_paid: false,
             incoming: vec![0; BUFFER_BYTES],
             outgoing: vec![0; HEADER_BYTES + MAX_FRAME_BYTES],
             parts: Parts::default(),
@@ -121,6 +128,8 @@ impl Pair {
 
     /// Forgets what it holds; returns whether that was a frame.
     pub(super) fn reset(&mut self) -> bool {
+        self.incoming_paid = false;
+        self.outgoing_paid = false;
         std::mem::take(&mut self.held) > 0
     }
 
@@ -178,7 +187,8 @@ impl Pair {
             turn.counters.add(Count::DroppedFromGuest, 1);
             return Ok(Step::Next(bytes));
         }
-        if !self.writable {
+        self.outgoing_paid = self.outgoing_paid || turn.limits.from_guest(bytes, turn.counters);
+        if !self.writable || !self.outgoing_paid {
             return Ok(Step::Wait);
         }
         match rustix::io::write(tap, &self.outgoing[..total]) {
@@ -193,6 +203,7 @@ impl Pair {
             }
             Err(error) => turn.not_sent(error),
         }
+        self.outgoing_paid = false;
         Ok(Step::Next(bytes))
     }
 
@@ -234,6 +245,11 @@ impl Pair {
             if !self.fetch(turn, tap) {
                 return Ok(if self.readable { Step::Next(0) } else { Step::Wait });
             }
+        }
+        let bytes = self.held - HEADER_BYTES;
+        self.incoming_paid = self.incoming_paid || turn.limits.to_guest(bytes, turn.counters);
+        if !self.incoming_paid {
+            return Ok(Step::Wait);
         }
         self.deliver(turn, queue)
     }
@@ -330,6 +346,7 @@ impl Pair {
         }
         chains::publish(turn.memory, queue, &self.filled)?;
         let bytes = std::mem::take(&mut self.held) - HEADER_BYTES;
+        self.incoming_paid = false;
         turn.counters.add(Count::FramesToGuest, 1);
         turn.counters.add(Count::BytesToGuest, bytes);
         Ok(Step::Next(bytes))
@@ -353,6 +370,7 @@ impl Pair {
             self.held
         ));
         self.held = 0;
+        self.incoming_paid = false;
         Step::Next(0)
     }
 }

@@ -1,0 +1,258 @@
+//! What a hostile driver can try, and a careless host: the rows of the threat table in `net`.
+
+use std::time::Duration;
+
+use kata_virtio::mock::Buffer;
+use kata_virtio::net::{Features, FrameHeader, HEADER_BYTES, MAX_FRAME_BYTES};
+use kata_virtio::{Device, Signals};
+
+use crate::bed::{Bed, OFFER_BYTES, bed, bed_with, pattern, tcp4_segments};
+
+#[test]
+fn malformed_frames_and_chains_are_counted_and_returned() {
+    let mut bed = bed(1);
+    let mut expected = 0;
+    let mut send = |bed: &mut Bed, header: &FrameHeader, frame: &[u8]| {
+        assert!(bed.machine.guest.send(0, header, frame, &[HEADER_BYTES]));
+        bed.machine.step();
+        expected += 1;
+        assert_eq!(bed.malformed(), expected, "{header:?}");
+        assert_eq!(bed.machine.guest.reclaim(0), 1);
+    };
+    let good = tcp4_segments(1514);
+    send(&mut bed, &FrameHeader::default(), &[0; 13]);
+    send(&mut bed, &FrameHeader::default(), &[0; MAX_FRAME_BYTES + 1]);
+    send(
+        &mut bed,
+        &FrameHeader {
+            gso_size: 0.into(),
+            ..good
+        },
+        &[0; 1514],
+    );
+    send(
+        &mut bed,
+        &FrameHeader {
+            hdr_len: 1515.into(),
+            ..good
+        },
+        &[0; 1514],
+    );
+    send(
+        &mut bed,
+        &FrameHeader {
+            csum_start: 1498.into(),
+            ..good
+        },
+        &[0; 1513],
+    );
+    send(&mut bed, &FrameHeader { gso_type: 7, ..good }, &[0; 1514]);
+    for bytes in [1, 11] {
+        bed.machine.guest.send_bytes(0, &vec![0; bytes], &[]);
+    }
+    let outside = Buffer {
+        address: u64::MAX - 50,
+        len: 100,
+        writable: false,
+    };
+    let huge = Buffer {
+        address: 0,
+        len: u32::MAX,
+        writable: false,
+    };
+    bed.machine.guest.send_chain(1, &[outside], false);
+    bed.machine.guest.send_chain(1, &[huge; 100], true);
+    bed.machine.step();
+    assert_eq!(bed.malformed(), 10);
+    assert!(bed.host_takes(0).is_empty());
+    bed.still_works();
+}
+
+#[test]
+fn segmentation_that_was_not_negotiated_is_refused() {
+    let mut bed = bed_with(Features::CSUM | Features::HOST_TSO6);
+    bed.machine.guest.mergeable = false;
+    bed.machine.guest.send(0, &tcp4_segments(1514), &[0; 1514], &[]);
+    bed.machine.step();
+    assert_eq!((bed.malformed(), bed.host_takes(0).len()), (1, 0));
+    bed.still_works();
+}
+
+#[test]
+fn receive_buffers_that_cannot_be_used_cost_no_frame() {
+    let mut bed = bed(1);
+    let buffer = |address, len, writable| Buffer {
+        address,
+        len,
+        writable,
+    };
+    bed.machine
+        .guest
+        .send_chain(0, &[buffer(0x10_0000, 12, true)], false);
+    bed.machine
+        .guest
+        .send_chain(0, &[buffer(0x10_0000, 2000, false)], false);
+    bed.machine
+        .guest
+        .send_chain(0, &[buffer(u64::MAX - 10, 2000, true)], false);
+    bed.host_sends(0, &FrameHeader::default(), &pattern(700));
+    bed.machine.step();
+    assert_eq!(bed.malformed(), 3);
+    bed.machine.guest.offer(0, 1, OFFER_BYTES);
+    bed.machine.step();
+    assert_eq!(bed.machine.guest.receive(0)[0].frame, pattern(700));
+}
+
+#[test]
+fn a_frame_larger_than_the_whole_ring_is_dropped() {
+    let mut bed = bed(1);
+    bed.machine.guest.offer(0, 256, 64);
+    bed.host_sends(0, &tcp4_segments(60_000), &pattern(60_000));
+    bed.host_sends(0, &FrameHeader::default(), &pattern(60));
+    bed.machine.step();
+    assert_eq!(bed.machine.figure("dropped_to_guest"), 1);
+    let received = bed.machine.guest.receive(0);
+    assert_eq!((received.len(), received[0].frame.len()), (1, 60));
+}
+
+#[test]
+fn a_broken_queue_needs_a_reset_and_then_works_again() {
+    for queue in [0, 1] {
+        let mut bed = bed(1);
+        bed.still_works();
+        bed.machine.guest.queues()[queue].corrupt_avail_index(40_000);
+        bed.host_sends(0, &FrameHeader::default(), &pattern(60));
+        assert!(bed.machine.step().needs_reset);
+        assert_eq!(bed.machine.step(), Signals::default(), "it is left alone");
+        assert!(!bed.machine.wait(Duration::ZERO).unwrap());
+        let features = bed.machine.device.features();
+        bed.machine.reset(features);
+        bed.machine.guest.offer(0, 4, OFFER_BYTES);
+        bed.machine.step();
+        bed.still_works();
+    }
+}
+
+#[test]
+fn a_reset_in_flight_loses_the_held_frame_and_nothing_else() {
+    let mut bed = bed(1);
+    bed.machine.guest.offer(0, 1, OFFER_BYTES);
+    bed.host_sends(0, &tcp4_segments(4000), &pattern(4000));
+    bed.host_sends(0, &FrameHeader::default(), &pattern(80));
+    bed.machine.step();
+    assert!(bed.machine.guest.receive(0).is_empty());
+    let features = bed.machine.device.features();
+    bed.machine.reset(features);
+    assert_eq!(bed.machine.figure("dropped_to_guest"), 1);
+    bed.machine.guest.offer(0, 1, OFFER_BYTES);
+    bed.machine.step();
+    assert_eq!(bed.machine.guest.receive(0)[0].frame, pattern(80));
+    bed.still_works();
+}
+
+#[test]
+fn before_the_driver_is_ready_nothing_moves() {
+    let mut bed = bed(1);
+    bed.machine.device.reset();
+    bed.machine
+        .guest
+        .send(0, &FrameHeader::default(), &pattern(60), &[]);
+    assert_eq!(bed.machine.step(), Signals::default());
+    assert!(bed.host_takes(0).is_empty());
+}
+
+#[test]
+fn a_tap_that_is_gone_is_a_pulled_cable() {
+    let mut bed = bed(1);
+    bed.still_works();
+    bed.host.clear();
+    bed.machine.guest.offer(0, 4, OFFER_BYTES);
+    assert!(bed.machine.step().config);
+    assert_eq!(bed.machine.device.config()[6], 0);
+    bed.machine
+        .guest
+        .send(0, &FrameHeader::default(), &pattern(60), &[]);
+    bed.machine.step();
+    bed.machine.step();
+    assert_eq!(bed.machine.figure("dropped_from_guest"), 1);
+    assert!(!bed.machine.wait(Duration::ZERO).unwrap(), "it would spin");
+}
+
+#[test]
+fn a_host_that_takes_nothing_makes_the_guest_wait() {
+    let mut bed = bed(1);
+    let mut sent = 0u64;
+    while bed.machine.figure("transmit_stalls") == 0 {
+        while bed
+            .machine
+            .guest
+            .send(0, &FrameHeader::default(), &pattern(1400), &[])
+        {
+            sent += 1;
+        }
+        bed.machine.step();
+    }
+    bed.machine.step();
+    assert!(!bed.machine.wait(Duration::ZERO).unwrap(), "it would spin");
+    let mut taken = 0;
+    bed.machine
+        .run_until(|machine| {
+            machine.figure("frames_from_guest") == sent || {
+                let mut buffer = [0; 2000];
+                while rustix::io::read(&bed.host[0], &mut buffer[..]).is_ok() {
+                    taken += 1;
+                }
+                false
+            }
+        })
+        .unwrap();
+    taken += bed.host_takes(0).len();
+    assert_eq!(
+        (
+            u64::try_from(taken).unwrap(),
+            bed.machine.figure("dropped_from_guest")
+        ),
+        (sent, 0)
+    );
+}
+
+#[test]
+fn a_flood_is_served_in_turns() {
+    let mut bed = bed(1);
+    bed.machine.guest.offer(0, 256, OFFER_BYTES);
+    for index in 0..200 {
+        bed.host_sends(0, &FrameHeader::default(), &pattern(60 + index));
+    }
+    bed.machine.step();
+    let first = bed.machine.guest.receive(0);
+    let lengths: Vec<usize> = first.iter().map(|received| received.frame.len()).collect();
+    assert_eq!(lengths, (60..260).collect::<Vec<_>>(), "in their order");
+}
+
+#[test]
+fn a_turn_has_an_end_however_much_there_is() {
+    let mut bed = bed(1);
+    bed.machine.device.handle().set_link(false);
+    bed.machine.step();
+    let frame = Buffer {
+        address: 0x10_0000,
+        len: 65_012,
+        writable: false,
+    };
+    for _ in 0..256 {
+        assert!(bed.machine.guest.send_chain(1, &[frame], false));
+    }
+    bed.machine.work();
+    assert_eq!(
+        bed.machine.guest.reclaim(0),
+        (2_usize << 20).div_ceil(65_000),
+        "two mebibytes"
+    );
+    assert!(
+        bed.machine.wait(Duration::ZERO).unwrap(),
+        "the rest is not forgotten"
+    );
+    bed.machine
+        .run_until(|machine| machine.figure("dropped_from_guest") == 256)
+        .unwrap();
+}
