@@ -3,6 +3,7 @@
 
 mod bed;
 mod hostile;
+mod script;
 mod tap;
 
 use std::time::{Duration, Instant};
