@@ -29,8 +29,8 @@ use super::board::Board;
 use super::name;
 use crate::{Device, Memory, Signals};
 
-/// Stack of the thread. The deepest device with a log line takes less than a quarter of it in a debug
-/// build; pages that are never touched cost nothing.
+/// Stack of the thread. A quarter of it is enough for the tests of this crate in a debug build, with the
+/// backtrace of a panic; pages that are never touched cost nothing.
 const STACK_BYTES: usize = 128 << 10;
 
 /// Configuration writes that wait for the worker; further ones wait on their vCPU.

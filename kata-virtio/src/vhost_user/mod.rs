@@ -20,10 +20,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::io::Errno;
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use vhost::vhost_user::{Error as ProtocolError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
@@ -31,14 +29,12 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
 use crate::Device;
+use crate::transport::drain;
 use crate::vsock::Vsock;
 use backend::{Backend, TOKEN_STOP, TOKEN_STREAMS};
 
 mod backend;
 mod vring;
-
-/// How long bytes of the guest that the host is slow to take are waited for, once the frontend is gone.
-const DRAIN: Duration = Duration::from_secs(2);
 
 /// Why a device could not be served.
 #[derive(Debug, thiserror::Error)]
@@ -164,17 +160,7 @@ impl Served {
 
     /// Gives hosts what the guest had sent.
     fn drain(&self) {
-        let mut state = self.device_state();
-        let device = state.device();
-        device.reset();
-        let deadline = Instant::now() + DRAIN;
-        while !device.drained() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || !wait_readable(device, left) || device.poll().is_err() {
-                log::warn!("vsock: the host did not take everything that the guest had sent");
-                return;
-            }
-        }
+        drain(self.device_state().device());
     }
 }
 
@@ -189,16 +175,6 @@ impl std::fmt::Debug for Served {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Served").finish_non_exhaustive()
     }
-}
-
-fn wait_readable(device: &Vsock, timeout: Duration) -> bool {
-    let timeout = rustix::time::Timespec::try_from(timeout).unwrap_or_default();
-    let mut fds: Vec<_> = device
-        .events()
-        .map(|events| PollFd::from_borrowed_fd(events, PollFlags::IN))
-        .into_iter()
-        .collect();
-    matches!(poll(&mut fds, Some(&timeout)), Ok(1..) | Err(Errno::INTR))
 }
 
 /// A listener with the other end of its one connection. The name is abstract and chosen by the kernel;
