@@ -3,6 +3,7 @@
 //! # Rooms
 //!
 //! - [`Device`]: what every device is to every transport.
+//! - [`block`]: the block device.
 //! - [`vsock`]: the socket device.
 //! - [`net`]: the network device.
 //! - [`rng`]: the entropy source, the smallest device.
@@ -14,6 +15,7 @@
 #![deny(unsafe_code)]
 
 pub mod balloon;
+pub mod block;
 mod buffers;
 mod complaint;
 pub mod console;

@@ -1,0 +1,567 @@
+//! The device: takes requests off its queues and gives answers back.
+//!
+//! Knows queues, guest memory and the executor; not how a request reaches the disk.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::builder::{BuildError, Builder, Settings};
+use super::counters::{Cells, Counters};
+use super::disk::Disk;
+use super::engine::{Begun, Engine, Executor, IN_FLIGHT_MAX};
+use super::events::Events;
+use super::kernel::{Task, same};
+use super::layout::{Layout, QUEUE_SIZE, WRITEBACK_OFFSET};
+use super::request::{Part, Request};
+use super::verdict::{Judge, RANGE_BYTES, Refusal, SERIAL_BYTES, Work};
+use crate::complaint::Complaints;
+use crate::{Device, Kind, Memory, Meter, Signals};
+
+/// Requests in one call of `process`: the worker looks at everything else in between.
+const REQUESTS_AT_ONCE: usize = 128;
+
+/// A disk. Made by a [`Builder`].
+pub struct Block {
+    settings: Settings,
+    layout: Layout,
+    negotiated: State,
+    executor: Executor,
+    events: Events,
+    /// What is in the executor, by its token.
+    pending: Vec<Pending>,
+    request: Request,
+    /// The memory that requests were last in.
+    memory: Option<Arc<Memory>>,
+    counters: Arc<Cells>,
+    complaints: Complaints,
+    troubles: Complaints,
+    broken: bool,
+}
+
+/// What the driver has negotiated: with the settings, all that a device is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Features that the driver chose; 0 before it is ready.
+    pub features: u64,
+    /// What it wrote to `writeback` (VIRTIO 1.2 §5.2.4).
+    pub writeback: bool,
+}
+
+/// A request that waits for its answer.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    queue: u16,
+    head: u16,
+    status: GuestAddress,
+    work: Work,
+    bytes: u64,
+}
+
+/// A queue that the driver has broken beyond a request.
+#[derive(Debug, thiserror::Error)]
+#[error("queue {queue} is broken and stays so until the driver resets the device: {cause}")]
+struct Fault {
+    queue: u16,
+    cause: virtio_queue::Error,
+}
+
+impl State {
+    const NEW: Self = Self {
+        features: 0,
+        writeback: true,
+    };
+}
+
+impl Block {
+    /// Begins to make a disk of this file.
+    #[expect(clippy::new_ret_no_self, reason = "as std's Command and OpenOptions are made, in steps")]
+    pub fn new(file: File) -> Builder {
+        Builder::new(file)
+    }
+
+    pub(super) fn assemble(disk: Disk, settings: Settings) -> Result<Self, BuildError> {
+        let layout = Layout {
+            sectors: disk.sectors,
+            block_bytes: disk.block_bytes,
+            physical_block_bytes: disk.physical_block_bytes,
+            read_only: settings.read_only,
+            queues: settings.queues,
+        };
+        let events = Events::new(settings.rate_limit).map_err(BuildError::Events)?;
+        let engine = settings.engine;
+        let executor = Executor::new(disk, engine, events.finished())
+            .map_err(|cause| BuildError::Engine { engine, cause })?;
+        let nothing = Pending {
+            queue: 0,
+            head: 0,
+            status: GuestAddress(0),
+            work: Work::Flush,
+            bytes: 0,
+        };
+        Ok(Self {
+            settings,
+            layout,
+            negotiated: State::NEW,
+            executor,
+            events,
+            pending: vec![nothing; IN_FLIGHT_MAX.into()],
+            request: Request::default(),
+            memory: None,
+            counters: Arc::new(Cells::default()),
+            complaints: Complaints::new("block"),
+            troubles: Complaints::new("block"),
+            broken: false,
+        })
+    }
+
+    /// Its size, in sectors of 512 bytes.
+    #[must_use]
+    pub fn sectors(&self) -> u64 {
+        self.layout.sectors
+    }
+
+    /// How requests reach the disk: never [`Engine::Auto`].
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        self.executor.engine()
+    }
+
+    /// What the device has done so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters.snapshot()
+    }
+
+    /// What the driver has negotiated, for a snapshot. Requests are not part of it: they are finished
+    /// ([`Device::drained`]) before.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.negotiated
+    }
+
+    /// Goes on where a device of the same settings was.
+    pub fn restore(&mut self, state: State) {
+        self.negotiated = state;
+    }
+
+    fn judge(&self) -> Judge {
+        Judge {
+            layout: self.layout,
+            features: self.negotiated.features,
+            unit: self.executor.disk.unit(),
+        }
+    }
+
+    /// Whether writes are durable when they are reported (§5.2.5.1): the driver wants it so, or has no way
+    /// to flush.
+    fn durable(&self) -> bool {
+        let has = |bit: u32| self.negotiated.features >> bit & 1 == 1;
+        !has(VIRTIO_BLK_F_FLUSH) || has(VIRTIO_BLK_F_CONFIG_WCE) && !self.negotiated.writeback
+    }
+
+    /// The memory, kept for as long as the kernel works on it.
+    fn keep(&mut self, memory: &Memory) -> Arc<Memory> {
+        match &self.memory {
+            Some(kept) if same(kept, memory) => Arc::clone(kept),
+            _ => Arc::clone(self.memory.insert(Arc::new(memory.clone()))),
+        }
+    }
+
+    fn run(&mut self, memory: &Memory, queues: &mut [&mut Queue]) -> Result<Signals, Fault> {
+        let memory = self.keep(memory);
+        let mut budget = REQUESTS_AT_ONCE;
+        let mut moved = 0;
+        self.executor.signal(false);
+        loop {
+            moved |= self.reap(&memory, queues)?;
+            let before = budget;
+            for (index, queue) in (0u16..).zip(queues.iter_mut()) {
+                if queue.ready() {
+                    let taken = self.take(index, queue, &memory, &mut budget);
+                    moved |= u64::from(taken.map_err(fault(index))?) << index;
+                }
+            }
+            if let Err(cause) = self.executor.submit() {
+                self.troubles.warn(&format_args!("io_uring takes nothing now: {cause}"));
+                self.events.wake();
+            }
+            if budget < before && budget > 0 {
+                continue;
+            }
+            self.executor.signal(true);
+            if !self.executor.has_finished() {
+                break;
+            }
+            self.executor.signal(false);
+        }
+        if budget == 0 {
+            self.events.wake();
+        }
+        signals(&memory, queues, moved)
+    }
+
+    /// Answers what the executor has finished; returns the queues of it.
+    fn reap(&mut self, memory: &Arc<Memory>, queues: &mut [&mut Queue]) -> Result<u64, Fault> {
+        let mut moved = 0;
+        while let Some(finished) = self.executor.finished() {
+            let Some(&pending) = self.pending.get(usize::from(finished.token)) else {
+                continue;
+            };
+            let Some(queue) = queues.get_mut(usize::from(pending.queue)) else {
+                continue;
+            };
+            self.conclude(pending, finished.result, queue, memory)
+                .map_err(fault(pending.queue))?;
+            moved |= 1 << pending.queue;
+        }
+        Ok(moved)
+    }
+
+    /// Takes requests off a queue; returns whether some were answered at once. Notifications stay off
+    /// while there is more to take: the executor, the timer or the budget's end bring us back.
+    fn take(
+        &mut self,
+        index: u16,
+        queue: &mut Queue,
+        memory: &Arc<Memory>,
+        budget: &mut usize,
+    ) -> Result<bool, virtio_queue::Error> {
+        let mut answered = false;
+        queue.disable_notification(&**memory)?;
+        while *budget > 0 && self.executor.has_room() && !self.events.holds() {
+            let Some(chain) = queue.iter(&**memory)?.next() else {
+                if queue.enable_notification(&**memory)? {
+                    continue;
+                }
+                break;
+            };
+            let head = chain.head_index();
+            let loaded = self.request.load(&**memory, chain);
+            match loaded {
+                Ok(()) => match self.begin(index, head, queue, memory)? {
+                    Outcome::Answered => answered = true,
+                    Outcome::Running => {}
+                    Outcome::Held => {
+                        queue.go_to_previous_position();
+                        self.counters.throttled.add(1);
+                        break;
+                    }
+                },
+                Err(malformed) => {
+                    self.counters.malformed.add(1);
+                    self.complaints.warn(&malformed);
+                    queue.add_used(&**memory, head, 0)?;
+                    answered = true;
+                }
+            }
+            self.counters.requests.add(1);
+            *budget -= 1;
+        }
+        Ok(answered)
+    }
+
+    /// Judges the loaded request and begins with it.
+    fn begin(
+        &mut self,
+        index: u16,
+        head: u16,
+        queue: &mut Queue,
+        memory: &Arc<Memory>,
+    ) -> Result<Outcome, virtio_queue::Error> {
+        let mut pending = Pending {
+            queue: index,
+            head,
+            status: self.request.status,
+            work: Work::Flush,
+            bytes: 0,
+        };
+        let work = match self.judge().judge(&self.request) {
+            Ok(work) => work,
+            Err(refusal) => return self.refuse(pending, refusal, queue, memory),
+        };
+        (pending.work, pending.bytes) = (work, work.moves(&self.request));
+        if !self.events.permit(pending.bytes) {
+            return Ok(Outcome::Held);
+        }
+        let begun = match self.execute(work, memory) {
+            Ok(begun) => begun,
+            Err(refusal) => return self.refuse(pending, refusal, queue, memory),
+        };
+        match begun {
+            Begun::Done(result) => {
+                self.conclude(pending, result, queue, memory)?;
+                Ok(Outcome::Answered)
+            }
+            Begun::Running(token) => {
+                if let Some(place) = self.pending.get_mut(usize::from(token)) {
+                    *place = pending;
+                }
+                Ok(Outcome::Running)
+            }
+        }
+    }
+
+    fn execute(&mut self, work: Work, memory: &Arc<Memory>) -> Result<Begun, Refusal> {
+        let (task, parts): (Task, &[Part]) = match work {
+            Work::Read { offset } => (Task::Read { offset }, self.request.writable()),
+            Work::Write { offset } => {
+                let durable = self.durable();
+                (Task::Write { offset, durable }, self.request.readable())
+            }
+            Work::Flush => (Task::Flush, &[]),
+            Work::Serial => return self.tell_serial(memory).map(|()| Begun::Done(Ok(()))),
+            Work::Discard { ranges } => return self.clear(memory, ranges, false).map(Begun::Done),
+            Work::WriteZeroes { ranges } => return self.clear(memory, ranges, true).map(Begun::Done),
+        };
+        let mut vectors = self.executor.vectors();
+        vectors.load(memory, parts).map_err(|_| Refusal::Memory)?;
+        Ok(self.executor.begin(task, vectors))
+    }
+
+    /// The serial, filled with zeroes (§5.2.6.1).
+    fn tell_serial(&self, memory: &Memory) -> Result<(), Refusal> {
+        let mut serial = [0; SERIAL_BYTES];
+        let name = self.settings.serial.as_bytes();
+        serial[..name.len()].copy_from_slice(name);
+        let mut left = serial.as_slice();
+        for &(address, len) in self.request.writable() {
+            let (now, later) = left.split_at(len.min(left.len()));
+            memory.write_slice(now, address).map_err(|_| Refusal::Memory)?;
+            left = later;
+        }
+        Ok(())
+    }
+
+    /// Discards ranges or fills them with zeroes. All of them are judged before the first is touched.
+    fn clear(&self, memory: &Memory, count: usize, zeroes: bool) -> Result<io::Result<()>, Refusal> {
+        let judge = self.judge();
+        let ranges = ranges(memory, self.request.readable(), count)?;
+        let ranges: Vec<_> = ranges
+            .into_iter()
+            .map(|bytes| judge.range_of(bytes, zeroes))
+            .collect::<Result<_, _>>()?;
+        let disk = &self.executor.disk;
+        let cleared = ranges.into_iter().try_for_each(|range| match zeroes {
+            true => disk.zero(range),
+            false => disk.discard(range),
+        });
+        Ok(match self.durable() {
+            true => cleared.and_then(|()| disk.file.sync_data()),
+            false => cleared,
+        })
+    }
+
+    fn refuse(
+        &mut self,
+        pending: Pending,
+        refusal: Refusal,
+        queue: &mut Queue,
+        memory: &Memory,
+    ) -> Result<Outcome, virtio_queue::Error> {
+        self.counters.malformed.add(1);
+        self.complaints.warn(&refusal);
+        let status = match refusal.is_unsupported() {
+            true => VIRTIO_BLK_S_UNSUPP,
+            false => VIRTIO_BLK_S_IOERR,
+        };
+        // Data that the driver waits for comes before the status: none of it was written.
+        let written = u32::from(self.request.writable_bytes() == 0);
+        answer(pending, status, written, queue, memory)?;
+        Ok(Outcome::Answered)
+    }
+
+    /// Answers a request that was carried out, or not.
+    fn conclude(
+        &mut self,
+        pending: Pending,
+        result: io::Result<()>,
+        queue: &mut Queue,
+        memory: &Memory,
+    ) -> Result<(), virtio_queue::Error> {
+        let data = match pending.work {
+            Work::Read { .. } => pending.bytes,
+            Work::Serial => 20,
+            _ => 0,
+        };
+        let Err(cause) = result else {
+            self.count(pending);
+            let written = u32::try_from(data + 1).unwrap_or(u32::MAX);
+            return answer(pending, VIRTIO_BLK_S_OK, written, queue, memory);
+        };
+        self.counters.errors.add(1);
+        self.troubles
+            .warn(&format_args!("{:?} of {} bytes: {cause}", pending.work, pending.bytes));
+        let status = match cause.kind() {
+            io::ErrorKind::Unsupported => VIRTIO_BLK_S_UNSUPP,
+            _ => VIRTIO_BLK_S_IOERR,
+        };
+        answer(pending, status, u32::from(data == 0), queue, memory)
+    }
+
+    fn count(&self, pending: Pending) {
+        let counters = &self.counters;
+        match pending.work {
+            Work::Read { .. } => {
+                counters.reads.add(1);
+                counters.bytes_read.add(pending.bytes);
+            }
+            Work::Write { .. } => {
+                counters.writes.add(1);
+                counters.bytes_written.add(pending.bytes);
+            }
+            Work::Flush => counters.flushes.add(1),
+            Work::Discard { .. } | Work::WriteZeroes { .. } => counters.discards.add(1),
+            Work::Serial => {}
+        }
+    }
+}
+
+/// What became of a request.
+enum Outcome {
+    /// It has its answer.
+    Answered,
+    /// The executor has it.
+    Running,
+    /// Its rate does not allow it yet.
+    Held,
+}
+
+/// Writes the status and gives the chain back. A status that vanished from memory is not ours to mourn:
+/// it was there when the request was taken.
+fn answer(
+    pending: Pending,
+    status: u32,
+    written: u32,
+    queue: &mut Queue,
+    memory: &Memory,
+) -> Result<(), virtio_queue::Error> {
+    let status = u8::try_from(status).unwrap_or(u8::MAX);
+    if let Err(cause) = memory.write_obj(status, pending.status) {
+        log::debug!("block: the status has no place any more: {cause}");
+    }
+    queue.add_used(memory, pending.head, written)
+}
+
+/// The first `count` ranges in `parts`, however they are cut.
+fn ranges(memory: &Memory, parts: &[Part], count: usize) -> Result<Vec<[u8; RANGE_BYTES]>, Refusal> {
+    let mut bytes = vec![0; count * RANGE_BYTES];
+    let mut left = bytes.as_mut_slice();
+    for &(address, len) in parts {
+        let (now, later) = left.split_at_mut(len.min(left.len()));
+        memory.read_slice(now, address).map_err(|_| Refusal::Memory)?;
+        left = later;
+    }
+    let (ranges, _) = bytes.as_chunks();
+    Ok(ranges.to_vec())
+}
+
+/// Which of the queues in `moved` deserve a signal.
+fn signals(memory: &Memory, queues: &mut [&mut Queue], moved: u64) -> Result<Signals, Fault> {
+    let mut signals = Signals::default();
+    for (index, queue) in (0u16..).zip(queues.iter_mut()) {
+        if moved >> index & 1 == 1 {
+            let wanted = queue.needs_notification(memory).map_err(fault(index))?;
+            signals = signals.with_queue(index, wanted);
+        }
+    }
+    Ok(signals)
+}
+
+fn fault(queue: u16) -> impl Fn(virtio_queue::Error) -> Fault {
+    move |cause| Fault { queue, cause }
+}
+
+impl Device for Block {
+    fn kind(&self) -> Kind {
+        Kind::Block
+    }
+
+    fn features(&self) -> u64 {
+        self.layout.features()
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE; self.settings.queues.into()]
+    }
+
+    fn config(&self) -> Vec<u8> {
+        self.layout.config(self.negotiated.writeback)
+    }
+
+    /// Only `writeback` can be written (VIRTIO 1.2 §5.2.4), and means something where it is offered.
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        let at = WRITEBACK_OFFSET.checked_sub(offset);
+        if let Some(&value) = at.and_then(|at| data.get(at)) {
+            self.negotiated.writeback = value != 0;
+        }
+    }
+
+    fn activate(&mut self, features: u64) {
+        self.negotiated.features = features;
+    }
+
+    fn events(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.events.descriptor())
+    }
+
+    fn poll(&mut self) -> io::Result<()> {
+        self.events.poll()
+    }
+
+    /// Takes requests and answers them. Queues that are not ready are not taken from, but what was taken
+    /// from them before is answered there.
+    fn process(&mut self, memory: &Memory, queues: &mut [&mut Queue]) -> Signals {
+        if self.broken {
+            return Signals::default();
+        }
+        self.run(memory, queues).unwrap_or_else(|fault| {
+            self.complaints.warn(&fault);
+            self.reset();
+            self.broken = true;
+            Signals {
+                needs_reset: true,
+                ..Signals::default()
+            }
+        })
+    }
+
+    /// Waits for what the kernel is working on: afterwards nothing touches the guest's memory.
+    fn reset(&mut self) {
+        self.counters.device_resets.add(1);
+        if let Err(cause) = self.executor.settle() {
+            log::error!("block: requests cannot be waited for: {cause}");
+        }
+        self.executor.signal(true);
+        self.negotiated = State::NEW;
+        self.memory = None;
+        self.broken = false;
+    }
+
+    fn drained(&self) -> bool {
+        self.executor.in_flight() == 0
+    }
+
+    fn meter(&self) -> Arc<dyn Meter> {
+        Arc::clone(&self.counters) as Arc<dyn Meter>
+    }
+}
+
+impl std::fmt::Debug for Block {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Block")
+            .field("settings", &self.settings)
+            .field("sectors", &self.layout.sectors)
+            .field("engine", &self.engine())
+            .field("counters", &self.counters.snapshot())
+            .finish_non_exhaustive()
+    }
+}

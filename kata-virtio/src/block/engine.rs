@@ -1,0 +1,200 @@
+//! How requests reach the disk: at once in this thread, or through io_uring.
+//!
+//! ```text
+//!                    ┌─ Plain: preadv, pwritev, fdatasync ───────────► done
+//!   begin(task) ─────┤
+//!                    └─ Ring: begun ── submit ──► in the kernel ──► finished()
+//! ```
+//!
+//! Owns the disk and the choice between the two; knows no queues. What moves less than it should is
+//! carried on with; a file that ends before its disk does is an error.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use serde::{Deserialize, Serialize};
+
+use super::disk::Disk;
+use super::kernel::{Ring, Task, Vectors};
+
+/// Requests that the kernel works on at the same time.
+pub(super) const IN_FLIGHT_MAX: u16 = 128;
+
+/// How requests reach the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// io_uring for direct I/O, where requests wait for the disk; plain where the page cache answers.
+    #[default]
+    Auto,
+    /// io_uring; it is an error when this process may not use it.
+    IoUring,
+    /// System calls in the worker's thread, one request after the other.
+    Plain,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Executor {
+    pub(super) disk: Disk,
+    ring: Option<Ring>,
+    /// Tasks in the ring, by token.
+    tasks: Vec<Task>,
+    free: Vec<u16>,
+    spare: Vec<Vectors>,
+}
+
+/// A task that the ring has finished.
+#[derive(Debug)]
+pub(super) struct Finished {
+    /// What [`Executor::begin`] gave.
+    pub(super) token: u16,
+    /// Whether it succeeded.
+    pub(super) result: io::Result<()>,
+}
+
+/// What became of a task.
+#[derive(Debug)]
+pub(super) enum Begun {
+    /// It is over.
+    Done(io::Result<()>),
+    /// It will be [`finished`](Executor::finished) under this token.
+    Running(u16),
+}
+
+impl Executor {
+    /// # Errors
+    /// When `engine` is io_uring, and it cannot be had.
+    pub(super) fn new(disk: Disk, engine: Engine, event: BorrowedFd<'_>) -> io::Result<Self> {
+        let ring = || Ring::new(&disk.file, event, IN_FLIGHT_MAX);
+        let ring = match engine {
+            Engine::Plain => None,
+            Engine::IoUring => Some(ring()?),
+            // Measured on the page cache: a read of 4 KiB costs the same either way, and the ring's way is
+            // longer with one request at a time. Direct I/O waits for the disk: there the ring lets
+            // many wait together.
+            Engine::Auto if !disk.direct => None,
+            Engine::Auto => ring()
+                .inspect_err(|cause| log::info!("block: no io_uring, requests are carried out in turn: {cause}"))
+                .ok(),
+        };
+        Ok(Self {
+            disk,
+            ring,
+            tasks: vec![Task::Flush; IN_FLIGHT_MAX.into()],
+            free: (0..IN_FLIGHT_MAX).rev().collect(),
+            spare: Vec::new(),
+        })
+    }
+
+    /// Which of the two it is.
+    pub(super) fn engine(&self) -> Engine {
+        match self.ring {
+            Some(_) => Engine::IoUring,
+            None => Engine::Plain,
+        }
+    }
+
+    /// Empty vectors, to be filled for a task.
+    pub(super) fn vectors(&mut self) -> Vectors {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Whether a task can be begun.
+    pub(super) fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Tasks that are not finished.
+    pub(super) fn in_flight(&self) -> usize {
+        self.ring.as_ref().map_or(0, Ring::in_flight)
+    }
+
+    /// Begins a task; one for the ring waits for [`submit`](Self::submit).
+    pub(super) fn begin(&mut self, task: Task, vectors: Vectors) -> Begun {
+        if !self.disk.takes(&vectors) {
+            return self.at_once(task, vectors, Disk::bounce);
+        }
+        let (Some(ring), Some(token)) = (&mut self.ring, self.free.pop()) else {
+            return self.at_once(task, vectors, Disk::carry_out);
+        };
+        match ring.start(token, task, vectors) {
+            Ok(()) => {
+                if let Some(place) = self.tasks.get_mut(usize::from(token)) {
+                    *place = task;
+                }
+                Begun::Running(token)
+            }
+            Err(vectors) => {
+                self.free.push(token);
+                self.at_once(task, vectors, Disk::carry_out)
+            }
+        }
+    }
+
+    fn at_once(
+        &mut self,
+        task: Task,
+        mut vectors: Vectors,
+        carry_out: fn(&Disk, Task, &mut Vectors) -> io::Result<()>,
+    ) -> Begun {
+        let result = carry_out(&self.disk, task, &mut vectors);
+        self.keep(vectors);
+        Begun::Done(result)
+    }
+
+    /// Lets the kernel begin.
+    ///
+    /// # Errors
+    /// When it does not; the tasks stay.
+    pub(super) fn submit(&mut self) -> io::Result<()> {
+        self.ring.as_mut().map_or(Ok(()), Ring::submit)
+    }
+
+    /// The next task that is over.
+    pub(super) fn finished(&mut self) -> Option<Finished> {
+        let (token, moved, mut vectors) = self.ring.as_mut()?.finished()?;
+        let task = self
+            .tasks
+            .get(usize::from(token))
+            .copied()
+            .unwrap_or(Task::Flush);
+        let result = moved.and_then(|moved| self.disk.carry_on(task, moved, &mut vectors));
+        self.free.push(token);
+        self.keep(vectors);
+        Some(Finished { token, result })
+    }
+
+    /// Waits until all tasks are over, whatever comes of them.
+    ///
+    /// # Errors
+    /// When they cannot be waited for.
+    pub(super) fn settle(&mut self) -> io::Result<()> {
+        while self.in_flight() > 0 {
+            if let Some(ring) = &mut self.ring {
+                ring.wait()?;
+            }
+            while self.finished().is_some() {}
+        }
+        Ok(())
+    }
+
+    /// Whether finished tasks make the event readable from now on.
+    pub(super) fn signal(&mut self, wanted: bool) {
+        if let Some(ring) = &mut self.ring {
+            ring.signal(wanted);
+        }
+    }
+
+    /// Whether finished tasks wait to be taken.
+    pub(super) fn has_finished(&mut self) -> bool {
+        self.ring.as_mut().is_some_and(Ring::has_finished)
+    }
+
+    fn keep(&mut self, mut vectors: Vectors) {
+        vectors.clear();
+        if self.spare.len() < usize::from(IN_FLIGHT_MAX) {
+            self.spare.push(vectors);
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Block device (VIRTIO 1.2 §5.2): a raw file or a block device of the host as a disk of the guest.
+//!
+//! Owns everything between the guest's queues and the file. Knows guest memory and descriptors; must not
+//! know who runs the guest, how the queues were set up, or what is on the disk.
+//!
+//! ```text
+//!   guest driver          this device                                              host
+//!  ┌───────────┐  parse              judge              execute
+//!  │ queue 0…n ┼──────► Request ────────────► Work ────────────► Executor ┬ plain ──► preadv, pwritev
+//!  │           │          │ no request         │ refused           ▲      └ io_uring ► in the kernel
+//!  │           ◄──────────┴── status ──────────┴───────────────────┼──── finished ◄──────┘
+//!  └───────────┘                                              rate limit
+//! ```
+//!
+//! - `request` the layout of a request · `verdict` what it comes to · `layout` features and configuration
+//!   space: all three pure · `disk` the file · `kernel` guest memory for system calls, the only unsafe code
+//!   · `engine` at once or in the ring · `events` what wakes the worker · `device` the queues.
+//! - The worker is one thread. Plain requests, discards and writes of zeroes are carried out in it, one
+//!   after the other; what the ring has, the kernel works on meanwhile.
+//! - A read that was answered from a file that was cut short since, a full disk, a broken disk: the driver
+//!   is told `VIRTIO_BLK_S_IOERR`, the log gets a line now and then, the counter counts.
+//!
+//! # What a hostile driver can try
+//!
+//! | It tries | What happens |
+//! |---|---|
+//! | short header, no byte for the status, status outside of memory | chain is returned unused, counted, a rate-limited log line |
+//! | chain with a loop, of 4 GiB and more, of more than 512 descriptors, buffers in the wrong order | the same |
+//! | data outside of memory | fails with `IOERR`; nothing is read or written |
+//! | sector beyond the end, or so large that the end wraps | `IOERR` |
+//! | data of no or half sectors, data in the wrong direction | `IOERR` |
+//! | unknown type, unknown flag | `UNSUPP` |
+//! | discard or zeroes that it did not negotiate | `UNSUPP` |
+//! | more ranges or sectors than the configuration space says | `IOERR`; not even the first range is touched |
+//! | any write to a read-only disk | `IOERR`; the file need not even be open for writing |
+//! | header or range changed after the check | they are copied once, then judged |
+//! | data changed while it is written | that version or this is on its own disk |
+//! | half blocks where direct I/O has larger ones | `IOERR`; it was told the block size |
+//! | buffers at odd addresses in direct I/O | copied through memory of at most 1 MiB |
+//! | flood of any requests | 128 a turn, then the worker looks at everything else |
+//! | all requests at once | 128 are in the kernel, the others stay in the queue |
+//! | more than its rate | requests stay in the queue until the timer says so |
+//! | available index that jumps, rings outside of memory | queues are dead until the driver resets the device |
+//! | reset while the kernel works for it | waits for the kernel; then nothing touches guest memory any more |
+
+mod builder;
+mod counters;
+mod device;
+mod disk;
+mod engine;
+mod events;
+mod kernel;
+mod layout;
+mod request;
+mod verdict;
+
+pub use builder::{BuildError, Builder};
+pub use counters::Counters;
+pub use device::{Block, State};
+pub use engine::Engine;
