@@ -312,11 +312,11 @@ fn the_configuration_is_read_and_written_by_fields() {
 fn a_new_configuration_is_another_generation_and_an_interrupt() {
     let (mut driver, director) = active();
     let before = driver.registers.read(0x0fc);
-    director.direct(Act::Configure(vec![7; 20])).unwrap();
+    director.direct(Act::Configure(vec![7; 20]));
     assert_eq!(driver.registers.wait().unwrap(), CONFIG_CHANGE);
     assert_ne!(driver.registers.read(0x0fc), before);
     assert_eq!(driver.registers.config(0, 20), [7; 20]);
-    director.direct(Act::Configure(vec![8; 2])).unwrap();
+    director.direct(Act::Configure(vec![8; 2]));
     driver.registers.wait().unwrap();
     let mut beyond = [1; 4];
     driver.registers.mmio.read(0x100, &mut beyond);
@@ -341,11 +341,11 @@ fn a_broken_queue_is_told_and_healed_by_a_reset() {
 #[test]
 fn a_device_that_asks_for_a_reset_is_left_alone_until_then() {
     let (mut driver, director) = active();
-    director.direct(Act::AskForReset).unwrap();
+    director.direct(Act::AskForReset);
     assert_eq!(driver.registers.wait().unwrap(), CONFIG_CHANGE);
     driver.rings.offer(QUEUE, &[b"?"], &[1]).unwrap();
     driver.registers.kick(QUEUE).unwrap();
-    director.direct(Act::AskForReset).unwrap();
+    director.direct(Act::AskForReset);
     // A worker that stops and begins looks at everything.
     driver.registers.mmio.pause().unwrap();
     driver.registers.mmio.resume().unwrap();
@@ -360,7 +360,7 @@ fn a_device_that_asks_for_a_reset_is_left_alone_until_then() {
 #[test]
 fn a_device_without_its_hosts_side_is_broken_but_not_lost() {
     let (mut driver, director) = active();
-    director.direct(Act::FailPoll).unwrap();
+    director.direct(Act::FailPoll);
     assert_eq!(driver.registers.wait().unwrap(), CONFIG_CHANGE);
     assert!(driver.registers.mmio.is_broken());
     driver.initialise(u64::MAX).unwrap();
@@ -370,7 +370,7 @@ fn a_device_without_its_hosts_side_is_broken_but_not_lost() {
 #[test]
 fn a_device_that_panics_is_lost_and_its_transport_is_not() {
     let (mut driver, director) = active();
-    director.direct(Act::Panic).unwrap();
+    director.direct(Act::Panic);
     assert_eq!(driver.registers.wait().unwrap(), CONFIG_CHANGE);
     assert_eq!(driver.registers.status(), ACTIVE | NEEDS_RESET);
     driver.registers.write_config(0, &[1]);
@@ -399,7 +399,7 @@ fn a_reset_in_flight_leaves_everything_as_at_the_beginning() {
     let untouched = driver.registers.mmio.state();
     for round in 1..=50 {
         driver.initialise(u64::MAX).unwrap();
-        director.direct(Act::Configure(vec![9])).unwrap();
+        director.direct(Act::Configure(vec![9]));
         for _ in 0..8 {
             driver.rings.offer(QUEUE, &[&[1; 4096]], &[4096]).unwrap();
             driver.registers.kick(QUEUE).unwrap();

@@ -38,6 +38,7 @@
 mod bench;
 pub mod driver;
 mod echo;
+mod hostile;
 pub mod net;
 mod ring;
 mod rings;
@@ -46,5 +47,6 @@ pub mod vsock;
 pub use bench::Bench;
 pub use driver::{Driver, Registers};
 pub use echo::{Act, Director, Echo, Story};
+pub use hostile::{run_queue, run_transport};
 pub use ring::{Buffer, DriverQueue};
 pub use rings::{Chain, MEMORY_BYTES, Rings};
