@@ -184,3 +184,157 @@ fn levels(leaf: u32, place: Place) -> [kvm_cpuid_entry2; 3] {
         level(2, 0, 0, 0),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Row = (u32, u32, [u32; 4]);
+
+    /// Leaves as a 16-core Ice Lake host's KVM gives them; the ones that are touched, and a few that are not.
+    const INTEL: &[Row] = &[
+        (0, 0, [0x1b, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
+        (1, 0, [0x606a6, 0x0510_0800, 0xf6fa_b223, 0x1f8b_fbff]),
+        (4, 0, [0x7c00_4121, 0x02c0_003f, 0x3f, 0]),
+        (4, 1, [0x7c00_4122, 0x01c0_003f, 0x3f, 0]),
+        (4, 2, [0x7c00_4143, 0x04c0_003f, 0x3ff, 0]),
+        (4, 3, [0x7c07_c163, 0x02c0_003f, 0xbfff, 4]),
+        (4, 4, [0, 0, 0, 0]),
+        (7, 0, [0, 0xf1bf_07ef, 0x4040_5f4e, 0xbc04_0412]),
+        (0xa, 0, [0x0730_0802, 0, 0, 0x603]),
+        (0xb, 0, [1, 2, 0x100, 5]),
+        (0xb, 1, [5, 32, 0x201, 5]),
+        (0x12, 0, [3, 1, 0, 0x241f]),
+        (0x1f, 0, [1, 2, 0x100, 5]),
+        (0x4000_0000, 0, [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d]),
+        (0x4000_0001, 0, [0x0100_7efb, 0, 0, 0]),
+        (0x8000_0001, 0, [0, 0, 0x121, 0x2c10_0800]),
+        (0x8000_0008, 0, [0x3039, 0, 0, 0]),
+    ];
+
+    /// As an EPYC Milan host's KVM gives them.
+    const AMD: &[Row] = &[
+        (0, 0, [0x10, 0x6874_7541, 0x444d_4163, 0x6974_6e65]),
+        (1, 0, [0xa0_0f11, 0x0310_0800, 0xf6d8_3203, 0x178b_fbff]),
+        (0xb, 0, [1, 2, 0x100, 3]),
+        (0xb, 1, [4, 16, 0x201, 3]),
+        (0x4000_0001, 0, [0x0100_7efb, 0, 0, 0]),
+        (0x8000_0001, 0, [0xa0_0f11, 0x4000_0000, 0x0040_03f7, 0x2fd3_fbff]),
+        (0x8000_0008, 0, [0x3030, 0x111e_f657, 0x700f, 0]),
+        (0x8000_000a, 0, [1, 0xf, 0, 0x1bc3_fcff]),
+        (0x8000_001d, 0, [0x4121, 0x01c0_003f, 0x3f, 0]),
+        (0x8000_001d, 3, [0x3c163, 0x03c0_003f, 0x7fff, 1]),
+        (0x8000_001e, 0, [3, 0x101, 0x300, 0]),
+    ];
+
+    fn supported(rows: &[Row]) -> Supported {
+        let entries: Vec<kvm_cpuid_entry2> = rows
+            .iter()
+            .map(|&(function, index, [eax, ebx, ecx, edx])| kvm_cpuid_entry2 {
+                function,
+                index,
+                eax,
+                ebx,
+                ecx,
+                edx,
+                ..kvm_cpuid_entry2::default()
+            })
+            .collect();
+        restrict(CpuId::from_entries(&entries).unwrap(), true)
+    }
+
+    fn leaf(table: &[kvm_cpuid_entry2], function: u32, index: u32) -> [u32; 4] {
+        let mut found = table
+            .iter()
+            .filter(|entry| (entry.function, entry.index) == (function, index));
+        let entry = found.next().unwrap();
+        assert!(
+            found.next().is_none(),
+            "leaf {function:#x}.{index} is there twice"
+        );
+        [entry.eax, entry.ebx, entry.ecx, entry.edx]
+    }
+
+    #[test]
+    fn an_intel_table_for_the_third_of_four() {
+        let table = for_vcpu(&supported(INTEL), Place { index: 2, count: 4 });
+        // APIC id 2 of 4, CLFLUSH size kept; VMX and PDCM out, deadline timer and hypervisor in.
+        let ecx = (0xf6fa_b223 & !(VMX | PERFMON_CAPABILITIES)) | TSC_DEADLINE | HYPERVISOR;
+        assert_eq!(leaf(&table, 1, 0), [0x606a6, 0x0204_0800, ecx, 0x1f8b_fbff]);
+        // Caches: own, own, own, shared by four ids; three in the count of cores.
+        assert_eq!(leaf(&table, 4, 0)[0], 0x0c00_0121);
+        assert_eq!(leaf(&table, 4, 2), [0x0c00_0143, 0x04c0_003f, 0x3ff, 0]);
+        assert_eq!(leaf(&table, 4, 3), [0x0c00_c163, 0x02c0_003f, 0xbfff, 4]);
+        assert_eq!(leaf(&table, 4, 4), [0; 4]);
+        for function in [0xb, 0x1f] {
+            assert_eq!(leaf(&table, function, 0), [0, 1, 0x100, 2]);
+            assert_eq!(leaf(&table, function, 1), [2, 4, 0x201, 2]);
+            assert_eq!(leaf(&table, function, 2), [0, 0, 2, 2]);
+        }
+        assert_eq!(leaf(&table, 7, 0)[1..3], [0xf1bf_07eb, 0x0040_5f4e]);
+        assert_eq!((leaf(&table, 0xa, 0), leaf(&table, 0x12, 0)), ([0; 4], [0; 4]));
+        assert_eq!(leaf(&table, 0x4000_0001, 0)[0], 0x0100_3aeb);
+        // Cores are not counted where Intel has nothing.
+        assert_eq!(leaf(&table, 0x8000_0008, 0), [0x3039, 0, 0, 0]);
+    }
+
+    #[test]
+    fn an_amd_table_for_the_last_of_three() {
+        let table = for_vcpu(&supported(AMD), Place { index: 2, count: 3 });
+        // Three processors have two bits of ids.
+        assert_eq!(leaf(&table, 1, 0)[1], 0x0204_0800);
+        assert_eq!(leaf(&table, 0xb, 1), [2, 3, 0x201, 2]);
+        assert_eq!(leaf(&table, 0x8000_0008, 0)[2], 0x2002);
+        assert_eq!(leaf(&table, 0x8000_0001, 0)[2], 0x0040_03f7 & !SVM);
+        assert_eq!(leaf(&table, 0x8000_000a, 0), [0; 4]);
+        assert_eq!(leaf(&table, 0x8000_001d, 0)[0], 0x121);
+        assert_eq!(leaf(&table, 0x8000_001d, 3)[0], 0xc163);
+        assert_eq!(leaf(&table, 0x8000_001e, 0), [2, 2, 0, 0]);
+        assert!(table.iter().all(|entry| entry.function != 0x1f));
+    }
+
+    #[test]
+    fn a_single_processor_has_no_siblings() {
+        let table = for_vcpu(&supported(AMD), Place { index: 0, count: 1 });
+        let basic = leaf(&table, 1, 0);
+        assert_eq!((basic[1], basic[3] & HYPER_THREADING), (0x0001_0800, 0));
+        assert_eq!(leaf(&table, 0xb, 1), [0, 1, 0x201, 0]);
+        assert_eq!(leaf(&table, 0x8000_0008, 0)[2], 0);
+        assert_eq!(leaf(&table, 0x8000_0001, 0)[2] & AMD_LEGACY_CORES, 0);
+    }
+
+    /// For every machine: no bit that KVM does not have but those that are a place, and ids that are apart.
+    #[test]
+    fn no_feature_is_invented() {
+        for rows in [INTEL, AMD] {
+            for count in 1..=32 {
+                for index in 0..count {
+                    let table = for_vcpu(&supported(rows), Place { index, count });
+                    for &(function, sub, before) in rows {
+                        let added = |word: usize| leaf(&table, function, sub)[word] & !before[word];
+                        match function {
+                            1 => assert_eq!(added(2) & !(TSC_DEADLINE | HYPERVISOR), 0),
+                            7 | 0x8000_0001 | 0x4000_0001 => {
+                                assert_eq!((added(1), added(2), added(3)), (0, 0, 0))
+                            }
+                            _ => {}
+                        }
+                    }
+                    let width = leaf(&table, 0xb, 1)[0];
+                    assert_eq!(leaf(&table, 0xb, 0)[3], u32::from(index));
+                    assert!(u32::from(index) < 1 << width && u32::from(count) <= 1 << width);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_the_capability_there_is_no_deadline_timer() {
+        let entry = kvm_cpuid_entry2 {
+            function: 1,
+            ..kvm_cpuid_entry2::default()
+        };
+        let Supported(table) = restrict(CpuId::from_entries(&[entry]).unwrap(), false);
+        assert_eq!(table.as_slice()[0].ecx, HYPERVISOR);
+    }
+}

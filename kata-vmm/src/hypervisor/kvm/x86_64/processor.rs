@@ -1,11 +1,11 @@
 //! A vCPU before its first instruction.
 //!
-//! Owns the KVM calls that give it its identity, its model specific registers, its FPU, its interrupt pins
-//! and, for the boot processor, its entry. The others wait for the boot processor's start-up IPI, as KVM
-//! made them.
+//! Owns the KVM calls that give it its identity, its model specific registers, its interrupt pins and, for the
+//! boot processor, its entry. The others wait for the boot processor's start-up IPI, as KVM made them.
+//! The FPU needs none: a new vCPU's is as FNINIT leaves it (and `KVM_SET_FPU` does not take MXCSR).
 //! It must not know threads or exits.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu, kvm_lapic_state, kvm_msr_entry};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_lapic_state, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
 use super::boot::Entry;
@@ -17,10 +17,6 @@ const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
 /// `IA32_MTRR_DEF_TYPE` (Intel SDM 3A §12.11.2.1): enabled, write-back. There is no firmware to set it, and a
 /// guest that believes it would treat all memory as uncached.
 const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
-
-/// The x87 control word and MXCSR after FNINIT (Intel SDM 1 §8.1.5, §10.2.3): every exception masked.
-const FPU_CONTROL: u16 = 0x37f;
-const MXCSR: u32 = 0x1f80;
 
 /// Local APIC registers of the two interrupt pins (Intel SDM 3A §11.5.1), and their delivery modes.
 const LVT_LINT0: usize = 0x350;
@@ -91,12 +87,6 @@ pub(in crate::hypervisor::kvm) fn prepare_vcpu(
     let table = CpuId::from_entries(&table).map_err(|_| ProcessorError::Cpuid { entries: table.len() })?;
     vcpu.set_cpuid2(&table).map_err(kvm("CPUID"))?;
     set_registers(vcpu, index)?;
-    vcpu.set_fpu(&kvm_fpu {
-        fcw: FPU_CONTROL,
-        mxcsr: MXCSR,
-        ..kvm_fpu::default()
-    })
-    .map_err(kvm("FPU"))?;
     if let Some(entry) = entry {
         let reset = vcpu.get_sregs().map_err(kvm("special registers"))?;
         vcpu.set_sregs(&entry::special(entry, &reset))
@@ -146,4 +136,70 @@ fn apic_register(apic: &kvm_lapic_state, offset: usize) -> u32 {
     u32::from_le_bytes(std::array::from_fn(|byte| {
         apic.regs[offset + byte].cast_unsigned()
     }))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use kvm_ioctls::VmFd;
+
+    use super::*;
+
+    /// Runs a test on a vCPU of a new VM with interrupt controllers; prints why where there is no KVM.
+    pub(in super::super) fn with_vcpu<T>(test: impl FnOnce(&Kvm, &VcpuFd) -> T) -> Option<T> {
+        let kvm = match Kvm::new() {
+            Ok(kvm) => kvm,
+            Err(cause) => {
+                println!("skipped: /dev/kvm: {cause}");
+                return None;
+            }
+        };
+        let vm: VmFd = crate::hypervisor::kvm::create_vm(&kvm).unwrap();
+        vm.create_irq_chip().unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        Some(test(&kvm, &vcpu))
+    }
+
+    #[test]
+    fn the_boot_processor_is_ready_to_enter_the_kernel() {
+        with_vcpu(|kvm, vcpu| {
+            let supported = supported_cpuid(kvm).unwrap();
+            let entry = Entry::Pvh {
+                rip: 0x100_0a30,
+                start_info: 0x7000,
+            };
+            prepare_vcpu(vcpu, 0, 1, &supported, Some(&entry)).unwrap();
+            let registers = vcpu.get_regs().unwrap();
+            assert_eq!(
+                (registers.rip, registers.rbx, registers.rflags),
+                (0x100_0a30, 0x7000, 2)
+            );
+            let special = vcpu.get_sregs().unwrap();
+            assert_eq!(
+                (special.cr0 & 0x8000_0001, special.cs.limit, special.cs.db),
+                (1, u32::MAX, 1)
+            );
+            // FCW and MXCSR in the FXSAVE area (Intel SDM 1 table 10-2): every exception masked.
+            let fpu = vcpu.get_xsave().unwrap().region;
+            assert_eq!((fpu[0] & 0xffff, fpu[6]), (0x37f, 0x1f80));
+            let apic = vcpu.get_lapic().unwrap();
+            let mode = |register| apic_register(&apic, register) & DELIVERY_MASK;
+            assert_eq!((mode(LVT_LINT0), mode(LVT_LINT1)), (0x700, 0x400));
+            let mut registers = Msrs::from_entries(&[kvm_msr_entry {
+                index: 0x2ff,
+                ..kvm_msr_entry::default()
+            }])
+            .unwrap();
+            assert_eq!(vcpu.get_msrs(&mut registers).unwrap(), 1);
+            assert_eq!(registers.as_slice()[0].data, 0x806);
+        });
+    }
+
+    #[test]
+    fn the_others_wait_where_kvm_made_them() {
+        with_vcpu(|kvm, vcpu| {
+            let before = vcpu.get_regs().unwrap();
+            prepare_vcpu(vcpu, 0, 4, &supported_cpuid(kvm).unwrap(), None).unwrap();
+            assert_eq!(vcpu.get_regs().unwrap(), before);
+        });
+    }
 }

@@ -21,6 +21,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink, aml};
 
+use super::halves;
 use crate::hypervisor::kvm::x86_64::layout::{
     ACPI_TABLES, COM1_GSI, COM1_PORT, IO_APIC, LOCAL_APIC, PANIC_PORT, RESET, RESET_PORT, SLEEP_CONTROL_PORT,
     SLEEP_STATUS_PORT, SLEEP_TYPE_S5, Slot,
@@ -176,8 +177,8 @@ fn virtio_device(index: usize, slot: &Slot, code: &mut Vec<u8>) {
     let number = Name::new(Path::new("_UID"), &index);
     // It sees memory as the processors' caches have it (ACPI 6.5 §6.2.17).
     let coherent = Name::new(Path::new("_CCA"), &aml::ONE);
-    let (base, size) = (u32::try_from(slot.base), u32::try_from(slot.size));
-    let registers = Memory32Fixed::new(true, base.unwrap_or(0), size.unwrap_or(0));
+    // All slots are below 4 GiB.
+    let registers = Memory32Fixed::new(true, halves(slot.base).0, halves(slot.size).0);
     let interrupt = edge_triggered(slot.gsi);
     let resources = ResourceTemplate::new(vec![&registers, &interrupt]);
     let resources = Name::new(Path::new("_CRS"), &resources);

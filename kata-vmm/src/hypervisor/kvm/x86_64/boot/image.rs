@@ -32,7 +32,7 @@ pub(in crate::hypervisor::kvm) enum ImageError {
     #[error("it is not a regular file")]
     NotAFile,
     /// It ends before something that it says it contains.
-    #[error("its {what} is at {offset:#x}, {bytes:#x} bytes long, and the file has {size:#x}")]
+    #[error("its {what} needs {bytes:#x} bytes at {offset:#x}, and the file has {size:#x}")]
     Truncated {
         /// What.
         what: &'static str,

@@ -115,7 +115,7 @@ pub(in crate::hypervisor::kvm) enum KernelError {
 /// Copies the kernel to guest memory, which is zero and has low memory up to `limit`.
 pub(super) fn load(image: &Image<'_>, memory: &GuestMemoryMmap, limit: u64) -> Result<Kernel, KernelError> {
     let mut start = [0; 4];
-    image.read("first bytes", 0, &mut start)?;
+    image.read("start", 0, &mut start)?;
     if elf::recognize(&start) {
         return load_elf(image, &elf::parse(image)?, memory, limit);
     }

@@ -5,14 +5,17 @@
 
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 
-use super::Placed;
 use super::memory_map::Range;
+use super::{Placed, halves};
 use crate::hypervisor::kvm::x86_64::layout::{COMMAND_LINE, COMMAND_LINE_BYTES, PAGE_TABLES};
 
 /// "HdrS", `boot_flag`, and the version whose fields an ELF kernel is given.
 const MAGIC: u32 = 0x5372_6448;
 const BOOT_FLAG: u16 = 0xaa55;
 const VERSION: u16 = 0x020f;
+/// Without its final zero.
+const COMMAND_LINE_SIZE: u32 = 2047;
+const _: () = assert!(COMMAND_LINE_SIZE as usize + 1 == COMMAND_LINE_BYTES);
 /// A boot loader without a number of its own.
 const UNDEFINED_LOADER: u8 = 0xff;
 
@@ -39,20 +42,20 @@ pub(super) fn zero_page(
         boot_flag: BOOT_FLAG,
         header: MAGIC,
         version: VERSION,
-        cmdline_size: u32::try_from(COMMAND_LINE_BYTES - 1).unwrap_or(0),
+        cmdline_size: COMMAND_LINE_SIZE,
         ..setup_header::default()
     });
-    header.type_of_loader = UNDEFINED_LOADER;
-    header.cmd_line_ptr = low(COMMAND_LINE);
-    if let Some(Placed { start, size }) = initramfs {
-        header.ramdisk_image = low(start);
-        header.ramdisk_size = low(size);
-    }
     let mut page = boot_params {
-        hdr: header,
         acpi_rsdp_addr: rsdp.unwrap_or(0),
         ..boot_params::default()
     };
+    header.type_of_loader = UNDEFINED_LOADER;
+    (header.cmd_line_ptr, page.ext_cmd_line_ptr) = halves(COMMAND_LINE);
+    if let Some(Placed { start, size }) = initramfs {
+        (header.ramdisk_image, page.ext_ramdisk_image) = halves(start);
+        (header.ramdisk_size, page.ext_ramdisk_size) = halves(size);
+    }
+    page.hdr = header;
     let mut table = page.e820_table;
     for (entry, range) in table.iter_mut().zip(map) {
         *entry = boot_e820_entry {
@@ -60,15 +63,10 @@ pub(super) fn zero_page(
             size: range.size,
             r#type: range.kind as u32,
         };
+        page.e820_entries += 1;
     }
     page.e820_table = table;
-    page.e820_entries = u8::try_from(map.len().min(table.len())).unwrap_or(0);
     page
-}
-
-/// What is known to be below 4 GiB: everything that is placed is in low memory.
-fn low(number: u64) -> u32 {
-    u32::try_from(number).unwrap_or(0)
 }
 
 /// The page tables, for [`PAGE_TABLES`]: the root, one table of directories, and four directories of 2 MiB

@@ -227,8 +227,17 @@ fn write_command_line(boot: &Boot<'_>) -> Result<(), BootError> {
     write(boot.memory, "command line", layout::COMMAND_LINE, bytes)
 }
 
+/// The low and the high 32 bits, as several tables want them.
+fn halves(number: u64) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
+    (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
+}
+
 fn write(memory: &GuestMemoryMmap, what: &'static str, address: u64, bytes: &[u8]) -> Result<(), BootError> {
     memory
         .write_slice(bytes, GuestAddress(address))
         .map_err(|cause| BootError::Write { what, address, cause })
 }
+
+#[cfg(test)]
+mod tests;

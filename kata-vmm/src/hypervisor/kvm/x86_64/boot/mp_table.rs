@@ -28,17 +28,17 @@ const ISA: u8 = 0;
 /// All local APICs.
 const EVERY: u8 = 0xff;
 
-/// The floating pointer and the table, for [`MP_TABLE`].
+/// The floating pointer and the table, for [`MP_TABLE`]: less than 1 KiB for every machine.
 pub(super) fn table(vcpus: u8) -> Vec<u8> {
     let (count, entries) = entries(vcpus);
     let mut table = Vec::with_capacity(HEADER_BYTES + entries.len());
     table.extend(b"PCMP");
-    table.extend(u16_of(HEADER_BYTES + entries.len()).to_le_bytes());
+    table.extend(&(HEADER_BYTES + entries.len()).to_le_bytes()[..2]);
     table.extend([REVISION, 0]);
     table.extend(b"KATARS  ");
     table.extend(b"KATAVMM     ");
     table.extend([0; 6]);
-    table.extend(u16_of(count).to_le_bytes());
+    table.extend(&count.to_le_bytes()[..2]);
     table.extend(LOCAL_APIC.to_le_bytes());
     table.extend([0; 4]);
     table.extend(entries);
@@ -46,8 +46,7 @@ pub(super) fn table(vcpus: u8) -> Vec<u8> {
 
     let mut bytes = Vec::with_capacity(POINTER_BYTES + table.len());
     bytes.extend(b"_MP_");
-    let address = u32::try_from(MP_TABLE).unwrap_or(0) + POINTER_BYTES as u32;
-    bytes.extend(address.to_le_bytes());
+    bytes.extend(&(MP_TABLE + POINTER_BYTES as u64).to_le_bytes()[..4]);
     // One paragraph, this revision, the checksum, a table rather than a default, no IMCR.
     bytes.extend([1, REVISION, 0, 0, 0, 0, 0, 0]);
     bytes[10] = checksum(&bytes);
@@ -58,11 +57,6 @@ pub(super) fn table(vcpus: u8) -> Vec<u8> {
 /// What makes a sum of zero.
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_sub(*byte))
-}
-
-/// Lengths and counts of a table that fits the last KiB of base memory.
-fn u16_of(number: usize) -> u16 {
-    u16::try_from(number).unwrap_or(u16::MAX)
 }
 
 /// How many, and their bytes: processors, bus, IO-APIC, its pins, the local APICs' pins (§4.3).
@@ -80,7 +74,7 @@ fn entries(vcpus: u8) -> (usize, Vec<u8>) {
     let io_apic = vcpus;
     bytes.extend([2, io_apic, IO_APIC_VERSION, ENABLED]);
     bytes.extend(IO_APIC.to_le_bytes());
-    for pin in (0..u8::MAX).take(IO_APIC_PINS as usize) {
+    for pin in (0..).take(IO_APIC_PINS as usize) {
         // As the bus has it, and ISA's are edge-triggered, active high.
         bytes.extend([3, INT, 0, 0, ISA, pin, io_apic, pin]);
     }

@@ -28,7 +28,7 @@ pub(super) fn start_info(initramfs: Option<Placed>, rsdp: Option<u64>, ranges: u
     for address in [modlist, COMMAND_LINE, rsdp.unwrap_or(0), PVH_MEMORY_MAP] {
         bytes.extend(address.to_le_bytes());
     }
-    bytes.extend(u64::try_from(ranges).unwrap_or(0).to_le_bytes());
+    bytes.extend((ranges as u64).to_le_bytes());
     if let Some(Placed { start, size }) = initramfs {
         for field in [start, size, 0, 0] {
             bytes.extend(field.to_le_bytes());
