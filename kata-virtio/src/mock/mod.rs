@@ -2,9 +2,26 @@
 //!
 //! For tests, benchmarks and examples, here and in programs that embed a device. Knows what a driver
 //! knows: queues, packets and its own sockets. It is not a model driver: what a hostile one may do, it
-//! does on request ([`vsock::Guest::send_raw`], [`vsock::Guest::hold_receive_buffers`]).
+//! does on request ([`vsock::Guest::send_raw`], [`vsock::Guest::hold_receive_buffers`],
+//! [`Rings::forge`], [`Registers::write`]).
 //!
-//! A device driven by the mock:
+//! - [`Driver`] drives any device behind the registers of virtio-mmio, served by its own thread.
+//! - [`Bench`] drives any device with its queues at hand, in one thread.
+//! - What a driver of one kind of device knows is in that device's room here.
+//!
+//! Any device, in one thread:
+//!
+//! ```
+//! use kata_virtio::mock::Bench;
+//! use kata_virtio::rng::{REQUEST_QUEUE, Rng};
+//!
+//! let mut bench = Bench::new(Rng::new()?)?;
+//! let entropy = bench.request(REQUEST_QUEUE, &[], &[32])?;
+//! assert_eq!(entropy.len(), 32);
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! The socket device:
 //!
 //! ```
 //! use std::io::{Read, Write};

@@ -69,7 +69,8 @@ impl Ring {
         let size = usize::from(self.size);
         let [descriptors, driver, device] = self.areas;
         let lies = |address: u64, align: u64, bytes: usize| {
-            address % align == 0 && memory.check_range(GuestAddress(address), bytes, Permissions::ReadWrite)
+            address.is_multiple_of(align)
+                && memory.check_range(GuestAddress(address), bytes, Permissions::ReadWrite)
         };
         // An available ring at 0 is what the queue takes for no ring.
         driver != 0
@@ -141,9 +142,9 @@ mod tests {
             [last(240), 0x1000, 0x2000],
             [0, last(36), 0x2000],
             [0, 0x1000, last(132)],
-            [u64::MAX & !15, 0x1000, 0x2000],
+            [!15, 0x1000, 0x2000],
             [0, u64::MAX - 1, 0x2000],
-            [0, 0x1000, u64::MAX & !3],
+            [0, 0x1000, !3],
         ] {
             assert!(!ring(bad).is_valid(&memory()), "{bad:x?}");
         }
