@@ -12,7 +12,7 @@ use kata_sandbox::{Backend, Container, blocking};
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let Some(rootfs) = args.next() else {
-        let _ = writeln!(std::io::stderr(), "usage: hold ROOTFS [fake|qemu_tcg|qemu_kvm]");
+        let _ = writeln!(std::io::stderr(), "usage: hold ROOTFS [fake|qemu_tcg|qemu_kvm|kvm]");
         return ExitCode::from(2);
     };
     let backend = match args.next().as_deref().map(|name| name.to_str()) {
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Some(Some("fake")) => Backend::Process,
         Some(Some("qemu_tcg")) => Backend::QemuTcg,
         Some(Some("qemu_kvm")) => Backend::QemuKvm,
+        Some(Some("kvm")) => Backend::Kvm,
         Some(_) => {
             let _ = writeln!(std::io::stderr(), "hold: no such backend");
             return ExitCode::from(2);

@@ -45,6 +45,7 @@ const BACKENDS: &[(&str, Backend)] = &[
     ("fake", Backend::Process),
     ("qemu_tcg", Backend::QemuTcg),
     ("qemu_kvm", Backend::QemuKvm),
+    ("kvm", Backend::Kvm),
 ];
 
 /// Makes a module per backend out of test bodies: `fake::name`, `qemu_tcg::name`, ….
@@ -56,7 +57,7 @@ macro_rules! on_every_backend {
             use super::*;
             $($(#[$meta])* pub(super) async fn $name($bed: Bed) $body)*
         }
-        $crate::on_these_backends! { [$deadline; $($name)*]; fake qemu_tcg qemu_kvm }
+        $crate::on_these_backends! { [$deadline; $($name)*]; fake qemu_tcg qemu_kvm kvm }
     };
 }
 

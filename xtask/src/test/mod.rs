@@ -1,23 +1,31 @@
 //! `cargo xtask test`: the whole suite, and what it needs.
 //!
 //! ```text
-//!  setup ─► tidy ─► fmt ─► clippy ─► package ─► cargo test ─► `N passed, M failed, K skipped`
+//!  setup ─► tidy ─► fmt ─► clippy ─► package ─► cargo test ─► nested beds ─► `N passed, M failed, K skipped`
 //!           └── a gate that fails is a failure, and the next one runs all the same ──┘
 //! ```
+//!
+//! Where this machine's KVM runs stock guests, the tests that need it run under cargo like all others;
+//! elsewhere they run in [`nested`] beds.
 
+mod nested;
+mod programs;
 mod tally;
 
 use std::error::Error;
+use std::fs::File;
 use std::process::{Command, ExitCode};
 
 use clap::{Args, ValueEnum};
 
+use crate::bed::{Bed, BedError, End};
 use crate::process::{self, ProcessError};
 use crate::progress::Step;
 use crate::setup::{self, Purpose, Ready, SetupError};
 use crate::tidy;
 use crate::workspace::Workspace;
 
+use nested::{Asked, Extent, Plan};
 use tally::{Line, Tally};
 
 /// What to test.
@@ -28,6 +36,9 @@ pub(crate) struct Options {
     /// Run the tests that need a sandbox on this backend only
     #[arg(long, value_enum)]
     backend: Option<Backend>,
+    /// How much runs in the nested bed, where this machine has no KVM for stock guests
+    #[arg(long, value_enum, default_value = "normal")]
+    bed: Extent,
 }
 
 /// What the tests' sandboxes are.
@@ -36,9 +47,13 @@ enum Backend {
     /// The agent as an ordinary process
     Fake,
     /// A whole machine in QEMU, in software
+    #[value(name = "qemu_tcg")]
     QemuTcg,
     /// A whole machine in QEMU, on KVM
+    #[value(name = "qemu_kvm")]
     QemuKvm,
+    /// A whole machine in our own monitor, on KVM
+    Kvm,
 }
 
 impl Backend {
@@ -48,6 +63,7 @@ impl Backend {
             Self::Fake => "fake",
             Self::QemuTcg => "qemu_tcg",
             Self::QemuKvm => "qemu_kvm",
+            Self::Kvm => "kvm",
         }
     }
 }
@@ -61,6 +77,9 @@ pub(crate) enum TestError {
     /// cargo could not be run.
     #[error("cannot run the tests")]
     Cargo(#[from] ProcessError),
+    /// The nested bed could not be made.
+    #[error("cannot make the nested bed")]
+    Bed(#[from] BedError),
 }
 
 /// Runs the suite; the last line on standard output is its sum.
@@ -74,13 +93,17 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode, 
     } else {
         Vec::new()
     };
+    let nested = options.bed != Extent::None && !has_kvm();
     let mut tally = Tally::default();
-    let status = process::stream(&mut cargo_test(workspace, options, &ready), |line| {
-        if let Line::Shown = tally.read(line) {
-            println!("{line}");
-        }
+    let status = process::stream(&mut cargo_test(workspace, options, &ready, nested), |line| {
+        show(&mut tally, line);
     })?;
     tally.end(status.success());
+    if nested {
+        tally.absorb(in_beds(workspace, options, &ready)?);
+    } else if options.filter.is_none() {
+        tally.absorb(on_more_processors(workspace, options, &ready)?);
+    }
     let (text, good) = report(&tally, &broken, in_ci());
     print!("\n{text}");
     Ok(if good {
@@ -88,6 +111,87 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode, 
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn show(tally: &mut Tally, line: &str) {
+    if let Line::Shown = tally.read(line) {
+        println!("{line}");
+    }
+}
+
+/// Whether the tests that need KVM can run here: the processor virtualizes, and `/dev/kvm` can be opened.
+fn has_kvm() -> bool {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let device = File::options().read(true).write(true).open("/dev/kvm");
+    virtualizes(&cpuinfo) && device.is_ok()
+}
+
+/// Whether proc(5) `cpuinfo` lists Intel's or AMD's virtualization.
+fn virtualizes(cpuinfo: &str) -> bool {
+    cpuinfo
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(name, _)| name.trim() == "flags")
+        .any(|(_, flags)| flags.split_whitespace().any(|flag| matches!(flag, "vmx" | "svm")))
+}
+
+/// Runs the tests that need KVM in nested beds. One that breaks down is a failure, not the end of the suite.
+fn in_beds(workspace: &Workspace, options: &Options, ready: &Ready) -> Result<Tally, TestError> {
+    let programs = programs::build(workspace)?;
+    let asked = Asked {
+        extent: options.bed,
+        filter: options.filter.as_deref(),
+        backend: options.backend,
+    };
+    let plan = Plan::new(&programs, asked);
+    let mut tally = Tally::default();
+    if plan.is_empty() {
+        return Ok(tally);
+    }
+    let bed = Bed::make(workspace, ready)?;
+    let step = Step::start("tests in the nested bed");
+    for mut outcome in plan.run(&bed, &programs, &mut |line| println!("{line}")) {
+        match &outcome.end {
+            Ok(end) => outcome.tally.end(*end == End::Exit(0)),
+            Err(error) => {
+                println!("{}", crate::chain(error));
+                outcome.tally.broken();
+            }
+        }
+        tally.absorb(outcome.tally);
+    }
+    step.done("");
+    plan.omissions().iter().for_each(|line| println!("{line}"));
+    Ok(tally)
+}
+
+/// The one test body again on the machine's own KVM, with two processors.
+fn on_more_processors(workspace: &Workspace, options: &Options, ready: &Ready) -> Result<Tally, TestError> {
+    let mut tally = Tally::default();
+    let wanted = |backend: &&Backend| options.backend.is_none_or(|only| only == **backend);
+    let backends: Vec<_> = nested::BACKENDS
+        .iter()
+        .filter(wanted)
+        .map(|backend| backend.name())
+        .collect();
+    if backends.is_empty() || !has_kvm() {
+        return Ok(tally);
+    }
+    let mut command = workspace.cargo(&[
+        "test",
+        "--package=kata-sandbox",
+        "--tests",
+        "--no-fail-fast",
+        "--",
+    ]);
+    command
+        .args(["--show-output", "kvm::"])
+        .env("KATA_TEST_VCPUS", "2")
+        .env("KATA_TEST_BACKENDS", backends.join(","));
+    provide(&mut command, ready);
+    let status = process::stream(&mut command, |line| show(&mut tally, line))?;
+    tally.end(status.success());
+    Ok(tally)
 }
 
 /// What was skipped and what failed, then the sum; and whether all is well.
@@ -114,22 +218,31 @@ fn in_ci() -> bool {
     std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false" && value != "0")
 }
 
-fn cargo_test(workspace: &Workspace, options: &Options, ready: &Ready) -> Command {
+fn cargo_test(workspace: &Workspace, options: &Options, ready: &Ready, nested: bool) -> Command {
     let mut command = workspace.cargo(&["test", "--workspace", "--no-fail-fast"]);
     // The output of passing tests is read for what they skipped.
     command
         .args(options.filter.as_deref())
         .args(["--", "--show-output"]);
+    provide(&mut command, ready);
+    if nested {
+        let elsewhere: Vec<_> = nested::BACKENDS.iter().map(|backend| backend.name()).collect();
+        command.env("KATA_TEST_ELSEWHERE", elsewhere.join(","));
+    }
+    if let Some(backend) = options.backend {
+        command.env("KATA_TEST_BACKENDS", backend.name());
+    }
+    command
+}
+
+/// Names what was set up.
+fn provide(command: &mut Command, ready: &Ready) {
     command
         .env("KATA_VMM", &ready.monitor)
         .env("KATA_TEST_ROOTFS", &ready.rootfs)
         .env("KATA_KERNEL", &ready.vmlinux)
         .env("KATA_KERNEL_MODULES", &ready.kernel.modules)
         .env("CARGO_TERM_COLOR", "never");
-    if let Some(backend) = options.backend {
-        command.env("KATA_TEST_BACKENDS", backend.name());
-    }
-    command
 }
 
 /// One of the checks beside the tests.
@@ -181,7 +294,7 @@ fn package(step: &Step, workspace: &Workspace) -> Result<(), Box<dyn Error>> {
         "--allow-dirty",
         "--offline",
     ]);
-    for end in ["examples", "benches", "xtask"] {
+    for end in ["examples", "benches", "xtask", "bed-init"] {
         command.arg(format!("--exclude={end}"));
     }
     let mut warnings = Vec::new();
@@ -213,6 +326,14 @@ mod tests {
         }
         tally.end(true);
         tally
+    }
+
+    #[test]
+    fn virtualization_is_a_flag_of_the_processor() {
+        assert!(virtualizes("processor : 0\nflags\t\t: fpu svm\n"));
+        assert!(!virtualizes(
+            "flags : fpu svm_lock\nbugs : vmx\nvmx flags : vnmi\n"
+        ));
     }
 
     #[test]

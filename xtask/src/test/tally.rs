@@ -3,11 +3,15 @@
 //! A test that cannot run here prints `SKIPPED name: reason` at the start of a line and passes; libtest
 //! counts it as passed, this counts it as skipped.
 //! A reason that begins with `optional: ` names something that not every machine can have.
+//! A test that another part of the suite runs prints `ELSEWHERE name`; here it counts as nothing.
 
 use std::collections::BTreeSet;
 
 /// How a test says that it did not run.
 const SKIPPED: &str = "SKIPPED ";
+
+/// How a test says that another part of the suite runs it.
+const ELSEWHERE: &str = "ELSEWHERE ";
 
 /// How its reason begins when no machine is required to run it.
 const OPTIONAL: &str = ": optional: ";
@@ -30,6 +34,7 @@ pub(super) struct Tally {
     /// Test binaries that ended without a result.
     crashed: usize,
     skipped: BTreeSet<String>,
+    elsewhere: BTreeSet<String>,
     /// Inside of what passing tests printed.
     hidden: bool,
 }
@@ -44,12 +49,8 @@ impl Tally {
             self.hidden = false;
             return Line::Shown;
         }
-        // What a test writes past libtest's capture stands behind its name.
-        if let Some(at) = line.find(SKIPPED)
-            && (at == 0 || line[..at].ends_with(" ... "))
-        {
-            self.skipped.insert(line[at..].to_owned());
-        }
+        self.skipped.extend(said(line, SKIPPED));
+        self.elsewhere.extend(said(line, ELSEWHERE));
         match line {
             "successes:" => self.hidden = true,
             "failures:" => self.hidden = false,
@@ -66,9 +67,27 @@ impl Tally {
         }
     }
 
+    /// Takes a bed that broke down, whatever its tests said before.
+    pub(super) fn broken(&mut self) {
+        self.crashed += 1;
+    }
+
+    /// Adds what another part of the suite counted; both have ended.
+    pub(super) fn absorb(&mut self, other: Self) {
+        // A test that was skipped in both parts is one line, and was counted as passed in both.
+        let twice = self.skipped.intersection(&other.skipped).count();
+        self.passed += other.passed.saturating_sub(twice);
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+        self.crashed += other.crashed;
+        self.skipped.extend(other.skipped);
+        self.elsewhere.extend(other.elsewhere);
+    }
+
     /// Tests that ran and passed.
     pub(super) fn passed(&self) -> usize {
-        self.passed.saturating_sub(self.skipped.len())
+        self.passed
+            .saturating_sub(self.skipped.len() + self.elsewhere.len())
     }
 
     /// Tests that failed, and test binaries that crashed.
@@ -93,6 +112,12 @@ impl Tally {
             .filter(|line| !line.contains(OPTIONAL))
             .count()
     }
+}
+
+/// What a test says of itself after this word. What it writes past libtest's capture stands behind its name.
+fn said(line: &str, word: &str) -> Option<String> {
+    let at = line.find(word)?;
+    (at == 0 || line[..at].ends_with(" ... ")).then(|| line[at..].to_owned())
 }
 
 /// Whether cargo says that a test binary ended in another way than libtest ends one with failures (code 101).
@@ -173,5 +198,27 @@ mod tests {
         assert_eq!(tally(ordinary, false).0.failed(), 1);
         assert_eq!(tally("error: could not compile", false).0.failed(), 1);
         assert_eq!(tally("", true).0.failed(), 0);
+    }
+
+    #[test]
+    fn a_test_that_runs_elsewhere_counts_as_nothing_here() {
+        let here = "test kvm::a ... ok\n\nsuccesses:\n\n---- kvm::a stdout ----\nELSEWHERE x::kvm::a\n\n\
+                    successes:\n    kvm::a\n\ntest result: ok. 2 passed; 0 failed; 0 ignored; 0 measured\n";
+        let (mut sum, _) = tally(here, true);
+        assert_eq!((sum.passed(), sum.skipped().len()), (1, 0));
+        let (there, _) = tally(
+            "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured\n",
+            false,
+        );
+        sum.absorb(there);
+        assert_eq!((sum.passed(), sum.failed()), (2, 1));
+    }
+
+    #[test]
+    fn what_both_parts_skip_is_one_skip() {
+        let skips = "SKIPPED a: no kernel\ntest result: ok. 2 passed; 0 failed; 0 ignored; 0 measured\n";
+        let (mut sum, _) = tally(skips, true);
+        sum.absorb(tally(skips, true).0);
+        assert_eq!((sum.passed(), sum.skipped().len()), (2, 1));
     }
 }

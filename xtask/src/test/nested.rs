@@ -1,0 +1,353 @@
+//! The tests that need a real KVM, where this machine has none: in nested beds.
+//!
+//! ```text
+//!  programs ─► passes (backend × processors × tests) ─┬─► script ─► bed ─┬─► lines for the tally
+//!                                                     └─► script ─► bed ─┘
+//! ```
+//!
+//! It owns which tests run there how often, and for how long at most. It must not know how a bed is made.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::programs::Programs;
+use super::tally::{Line, Tally};
+use super::{Backend, in_ci};
+use crate::bed::{Bed, BedError, End, Job, PROGRAMS};
+
+/// How much of the suite runs in the beds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Extent {
+    /// The body once, on the best backend; beside it a selection. What is left out is said
+    Normal,
+    /// Every test on every backend with every number of processors
+    Full,
+    /// Nothing: what needs KVM is skipped
+    None,
+}
+
+/// What runs in the beds, the best backend first.
+pub(super) const BACKENDS: &[Backend] = &[Backend::Kvm, Backend::QemuKvm];
+
+/// Processors of a sandbox.
+const VCPUS: [u8; 2] = [1, 2];
+
+/// Tests that stand for the body where all of it would take too long: lives from boot to stop, deaths on
+/// both sides, streams, processes, a refusal.
+const SELECTION: &[&str] = &[
+    "a_dropped_sandbox_leaves_nothing",
+    "a_hypervisor_killed_by_9_is_an_error",
+    "a_missing_guest_asset_is_named",
+    "half_closed_stdin_leaves_the_output_open",
+    "info_says_where_it_runs_and_why",
+    "many_execs_at_once",
+    "memory_and_processors_are_what_was_asked_for",
+    "the_exit_code_is_the_code_and_streams_are_apart",
+];
+
+/// Tests about quantity, which a guest inside of an emulated guest has no time for.
+const LONG: &[&str] = &[
+    "a_hundred_one_after_another_grow_nothing",
+    "stdin_of_64_mib_arrives_whole",
+];
+
+/// Beds at once, at most: each takes a core and 3 GiB.
+const BEDS: usize = 2;
+
+/// How much longer things take in a bed than on a machine of its own.
+const PATIENCE: &str = "4";
+
+/// The tests of one program that run at once under the same conditions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Unit {
+    backend: Backend,
+    vcpus: u8,
+    program: String,
+    tests: Vec<String>,
+}
+
+/// What runs, and what does not although it could.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    units: Vec<Unit>,
+    /// Tests that are left out, by backend and processors.
+    left_out: BTreeMap<(&'static str, u8), usize>,
+}
+
+/// Which tests are asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) extent: Extent,
+    /// Part of their names.
+    pub(super) filter: Option<&'a str>,
+    /// Only this backend.
+    pub(super) backend: Option<Backend>,
+}
+
+impl Asked<'_> {
+    /// Whether a test runs on a backend with so many processors.
+    fn wants(&self, backend: Backend, vcpus: u8, name: &str) -> bool {
+        // Who names tests or a backend means them.
+        if self.extent == Extent::Full || self.filter.is_some() {
+            return true;
+        }
+        let best = self.backend.is_some() || BACKENDS.first() == Some(&backend);
+        let whole = best && vcpus == VCPUS[0] && !LONG.contains(&name);
+        whole || SELECTION.contains(&name)
+    }
+}
+
+impl Plan {
+    /// Chooses among the tests of these programs.
+    pub(super) fn new(programs: &Programs, asked: Asked<'_>) -> Self {
+        let mut plan = Self::default();
+        if asked.extent == Extent::None {
+            return plan;
+        }
+        let backends = BACKENDS
+            .iter()
+            .filter(|backend| asked.backend.is_none_or(|only| only == **backend));
+        for backend in backends.copied() {
+            for vcpus in VCPUS {
+                plan.add(programs, backend, vcpus, asked);
+            }
+        }
+        plan
+    }
+
+    fn add(&mut self, programs: &Programs, backend: Backend, vcpus: u8, asked: Asked<'_>) {
+        for program in &programs.tests {
+            let module = format!("{}::", backend.name());
+            let (tests, others): (Vec<_>, Vec<_>) = program
+                .tests
+                .iter()
+                .filter_map(|test| Some((test, test.strip_prefix(&module)?)))
+                .filter(|(test, _)| asked.filter.is_none_or(|part| test.contains(part)))
+                .partition(|(_, name)| asked.wants(backend, vcpus, name));
+            if !others.is_empty() {
+                *self.left_out.entry((backend.name(), vcpus)).or_default() += others.len();
+            }
+            if !tests.is_empty() {
+                self.units.push(Unit {
+                    backend,
+                    vcpus,
+                    program: program.name.clone(),
+                    tests: tests.into_iter().map(|(test, _)| test.clone()).collect(),
+                });
+            }
+        }
+    }
+
+    /// Whether there is nothing to do.
+    pub(super) fn is_empty(&self) -> bool {
+        self.units.is_empty()
+    }
+
+    /// What is not run, for people.
+    pub(super) fn omissions(&self) -> Vec<String> {
+        self.left_out
+            .iter()
+            .map(|((backend, vcpus), count)| {
+                format!("left out of the bed: {count} test(s) on {backend} with {vcpus} vCPU; --bed full runs them")
+            })
+            .collect()
+    }
+
+    /// The work of so many beds, about the same for each.
+    fn shares(&self, beds: usize) -> Vec<Vec<&Unit>> {
+        let mut units: Vec<&Unit> = self.units.iter().collect();
+        units.sort_by_key(|unit| std::cmp::Reverse(unit.tests.len()));
+        let mut shares = vec![Vec::new(); beds];
+        for unit in units {
+            let load = |share: &Vec<&Unit>| share.iter().map(|unit| unit.tests.len()).sum::<usize>();
+            if let Some(least) = shares.iter_mut().min_by_key(|share| load(share)) {
+                least.push(unit);
+            }
+        }
+        shares.retain(|share| !share.is_empty());
+        shares
+    }
+
+    /// Runs everything; what the tests say goes to `show`, with the bed's number in front.
+    pub(super) fn run(&self, bed: &Bed, programs: &Programs, show: &mut dyn FnMut(&str)) -> Vec<Outcome> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let shares = self.shares(cores.clamp(1, BEDS));
+        let (sender, lines) = mpsc::channel::<(usize, String)>();
+        let mut tallies: Vec<Tally> = shares.iter().map(|_| Tally::default()).collect();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..)
+                .zip(&shares)
+                .map(|(number, share)| {
+                    let (job, sender) = (job(programs, share), sender.clone());
+                    // Nobody listens only when this function is gone, and this thread with it.
+                    scope.spawn(move || {
+                        bed.run(&job, &mut |line| drop(sender.send((number, line.to_owned()))))
+                    })
+                })
+                .collect();
+            drop(sender);
+            for (number, line) in lines {
+                if let Some(Line::Shown) = tallies.get_mut(number).map(|tally| tally.read(&line)) {
+                    show(&format!("[bed {}] {line}", number + 1));
+                }
+            }
+            let ends = threads.into_iter().map(|thread| thread.join());
+            ends.zip(std::mem::take(&mut tallies))
+                .map(|(end, tally)| Outcome {
+                    tally,
+                    end: end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                })
+                .collect()
+        })
+    }
+}
+
+/// What one bed did.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    /// The tests that it told of.
+    pub(super) tally: Tally,
+    /// How its job ended, if it did.
+    pub(super) end: Result<End, BedError>,
+}
+
+/// A test program runs so long at most; a bed as long as all of its programs.
+const PROGRAM: Duration = Duration::from_secs(600);
+
+fn job(programs: &Programs, share: &[&Unit]) -> Job {
+    let directory = PathBuf::from(PROGRAMS);
+    let tests = programs
+        .tests
+        .iter()
+        .map(|program| (directory.join("deps").join(&program.name), program.path.clone()));
+    let examples = programs.examples.iter().map(|path| {
+        let name = path.file_name().unwrap_or_default();
+        (directory.join("examples").join(name), path.clone())
+    });
+    let mut environment = vec![("KATA_TEST_PATIENCE".into(), PATIENCE.into())];
+    if in_ci() {
+        environment.push(("CI".into(), "true".into()));
+    }
+    Job {
+        command: vec!["bash".into(), "-c".into(), script(share).into()],
+        environment,
+        programs: tests.chain(examples).collect(),
+        allowed: Some(PROGRAM * u32::try_from(share.len()).unwrap_or(u32::MAX)),
+    }
+}
+
+/// Runs each unit, says which and how long, and says what libtest cannot say itself: that it is dead.
+fn script(share: &[&Unit]) -> String {
+    let mut script = format!("cd {PROGRAMS}\nworst=0\n");
+    for Unit {
+        backend,
+        vcpus,
+        program,
+        tests,
+    } in share
+    {
+        let (backend, limit) = (backend.name(), PROGRAM.as_secs());
+        // Writing to a string cannot fail. Names of tests are Rust's, which no shell misreads.
+        let _ = writeln!(
+            script,
+            "echo 'Running {program} on {backend}, {vcpus} vCPU'\n\
+             KATA_TEST_BACKENDS={backend} KATA_TEST_VCPUS={vcpus} timeout -k 5 {limit} \
+             deps/{program} --exact --show-output --test-threads=1 {}\n\
+             status=$?\n\
+             [ $status = 0 ] || worst=101\n\
+             case $status in 0 | 101) ;; *) \
+             echo \"process didn't exit successfully: {program} on {backend} (exit status: $status)\" ;; esac",
+            tests.join(" ")
+        );
+    }
+    script.push_str("exit $worst\n");
+    script
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::programs::Program;
+    use super::*;
+
+    fn programs() -> Programs {
+        let bodies = [SELECTION[0], "second", LONG[0]];
+        let module = |module: &str| bodies.map(|body| format!("{module}::{body}"));
+        Programs {
+            tests: vec![Program {
+                name: "lifecycle".to_owned(),
+                path: "/t/lifecycle-1".into(),
+                tests: [module("fake"), module("qemu_kvm"), module("qemu_tcg")].concat(),
+            }],
+            examples: vec!["/t/examples/hold".into()],
+        }
+    }
+
+    fn asked(extent: Extent) -> Asked<'static> {
+        Asked {
+            extent,
+            filter: None,
+            backend: Some(Backend::QemuKvm),
+        }
+    }
+
+    fn tests(plan: &Plan) -> Vec<(u8, usize)> {
+        plan.units
+            .iter()
+            .map(|unit| (unit.vcpus, unit.tests.len()))
+            .collect()
+    }
+
+    #[test]
+    fn a_normal_run_has_the_body_once_and_says_what_it_leaves_out() {
+        let plan = Plan::new(&programs(), asked(Extent::Normal));
+        assert_eq!(tests(&plan), [(1, 2), (2, 1)]);
+        assert_eq!(plan.omissions().len(), 2);
+        assert!(plan.omissions()[1].contains("2 test(s) on qemu_kvm with 2 vCPU"));
+    }
+
+    #[test]
+    fn a_full_run_leaves_nothing_out_and_none_runs_nothing() {
+        let plan = Plan::new(&programs(), asked(Extent::Full));
+        assert_eq!(tests(&plan), [(1, 3), (2, 3)]);
+        assert!(plan.omissions().is_empty());
+        assert!(Plan::new(&programs(), asked(Extent::None)).is_empty());
+    }
+
+    #[test]
+    fn a_name_is_meant_whatever_the_extent() {
+        let named = Asked {
+            filter: Some("second"),
+            ..asked(Extent::Normal)
+        };
+        assert_eq!(tests(&Plan::new(&programs(), named)), [(1, 1), (2, 1)]);
+        let elsewhere = Asked {
+            backend: Some(Backend::Fake),
+            ..named
+        };
+        assert!(Plan::new(&programs(), elsewhere).is_empty());
+    }
+
+    #[test]
+    fn work_is_shared_evenly() {
+        let plan = Plan::new(&programs(), asked(Extent::Full));
+        assert_eq!(plan.shares(2).iter().map(Vec::len).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(plan.shares(3).len(), 2);
+    }
+
+    #[test]
+    fn the_script_is_one_that_a_shell_understands() {
+        let plan = Plan::new(&programs(), asked(Extent::Full));
+        let script = script(&plan.shares(1)[0]);
+        assert!(script.contains("--exact"));
+        let check = std::process::Command::new("sh")
+            .args(["-n", "-c", &script])
+            .status()
+            .unwrap();
+        assert!(check.success());
+    }
+}
