@@ -49,7 +49,7 @@
 //! | a flood of resets and starts | a thread ends and begins each time, on its vCPU's time |
 //! | reset in flight | its vCPU waits until the turn is over; then everything is as at the beginning |
 //! | interrupts never acknowledged | they are raised all the same |
-//! | a device that panics through it | `DEVICE_NEEDS_RESET` for good; the other devices go on |
+//! | a device whose thread panics through it | `DEVICE_NEEDS_RESET` for good; the other devices go on |
 
 mod board;
 mod drain;

@@ -4,6 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
+// Whoever changes a field changes what others have kept: their form needs another version.
+const _: () = assert!(size_of::<State>() == 64 && size_of::<RingState>() == 32);
+
 /// See the module. Field for field what the registers of VIRTIO 1.2 §4.2.2 hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -15,12 +15,12 @@
 //! one that comes while it works wakes it again.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SendError, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
-use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use virtio_queue::Queue;
@@ -35,6 +35,9 @@ const STACK_BYTES: usize = 128 << 10;
 
 /// Configuration writes that wait for the worker; further ones wait on their vCPU.
 const COMMANDS: usize = 64;
+
+/// Events that one wait brings; what is beyond comes with the next.
+const EVENTS_AT_ONCE: usize = 8;
 
 const TOKEN_KICK: u64 = 0;
 const TOKEN_HOST: u64 = 1;
@@ -236,11 +239,12 @@ impl Serving {
     }
 
     fn wait(&self) -> Woken {
-        let mut events = Vec::with_capacity(8);
-        match epoll::wait(&self.epoll, spare_capacity(&mut events), None) {
-            Ok(_) | Err(Errno::INTR) => {}
+        let mut events = [const { MaybeUninit::uninit() }; EVENTS_AT_ONCE];
+        let events = match epoll::wait(&self.epoll, &mut events, None) {
+            Ok((events, _)) => &*events,
+            Err(Errno::INTR) => &[],
             Err(cause) => unreachable!("an epoll instance of our own can be waited for: {cause}"),
-        }
+        };
         events.iter().fold(Woken::default(), |woken, event| Woken {
             host: woken.host || event.data.u64() == TOKEN_HOST,
             control: woken.control || event.data.u64() == TOKEN_CONTROL,
