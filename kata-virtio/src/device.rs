@@ -136,6 +136,13 @@ pub trait Device: Send {
         true
     }
 
+    /// Whether every chain that it took from its queues is answered, but for those that it keeps on
+    /// purpose. Before a transport stops a queue, or saves it, it waits for that: by
+    /// [`poll`](Self::poll) and by [`process`](Self::process) with queues that are not ready.
+    fn settled(&self) -> bool {
+        true
+    }
+
     /// Its figures.
     fn meter(&self) -> Arc<dyn Meter>;
 }

@@ -83,7 +83,10 @@ impl State {
 
 impl Block {
     /// Begins to make a disk of this file.
-    #[expect(clippy::new_ret_no_self, reason = "as std's Command and OpenOptions are made, in steps")]
+    #[expect(
+        clippy::new_ret_no_self,
+        reason = "as std's Command and OpenOptions are made, in steps"
+    )]
     pub fn new(file: File) -> Builder {
         Builder::new(file)
     }
@@ -142,7 +145,7 @@ impl Block {
     }
 
     /// What the driver has negotiated, for a snapshot. Requests are not part of it: they are finished
-    /// ([`Device::drained`]) before.
+    /// ([`Device::settled`]) before.
     #[must_use]
     pub fn state(&self) -> State {
         self.negotiated
@@ -191,7 +194,8 @@ impl Block {
                 }
             }
             if let Err(cause) = self.executor.submit() {
-                self.troubles.warn(&format_args!("io_uring takes nothing now: {cause}"));
+                self.troubles
+                    .warn(&format_args!("io_uring takes nothing now: {cause}"));
                 self.events.wake();
             }
             if budget < before && budget > 0 {
@@ -398,8 +402,10 @@ impl Block {
             return answer(pending, VIRTIO_BLK_S_OK, written, queue, memory);
         };
         self.counters.errors.add(1);
-        self.troubles
-            .warn(&format_args!("{:?} of {} bytes: {cause}", pending.work, pending.bytes));
+        self.troubles.warn(&format_args!(
+            "{:?} of {} bytes: {cause}",
+            pending.work, pending.bytes
+        ));
         let status = match cause.kind() {
             io::ErrorKind::Unsupported => VIRTIO_BLK_S_UNSUPP,
             _ => VIRTIO_BLK_S_IOERR,
@@ -548,6 +554,10 @@ impl Device for Block {
 
     fn drained(&self) -> bool {
         self.executor.in_flight() == 0
+    }
+
+    fn settled(&self) -> bool {
+        self.drained()
     }
 
     fn meter(&self) -> Arc<dyn Meter> {

@@ -56,7 +56,10 @@ impl Disk {
             false => metadata.len(),
         };
         let (mut block_bytes, mut physical_block_bytes) = match block_device {
-            true => (rustix::fs::ioctl_blksszget(&file)?, rustix::fs::ioctl_blkpbszget(&file)?),
+            true => (
+                rustix::fs::ioctl_blksszget(&file)?,
+                rustix::fs::ioctl_blkpbszget(&file)?,
+            ),
             false => (512, 4096),
         };
         let mut memory_unit = 1;

@@ -75,7 +75,9 @@ impl Executor {
             // many wait together.
             Engine::Auto if !disk.direct => None,
             Engine::Auto => ring()
-                .inspect_err(|cause| log::info!("block: no io_uring, requests are carried out in turn: {cause}"))
+                .inspect_err(|cause| {
+                    log::info!("block: no io_uring, requests are carried out in turn: {cause}")
+                })
                 .ok(),
         };
         Ok(Self {
@@ -154,11 +156,7 @@ impl Executor {
     /// The next task that is over.
     pub(super) fn finished(&mut self) -> Option<Finished> {
         let (token, moved, mut vectors) = self.ring.as_mut()?.finished()?;
-        let task = self
-            .tasks
-            .get(usize::from(token))
-            .copied()
-            .unwrap_or(Task::Flush);
+        let task = self.tasks.get(usize::from(token)).copied().unwrap_or(Task::Flush);
         let result = moved.and_then(|moved| self.disk.carry_on(task, moved, &mut vectors));
         self.free.push(token);
         self.keep(vectors);

@@ -38,7 +38,10 @@ impl Events {
 
     /// What the worker waits on.
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.limit.as_ref().map_or(&self.wake, |limit| &limit.both).as_fd()
+        self.limit
+            .as_ref()
+            .map_or(&self.wake, |limit| &limit.both)
+            .as_fd()
     }
 
     /// What finished requests are signalled on.

@@ -91,9 +91,8 @@ impl Vectors {
 
     /// Whether all addresses and lengths are multiples of `unit`.
     pub(super) fn aligned(&self, unit: usize) -> bool {
-        let aligned = |vector: &Vector| {
-            vector.address.addr().is_multiple_of(unit) && vector.bytes.is_multiple_of(unit)
-        };
+        let aligned =
+            |vector: &Vector| vector.address.addr().is_multiple_of(unit) && vector.bytes.is_multiple_of(unit);
         self.rest().iter().all(aligned)
     }
 
@@ -146,9 +145,16 @@ impl Vectors {
 
     /// Copies to the first `bytes.len()` bytes that are left, or to all, and takes note of it.
     pub(super) fn fill(&mut self, mut bytes: &[u8]) {
-        while let Some((vector, (now, later))) = self.next_of(bytes.len()).map(|(v, n)| (v, bytes.split_at(n))) {
+        while let Some((vector, (now, later))) =
+            self.next_of(bytes.len()).map(|(v, n)| (v, bytes.split_at(n)))
+        {
             // SAFETY: `now` is no longer than the stretch, which is mapped, and which no slice overlaps.
-            unsafe { vector.address.cast::<u8>().copy_from_nonoverlapping(now.as_ptr(), now.len()) };
+            unsafe {
+                vector
+                    .address
+                    .cast::<u8>()
+                    .copy_from_nonoverlapping(now.as_ptr(), now.len())
+            };
             self.advance(now.len());
             bytes = later;
         }
@@ -159,7 +165,12 @@ impl Vectors {
         while let Some((vector, count)) = self.next_of(bytes.len()) {
             let (now, later) = bytes.split_at_mut(count);
             // SAFETY: `now` is no longer than the stretch, which is mapped, and which no slice overlaps.
-            unsafe { vector.address.cast::<u8>().copy_to_nonoverlapping(now.as_mut_ptr(), now.len()) };
+            unsafe {
+                vector
+                    .address
+                    .cast::<u8>()
+                    .copy_to_nonoverlapping(now.as_mut_ptr(), now.len())
+            };
             self.advance(count);
             bytes = later;
         }
@@ -182,8 +193,7 @@ fn position(offset: u64) -> io::Result<i64> {
 
 /// Whether two memories are the same mappings: only then can one be kept for the other.
 pub(super) fn same(one: &Memory, other: &Memory) -> bool {
-    one.num_regions() == other.num_regions()
-        && one.iter().zip(other.iter()).all(|(a, b)| std::ptr::eq(a, b))
+    one.num_regions() == other.num_regions() && one.iter().zip(other.iter()).all(|(a, b)| std::ptr::eq(a, b))
 }
 
 /// What a ring is asked to do.

@@ -3,8 +3,8 @@
 //! Owns their layout and the limits in them. Pure; knows no file.
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
-    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
 use crate::COMMON_FEATURES;
@@ -81,7 +81,9 @@ impl Layout {
         // Nor is a geometry of cylinders.
         space.extend([0; 4]);
         space.extend(self.block_bytes.to_le_bytes());
-        let exponent = (self.physical_block_bytes / self.block_bytes.max(1)).max(1).ilog2();
+        let exponent = (self.physical_block_bytes / self.block_bytes.max(1))
+            .max(1)
+            .ilog2();
         // Physical blocks start with the disk; one of them is the least and the best to move at once.
         space.extend([u8::try_from(exponent).unwrap_or(0), 0]);
         let blocks = 1u16.checked_shl(exponent).unwrap_or(1);

@@ -165,11 +165,19 @@ impl Judge {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let sector = u64::from(word(4)) << 32 | u64::from(word(0));
         let (sectors, flags) = (word(8), word(12));
-        let known = if zeroes { VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP } else { 0 };
+        let known = if zeroes {
+            VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
+        } else {
+            0
+        };
         if flags & !known != 0 {
             return Err(Refusal::Flags(flags));
         }
-        let most = if zeroes { ZERO_SECTORS_MAX } else { DISCARD_SECTORS_MAX };
+        let most = if zeroes {
+            ZERO_SECTORS_MAX
+        } else {
+            DISCARD_SECTORS_MAX
+        };
         let length = u64::from(sectors) * SECTOR_BYTES;
         if sectors > most {
             return Err(Refusal::Length(length));

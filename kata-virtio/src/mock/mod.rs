@@ -52,13 +52,17 @@
 //! # }
 //! ```
 
+pub mod balloon;
 mod bench;
+pub mod block;
+pub mod console;
 pub mod driver;
 mod echo;
 mod hostile;
 pub mod net;
 mod ring;
 mod rings;
+mod script;
 pub mod vsock;
 
 pub use bench::Bench;

@@ -1,111 +1,174 @@
-//! The vsock device as the vhost-user framework wants to see it.
+//! A device as the vhost-user framework wants to see it.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackendMut, VringT};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
+use super::starts::{Start, Starts};
 use super::vring::Vring;
-use crate::vsock::{RX_QUEUE, TX_QUEUE, Vsock};
-use crate::{COMMON_FEATURES, Device};
+use crate::transport::name;
+use crate::{Device, Signals};
 
-/// Receive, transmit, event. QEMU serves the event queue itself and gives us two.
-const QUEUES: usize = 3;
-
-/// Largest queue; QEMU's have 128 entries.
+/// Largest queue that is taken; QEMU's have 128 entries unless it is told otherwise.
 const MAX_QUEUE_SIZE: usize = 1024;
 
-/// Events with numbers up to `QUEUES` belong to the framework.
-pub(super) const TOKEN_STREAMS: u16 = 4;
-/// Ends the worker.
-pub(super) const TOKEN_STOP: u16 = 5;
+const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
 pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
-
-/// How far the frontend has set the queues up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Not both queues run.
-    Stopped,
-    /// Both run.
-    Active,
-    /// Both run on rings outside of guest memory: nothing is done until they are stopped.
-    Invalid,
-}
 
 /// See the module.
 pub(super) struct Backend {
     /// Never locked: the framework wants to share the backend between threads, and a device is `Send`.
-    device: Mutex<Vsock>,
-    config: Vec<u8>,
+    device: Mutex<Box<dyn Device>>,
+    queues: usize,
     /// The worker shall end.
     pub(super) stopping: bool,
     memory: Option<Memory>,
-    state: State,
-    /// Next available index of the receive and transmit queues when they last ran.
-    positions: Option<[u16; 2]>,
+    features: u64,
+    starts: Starts,
+    /// The queues, from the first event on.
+    vrings: Vec<Vring>,
 }
 
 impl Backend {
-    pub(super) fn new(device: Vsock) -> Self {
+    pub(super) fn new(device: Box<dyn Device>) -> Self {
+        let queues = device.queue_sizes().len();
         Self {
-            config: device.config(),
             device: Mutex::new(device),
+            queues,
             stopping: false,
             memory: None,
-            state: State::Stopped,
-            positions: None,
+            features: 0,
+            starts: Starts::new(queues),
+            vrings: Vec::new(),
         }
     }
 
-    pub(super) fn device(&mut self) -> &mut Vsock {
-        self.device.get_mut().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn device(&mut self) -> &mut dyn Device {
+        self.device
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_mut()
     }
 
-    /// Lets the device work on its queues, if it has them.
-    fn serve(&mut self, vrings: &[Vring]) -> io::Result<()> {
-        let [rx_ring, tx_ring, ..] = vrings else {
-            return Ok(());
-        };
+    /// The event of the device's side on the host. Numbers up to that of the queues are the framework's.
+    pub(super) fn host_event(&self) -> u16 {
+        u16::try_from(self.queues + 1).unwrap_or(u16::MAX)
+    }
+
+    /// The event that ends the worker.
+    pub(super) fn stop_event(&self) -> u16 {
+        u16::try_from(self.queues + 2).unwrap_or(u16::MAX)
+    }
+
+    /// Lets the device work on its queues, if it has any. When `finishing`, it is given none to take from,
+    /// and answers only what it took before.
+    fn serve(&mut self, vrings: &[Vring], finishing: bool) -> io::Result<()> {
         let Some(memory) = self.memory.clone() else {
             return Ok(());
         };
         let memory = memory.memory();
-        let (mut rx_state, mut tx_state) = (rx_ring.get_mut(), tx_ring.get_mut());
-        if !(rx_state.is_enabled() && tx_state.is_enabled()) {
+        let mut states: Vec<_> = vrings.iter().map(|vring| vring.get_mut()).collect();
+        for (index, state) in states.iter_mut().enumerate() {
+            let enabled = state.is_enabled();
+            let queue = state.get_queue_mut();
+            if !finishing && enabled && queue.ready() {
+                self.start(index, queue, &memory);
+            }
+        }
+        if !self.starts.any_active() {
             return Ok(());
         }
-        let (rx, tx) = (rx_state.get_queue_mut(), tx_state.get_queue_mut());
-        if self.activate(&memory, rx, tx) != State::Active {
-            return Ok(());
+        // Queues that do not run are not ready to the device.
+        let mut hidden = 0u64;
+        for (index, state) in states.iter_mut().enumerate() {
+            let runs = !finishing && state.is_enabled() && self.starts.is_active(index);
+            let queue = state.get_queue_mut();
+            if !runs && queue.ready() {
+                queue.set_ready(false);
+                hidden |= 1 << index;
+            }
         }
-        let signals = self.device().process(&memory, &mut [rx, tx]);
-        self.positions = Some([rx.next_avail(), tx.next_avail()]);
-        if signals.queue(RX_QUEUE) {
-            rx_state.signal_used_queue()?;
+        let mut queues: Vec<&mut Queue> = states.iter_mut().map(|state| state.get_queue_mut()).collect();
+        let signals = self.device().process(&memory, &mut queues);
+        for (index, queue) in queues.iter_mut().enumerate() {
+            if hidden >> index & 1 == 1 {
+                queue.set_ready(true);
+            }
+            if queue.ready() {
+                self.starts.worked(index, queue.next_avail());
+            }
         }
-        if signals.queue(TX_QUEUE) {
-            tx_state.signal_used_queue()?;
+        for (index, state) in (0u16..).zip(&states) {
+            if signals.queue(index) {
+                state.signal_used_queue()?;
+            }
         }
+        self.note(signals);
         Ok(())
     }
 
-    /// The state after looking at whether both queues run.
-    fn activate(&mut self, memory: &GuestMemoryMmap, rx: &Queue, tx: &Queue) -> State {
-        if self.state == State::Stopped && rx.ready() && tx.ready() {
-            let positions = [rx.next_avail(), tx.next_avail()];
-            if self.positions.is_some_and(|stopped_at| stopped_at != positions) {
-                self.device().reset();
-            }
-            let valid = rx.is_valid(memory) && tx.is_valid(memory);
-            self.state = if valid { State::Active } else { State::Invalid };
+    /// Takes note that a queue runs, if that is new.
+    fn start(&mut self, index: usize, queue: &Queue, memory: &GuestMemoryMmap) {
+        if !self.starts.is_stopped(index) {
+            return;
         }
-        self.state
+        let features = self.features;
+        let position = queue.next_avail();
+        let start = self
+            .starts
+            .start(index, queue.is_valid(memory), position, features);
+        if start == Start::NewDriver {
+            self.device().reset();
+        }
+        if start != Start::Further {
+            self.device().activate(features);
+        }
     }
+
+    fn note(&mut self, signals: Signals) {
+        let name = name(self.device().kind());
+        if signals.config {
+            // The framework has no message for it.
+            log::debug!("{name}: the frontend reads the new configuration when it asks next");
+        }
+        if signals.needs_reset {
+            self.starts.broke();
+            log::debug!("{name}: nothing is served until the driver resets the device");
+        }
+    }
+
+    /// Waits until the device has answered everything that it took.
+    fn finish(&mut self) {
+        let vrings = self.vrings.clone();
+        while !self.device().settled() {
+            let device = self.device();
+            if !wait_for_host(device) {
+                log::error!("{}: requests cannot be waited for", name(device.kind()));
+                return;
+            }
+            if let Err(cause) = device.poll().and_then(|()| self.serve(&vrings, true)) {
+                log::error!("vhost-user: requests are not answered: {cause}");
+                return;
+            }
+        }
+    }
+}
+
+/// Waits for the device's side on the host; returns whether that is possible.
+fn wait_for_host(device: &dyn Device) -> bool {
+    let Some(events) = device.events() else {
+        return false;
+    };
+    let mut fds = [PollFd::from_borrowed_fd(events, PollFlags::IN)];
+    matches!(poll(&mut fds, None), Ok(_) | Err(Errno::INTR))
 }
 
 impl VhostUserBackendMut for Backend {
@@ -113,7 +176,7 @@ impl VhostUserBackendMut for Backend {
     type Vring = Vring;
 
     fn num_queues(&self) -> usize {
-        QUEUES
+        self.queues
     }
 
     fn max_queue_size(&self) -> usize {
@@ -121,7 +184,12 @@ impl VhostUserBackendMut for Backend {
     }
 
     fn features(&self) -> u64 {
-        COMMON_FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+        let device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        device.features() | PROTOCOL_FEATURES
+    }
+
+    fn acked_features(&mut self, features: u64) {
+        self.features = features & !PROTOCOL_FEATURES;
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -132,18 +200,35 @@ impl VhostUserBackendMut for Backend {
     }
 
     fn reset_device(&mut self) {
-        self.state = State::Stopped;
-        self.positions = None;
+        self.starts = Starts::new(self.queues);
         self.device().reset();
     }
 
     /// The framework has set it on the queues.
     fn set_event_idx(&mut self, _enabled: bool) {}
 
+    /// Frontends ask for as much as the newest version of a device has: what this one lacks is zeroes.
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let end = start.saturating_add(usize::try_from(size).unwrap_or(usize::MAX));
-        self.config.get(start..end).unwrap_or_default().to_vec()
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let config = device.config();
+        let Some(rest) = config.get(start..) else {
+            return Vec::new();
+        };
+        let mut bytes = rest.to_vec();
+        bytes.resize(size, 0);
+        bytes
+    }
+
+    fn set_config(&mut self, offset: u32, data: &[u8]) -> io::Result<()> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let device = self.device();
+        if start.saturating_add(data.len()) > device.config().len() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        device.write_config(start, data);
+        Ok(())
     }
 
     fn update_memory(&mut self, memory: Memory) -> io::Result<()> {
@@ -151,9 +236,11 @@ impl VhostUserBackendMut for Backend {
         Ok(())
     }
 
+    /// The frontend is told the queue's position next: by then everything before it is answered.
     fn stop_vring(&mut self, queue_index: u32) -> io::Result<()> {
-        if [RX_QUEUE, TX_QUEUE].map(u32::from).contains(&queue_index) {
-            self.state = State::Stopped;
+        self.finish();
+        if let Ok(index) = usize::try_from(queue_index) {
+            self.starts.stop(index);
         }
         Ok(())
     }
@@ -163,13 +250,18 @@ impl VhostUserBackendMut for Backend {
         if self.stopping {
             return Err(io::ErrorKind::Interrupted.into());
         }
-        if event == TOKEN_STREAMS {
+        if self.vrings.is_empty() {
+            self.vrings = vrings.to_vec();
+            super::name_worker(self.device().kind());
+        }
+        let name = name(self.device().kind());
+        if event == self.host_event() {
             self.device()
                 .poll()
-                .unwrap_or_else(|cause| log::error!("vsock: cannot look at streams: {cause}"));
+                .unwrap_or_else(|cause| log::error!("{name}: the host's side cannot be followed: {cause}"));
         }
-        self.serve(vrings)
-            .unwrap_or_else(|cause| log::error!("vsock: cannot signal the driver: {cause}"));
+        self.serve(vrings, false)
+            .unwrap_or_else(|cause| log::error!("{name}: cannot signal the driver: {cause}"));
         Ok(())
     }
 }

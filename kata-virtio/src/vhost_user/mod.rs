@@ -1,21 +1,26 @@
 //! Devices behind vhost-user: the front door for QEMU and every other frontend of that protocol.
 //!
 //! Owns the socket, the worker thread and the moments at which a device starts, stops and is reset.
-//! Knows neither packets nor who the frontend is. Guest memory comes from the frontend as shared
+//! Knows neither what a device does nor who the frontend is. Guest memory comes from the frontend as shared
 //! files.
 //!
 //! ```text
 //!                 SET_FEATURES, SET_MEM_TABLE, SET_VRING_*
-//!  frontend ──────────────────────────────────────────────► thread "vhost-user-vsock" (requests)
-//!     │  kick ─────────────► thread "vring_worker": the only one that touches the device
+//!  frontend ──────────────────────────────────────────────► thread "vhost-user-blk" (requests)
+//!     │  kick ─────────────► thread "worker-blk": the only one that touches the device
 //!     │  ◄──────────── call
 //!
-//!   Stopped ── both queues started and enabled ──► Active ── either queue stopped ──► Stopped
-//!      │                                             positions of the queues are kept
-//!      └─ at the start: other positions than at the stop mean a new driver: the device is reset;
-//!         the same positions mean that the machine was only paused
+//!   each queue:   Stopped ── started and enabled ──► Active ── stopped ──► Stopped
+//!                    │                                  │       everything taken is answered before
+//!                    │                                  └─ its position is kept
+//!                    └─ at the start: another position or other features mean a new driver: the device
+//!                       is reset; the same mean that the machine was only paused (see `starts`)
 //! ```
+//!
+//! Queues start on their own: a frontend may keep some for itself, as QEMU does with the event queue of
+//! the socket device.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -28,12 +33,12 @@ use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
-use crate::Device;
-use crate::transport::drain;
-use crate::vsock::Vsock;
-use backend::{Backend, TOKEN_STOP, TOKEN_STREAMS};
+use crate::transport::{drain, name};
+use crate::{Device, Kind};
+use backend::Backend;
 
 mod backend;
+mod starts;
 mod vring;
 
 /// Why a device could not be served.
@@ -62,7 +67,7 @@ pub enum Error {
 
 type Shared = Arc<Mutex<Backend>>;
 
-/// A device that is being served. Dropping it stops the threads and closes the device's streams.
+/// A device that is being served. Dropping it stops the threads and ends the device.
 pub struct Served {
     daemon: Option<VhostUserDaemon<Shared>>,
     backend: Shared,
@@ -74,9 +79,16 @@ pub struct Served {
 ///
 /// # Errors
 /// See [`Error`].
-pub fn serve(mut device: Vsock) -> Result<(Served, OwnedFd), Error> {
-    device.ready().map_err(Error::Device)?;
-    let streams = device
+pub fn serve(device: impl Device + 'static) -> Result<(Served, OwnedFd), Error> {
+    serve_boxed(Box::new(device))
+}
+
+/// The same for a device of any type.
+///
+/// # Errors
+/// See [`Error`].
+pub fn serve_boxed(device: Box<dyn Device>) -> Result<(Served, OwnedFd), Error> {
+    let host = device
         .events()
         .map(|events| events.try_clone_to_owned())
         .transpose()
@@ -85,10 +97,12 @@ pub fn serve(mut device: Vsock) -> Result<(Served, OwnedFd), Error> {
         .map_err(|cause| Error::Socket(cause.into()))?;
     let (listener, frontend) = connected_listener().map_err(Error::Socket)?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let backend = Arc::new(Mutex::new(Backend::new(device)));
-    let daemon =
-        VhostUserDaemon::new("vhost-user-vsock".to_owned(), Arc::clone(&backend), memory).map_err(start)?;
-    if let Err(error) = watch(&daemon, &stop, TOKEN_STOP) {
+    let thread = format!("vhost-user-{}", short_name(device.kind()));
+    let backend = Backend::new(device);
+    let (host_event, stop_event) = (backend.host_event(), backend.stop_event());
+    let backend = Arc::new(Mutex::new(backend));
+    let daemon = VhostUserDaemon::new(thread, Arc::clone(&backend), memory).map_err(start)?;
+    if let Err(error) = watch(&daemon, &stop, stop_event) {
         // Dropping it would wait for a worker that nothing can stop.
         std::mem::forget(daemon);
         return Err(error);
@@ -99,12 +113,27 @@ pub fn serve(mut device: Vsock) -> Result<(Served, OwnedFd), Error> {
         stop,
     };
     if let Some(daemon) = &mut served.daemon {
-        if let Some(streams) = &streams {
-            watch(daemon, streams, TOKEN_STREAMS)?;
+        if let Some(host) = &host {
+            watch(daemon, host, host_event)?;
         }
         daemon.start(&mut Listener::from(listener)).map_err(start)?;
     }
     Ok((served, frontend))
+}
+
+fn short_name(kind: Kind) -> &'static str {
+    let name = name(kind);
+    name.strip_prefix("virtio-").unwrap_or(name)
+}
+
+/// Gives the framework's worker, which calls this, the name of its device.
+fn name_worker(kind: Kind) {
+    let named = CString::new(format!("worker-{}", short_name(kind)))
+        .map_err(io::Error::from)
+        .and_then(|name| Ok(rustix::thread::set_name(&name)?));
+    if let Err(cause) = named {
+        log::debug!("vhost-user: the worker keeps its name: {cause}");
+    }
 }
 
 /// Makes the worker call the backend with `token` when `fd` is readable.
