@@ -295,7 +295,11 @@ impl Net {
         }
         let pairs = queues.chunks_exact(2).take(self.pairs.len());
         let ready = pairs.take_while(|pair| pair.iter().all(|queue| queue.ready()));
-        ready.count().max(1)
+        match ready.count() {
+            // Paused: the tap keeps its flows where they are.
+            0 => self.attached,
+            count => count,
+        }
     }
 
     /// Has the tap give its frames to the first `count` pairs.

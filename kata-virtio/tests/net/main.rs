@@ -1,10 +1,15 @@
 //! The network device by the mock driver: what it offers, and frames both ways.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on has failed"
+)]
 
 mod bed;
 mod hostile;
 mod script;
 mod tap;
+mod vhost_user;
 
 use std::time::{Duration, Instant};
 
