@@ -444,6 +444,37 @@ fn a_pause_keeps_positions_and_kicks() {
 }
 
 #[test]
+fn a_pause_waits_for_what_is_in_flight_and_takes_nothing_more() {
+    let (mut driver, director) = active();
+    director.direct(Act::Linger);
+    let chains = [b"one", b"two"].map(|sent| {
+        let chain = driver.rings.offer(QUEUE, &[sent], &[3]).unwrap();
+        driver.registers.notify(QUEUE);
+        chain
+    });
+    driver.registers.mmio.pause().unwrap();
+    let ring = driver.registers.mmio.state().queues[0];
+    assert_eq!((ring.next_avail, ring.next_used, ring.ready), (2, 2, true));
+    for chain in &chains {
+        assert_eq!(driver.rings.used(QUEUE), Some((chain.head, 3)));
+    }
+    assert!(
+        driver.registers.interrupted().is_some(),
+        "the driver hears of the answers"
+    );
+    assert_eq!(director.story().requests, 2);
+    // It lingers on: what comes now is answered at the next pause.
+    driver.registers.mmio.resume().unwrap();
+    let chain = driver.rings.offer(QUEUE, &[b"three"], &[5]).unwrap();
+    driver.registers.notify(QUEUE);
+    driver.registers.mmio.pause().unwrap();
+    assert_eq!(driver.rings.used(QUEUE), Some((chain.head, 5)));
+    driver.initialise(u64::MAX).unwrap();
+    driver.registers.mmio.resume().unwrap();
+    echoes(&mut driver);
+}
+
+#[test]
 fn a_device_that_becomes_active_while_paused_is_served_from_the_resume_on() {
     let (mut driver, director) = at_reset();
     driver.registers.mmio.pause().unwrap();

@@ -34,6 +34,8 @@ pub enum Act {
     Configure(Vec<u8>),
     /// Ask for a reset, as after a broken queue.
     AskForReset,
+    /// Take what comes, but answer only once the queue rests, as one whose host is slow.
+    Linger,
     /// Lose its host's side.
     FailPoll,
     /// Panic.
@@ -76,6 +78,8 @@ pub struct Echo {
     config: Vec<u8>,
     pending: Signals,
     broken: bool,
+    lingers: bool,
+    held: Vec<(u16, u16, u32)>,
 }
 
 impl Echo {
@@ -93,6 +97,8 @@ impl Echo {
             config: CONFIG.to_vec(),
             pending: Signals::default(),
             broken: false,
+            lingers: false,
+            held: Vec::new(),
         };
         Ok((device, director))
     }
@@ -108,12 +114,16 @@ impl Echo {
                 self.pending.needs_reset = true;
                 Ok(())
             }
+            Act::Linger => {
+                self.lingers = true;
+                Ok(())
+            }
             Act::FailPoll => Err(io::ErrorKind::BrokenPipe.into()),
             Act::Panic => panic!("the director wanted it"),
         }
     }
 
-    fn serve(&mut self, memory: &Memory, queue: &mut Queue) -> Result<bool, Error> {
+    fn serve(&mut self, memory: &Memory, index: u16, queue: &mut Queue) -> Result<bool, Error> {
         let before = queue.next_used();
         queue.disable_notification(memory)?;
         let mut budget = AT_ONCE;
@@ -127,13 +137,27 @@ impl Echo {
             budget -= 1;
             let head = chain.head_index();
             let written = answer(memory, chain).unwrap_or_default();
-            queue.add_used(memory, head, written)?;
             self.director.shared().story.requests += 1;
+            if self.lingers {
+                self.held.push((index, head, written));
+            } else {
+                queue.add_used(memory, head, written)?;
+            }
         }
-        if budget == 0 {
+        if budget == 0 || !self.held.is_empty() {
             self.director.wake();
         }
         Ok(queue.next_used() != before && queue.needs_notification(memory)?)
+    }
+
+    /// Answers what was held back on a queue that rests.
+    fn finish(&mut self, memory: &Memory, index: u16, queue: &mut Queue) -> Result<bool, Error> {
+        let mut answered = false;
+        for (_, head, written) in self.held.extract_if(.., |held| held.0 == index) {
+            queue.add_used(memory, head, written)?;
+            answered = true;
+        }
+        Ok(answered && queue.needs_notification(memory)?)
     }
 }
 
@@ -196,10 +220,12 @@ impl Device for Echo {
         self.director.shared().story.thread = thread.name().unwrap_or_default().to_owned();
         let mut signals = std::mem::take(&mut self.pending);
         for (index, queue) in (0..).zip(queues) {
-            if self.broken || !queue.ready() {
-                continue;
-            }
-            match self.serve(memory, queue) {
+            let outcome = match (self.broken, queue.ready()) {
+                (true, _) => Ok(false),
+                (false, true) => self.serve(memory, index, queue),
+                (false, false) => self.finish(memory, index, queue),
+            };
+            match outcome {
                 Ok(wanted) => signals = signals.with_queue(index, wanted),
                 Err(_) => (self.broken, signals.needs_reset) = (true, true),
             }
@@ -207,8 +233,13 @@ impl Device for Echo {
         signals
     }
 
+    fn settled(&self) -> bool {
+        self.held.is_empty()
+    }
+
     fn reset(&mut self) {
-        self.broken = false;
+        (self.broken, self.lingers) = (false, false);
+        self.held.clear();
         self.config = CONFIG.to_vec();
         self.pending = Signals::default();
         self.director.shared().story.resets += 1;

@@ -26,7 +26,8 @@ pub(crate) fn drain(device: &mut dyn Device) {
     }
 }
 
-fn wait_readable(device: &dyn Device, timeout: Duration) -> bool {
+/// Waits for the device's side on the host; returns whether it may have something now.
+pub(super) fn wait_readable(device: &dyn Device, timeout: Duration) -> bool {
     let timeout = rustix::time::Timespec::try_from(timeout).unwrap_or_default();
     let mut fds: Vec<_> = device
         .events()

@@ -17,7 +17,7 @@ use virtio_queue::{Queue, QueueT};
 use super::board::Board;
 use super::ring::Ring;
 use super::state::RingState;
-use super::worker::{Parts, Surroundings, Worker, wake};
+use super::worker::{End, Parts, Surroundings, Worker, wake};
 use super::{drain, name};
 use crate::complaint::Complaints;
 use crate::{Device, Kind, Memory, Meter};
@@ -334,18 +334,19 @@ impl Front {
     }
 
     /// Ends the worker, if there is one.
-    fn stop(&mut self) {
+    fn stop(&mut self, end: End) {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Lost) {
-            Stage::Serving(worker) => worker.stop(&self.control).map_or(Stage::Lost, Stage::AtRest),
+            Stage::Serving(worker) => worker.stop(&self.control, end).map_or(Stage::Lost, Stage::AtRest),
             stage => stage,
         };
     }
 
     pub(super) fn pause(&mut self) -> io::Result<()> {
         self.paused = true;
-        self.stop();
-        match self.stage {
+        self.stop(End::Settled);
+        match &self.stage {
             Stage::Lost => Err(io::Error::other("the device's thread panicked")),
+            Stage::AtRest(parts) if !parts.device.settled() => Err(io::ErrorKind::TimedOut.into()),
             _ => Ok(()),
         }
     }
@@ -360,7 +361,7 @@ impl Front {
         if self.status.is_empty() {
             return;
         }
-        self.stop();
+        self.stop(End::AtOnce);
         self.resets += 1;
         self.status = Status::empty();
         self.accepted = 0;
@@ -377,7 +378,7 @@ impl Front {
 
     /// The rings with the positions of their queues; a worker pauses for it.
     pub(super) fn ring_states(&mut self) -> Vec<RingState> {
-        self.stop();
+        self.stop(End::Settled);
         let queues = match &self.stage {
             Stage::AtRest(parts) => parts.queues.as_slice(),
             _ => &[],
@@ -407,7 +408,7 @@ impl Front {
 
 impl Drop for Front {
     fn drop(&mut self) {
-        self.stop();
+        self.stop(End::AtOnce);
         if let Stage::AtRest(parts) = &mut self.stage {
             drain(&mut *parts.device);
         }

@@ -119,11 +119,12 @@ impl Mmio {
         }
     }
 
-    /// Stops the device's thread: the device and its queues rest in the transport. What the guest sees
-    /// stays as it is; its kicks wait.
+    /// Stops the device's thread, once what is in flight is answered: the device and its queues rest in
+    /// the transport. What the guest sees stays as it is; its kicks wait.
     ///
     /// # Errors
-    /// When the thread has panicked: the device is lost.
+    /// [`io::ErrorKind::TimedOut`] when the host does not answer within five seconds: the device rests
+    /// all the same, with requests in flight. Any other when the thread has panicked: the device is lost.
     pub fn pause(&mut self) -> io::Result<()> {
         self.front.pause()
     }

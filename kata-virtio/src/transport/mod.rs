@@ -28,7 +28,8 @@
 //! ```text
 //!   at rest ── DRIVER_OK, resume ──► serving ── its thread panicked ──► lost, until the end
 //!      ▲                               │
-//!      └──── reset, pause, drop ───────┘   stopping waits for one turn of the device, never longer
+//!      └──── reset, pause, drop ───────┘   stopping waits for one turn of the device; a pause also
+//!                                          for what is in flight, for at most five seconds
 //! ```
 //!
 //! # What a hostile driver can try

@@ -8,7 +8,7 @@
 //!          ▼                                              │
 //!   turn: process, announce ──► wait ──► poll, if the host's side woke it; commands, if any
 //!          │
-//!          └─ after the command to stop: device and queues go back
+//!          └─ after the command to stop: settle, for a pause; device and queues go back
 //! ```
 //!
 //! Kicks are edge-triggered events that nobody reads: a write wakes the worker whatever the count is, and
@@ -20,12 +20,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SendError, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
-use virtio_queue::Queue;
+use virtio_queue::{Queue, QueueT};
 
 use super::board::Board;
+use super::drain::wait_readable;
 use super::name;
 use crate::{Device, Memory, Signals};
 
@@ -35,6 +37,9 @@ const STACK_BYTES: usize = 128 << 10;
 
 /// Configuration writes that wait for the worker; further ones wait on their vCPU.
 const COMMANDS: usize = 64;
+
+/// How long the host may take to answer what is in flight at a pause.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// Events that one wait brings; what is beyond comes with the next.
 const EVENTS_AT_ONCE: usize = 8;
@@ -64,7 +69,16 @@ enum Command {
         bytes: [u8; 8],
         len: usize,
     },
-    Stop,
+    Stop(End),
+}
+
+/// How a worker ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// What is in flight is of no interest any more.
+    AtOnce,
+    /// Everything that the device took is answered before, if the host answers in time.
+    Settled,
 }
 
 /// The handle of the thread.
@@ -113,8 +127,8 @@ impl Worker {
     }
 
     /// Ends the thread after its turn and takes the parts back; `None` when it panicked.
-    pub(super) fn stop(self, control: &OwnedFd) -> Option<Parts> {
-        self.command(control, Command::Stop);
+    pub(super) fn stop(self, control: &OwnedFd, end: End) -> Option<Parts> {
+        self.command(control, Command::Stop(end));
         self.thread.join().ok().flatten()
     }
 
@@ -182,9 +196,16 @@ impl Serving {
             if woken.host {
                 self.poll(&mut *device);
             }
-            let stop = woken.control && self.obey(&mut *device);
+            let end = if woken.control {
+                self.obey(&mut *device)
+            } else {
+                None
+            };
             self.turn(&mut *device, &mut served);
-            if stop {
+            if end == Some(End::Settled) {
+                self.settle(&mut *device, &mut served);
+            }
+            if end.is_some() {
                 break;
             }
             woken = self.wait();
@@ -224,18 +245,36 @@ impl Serving {
         });
     }
 
-    /// Carries out the commands; returns whether to stop.
-    fn obey(&self, device: &mut dyn Device) -> bool {
+    /// Waits until what the device took is answered. Its queues rest meanwhile: it takes nothing more.
+    fn settle(&self, device: &mut dyn Device, queues: &mut [&mut Queue]) {
+        let ready: Vec<bool> = queues.iter().map(|queue| queue.ready()).collect();
+        queues.iter_mut().for_each(|queue| queue.set_ready(false));
+        let deadline = Instant::now() + SETTLE;
+        while !device.settled() && !self.board.needs_reset() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || !wait_readable(device, left) {
+                break;
+            }
+            self.poll(device);
+            self.turn(device, queues);
+        }
+        for (queue, ready) in queues.iter_mut().zip(ready) {
+            queue.set_ready(ready);
+        }
+    }
+
+    /// Carries out the commands; returns how to stop, if it is to stop.
+    fn obey(&self, device: &mut dyn Device) -> Option<End> {
         for command in self.commands.try_iter() {
             match command {
-                Command::Stop => return true,
+                Command::Stop(end) => return Some(end),
                 Command::WriteConfig { offset, bytes, len } => {
                     device.write_config(offset, &bytes[..len]);
                     self.board.refresh(device.config());
                 }
             }
         }
-        false
+        None
     }
 
     fn wait(&self) -> Woken {
