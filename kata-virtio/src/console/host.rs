@@ -107,12 +107,12 @@ impl Host {
 
     /// Output of the guest; it is offered to the host by [`flush`](Self::flush), at the latest.
     pub(super) fn push(&mut self, bytes: &[u8]) {
+        if self.backlog.len() + bytes.len() > FLUSH_BYTES {
+            self.flush();
+        }
         if self.output.is_none() {
             self.figures.dropped.add(bytes.len());
             return;
-        }
-        if self.backlog.len() + bytes.len() > FLUSH_BYTES {
-            self.flush();
         }
         let dropped = self.backlog.push(bytes);
         self.figures.dropped.add(dropped);

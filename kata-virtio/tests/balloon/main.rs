@@ -2,8 +2,10 @@
 //! driver can try (the table in `kata_virtio::balloon`).
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod registers;
+mod script;
+
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
@@ -527,9 +529,7 @@ fn memory_of(bench: &Bench<Balloon>, mappings: &[(ProtFlags, MapFlags, Option<&F
 
 /// Two MiB of 0x77, as a template has them.
 fn template() -> File {
-    let file = File::from(OwnedFd::from(
-        memfd_create("template", MemfdFlags::CLOEXEC).unwrap(),
-    ));
+    let file = File::from(memfd_create("template", MemfdFlags::CLOEXEC).unwrap());
     std::os::unix::fs::FileExt::write_all_at(&file, &vec![0x77; 2 << 20], 0).unwrap();
     file
 }
