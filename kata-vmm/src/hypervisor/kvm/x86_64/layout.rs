@@ -65,7 +65,8 @@ pub(in crate::hypervisor::kvm) const COM1_GSI: u32 = 4;
 /// The RTC's index port; the data port follows.
 pub(in crate::hypervisor::kvm) const RTC_PORT: u16 = 0x70;
 /// The RTC's interrupt, which nobody raises but drivers ask for.
-pub(in crate::hypervisor::kvm) const RTC_GSI: u32 = 8;
+#[cfg(test)]
+const RTC_GSI: u32 = 8;
 /// The keyboard controller's command and status port. It answers reads with 0 (ready), and
 /// [`KEYBOARD_RESET`] written to it resets the machine: how kernels without ACPI do it.
 pub(in crate::hypervisor::kvm) const KEYBOARD_PORT: u16 = 0x64;
