@@ -86,7 +86,11 @@ impl Guest {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let file = File::from(rustix::fs::memfd_create("mock-guest", flags)?);
         file.set_len(u64::try_from(bytes).unwrap_or(u64::MAX))?;
-        let region = (GuestAddress(0), bytes, Some(FileOffset::new(file.try_clone()?, 0)));
+        let region = (
+            GuestAddress(0),
+            bytes,
+            Some(FileOffset::new(file.try_clone()?, 0)),
+        );
         let memory = Arc::new(GuestMemoryMmap::from_ranges_with_files([region]).map_err(io::Error::other)?);
         Ok(Self {
             lanes: (0..lanes).map(|lane| Lane::new(&memory, lane)).collect(),
@@ -132,13 +136,17 @@ impl Guest {
         let lane = &mut self.lanes[pair];
         let mut given = 0;
         while given < count {
-            let Some(&address) = lane.free_receive.last() else { break };
+            let Some(&address) = lane.free_receive.last() else {
+                break;
+            };
             let buffer = Buffer {
                 address,
                 len: bytes,
                 writable: true,
             };
-            let Some(head) = lane.receive.add(&[buffer]) else { break };
+            let Some(head) = lane.receive.add(&[buffer]) else {
+                break;
+            };
             lane.free_receive.pop();
             lane.offered.insert(head, address);
             given += 1;
@@ -223,7 +231,9 @@ impl Guest {
         let lane = &mut self.lanes[pair];
         let mut seen = 0;
         while let Some((head, len)) = lane.receive.used() {
-            let Some(address) = lane.offered.remove(&head) else { continue };
+            let Some(address) = lane.offered.remove(&head) else {
+                continue;
+            };
             lane.free_receive.push(address);
             let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
             memory

@@ -24,12 +24,12 @@ impl Limits {
     }
 
     /// Whether a frame of the guest may pass now; if not, a timer says when to ask again.
-    pub(super) fn from_guest(&mut self, bytes: usize, counters: &Cells) -> bool {
+    pub(super) fn permit_from_guest(&mut self, bytes: usize, counters: &Cells) -> bool {
         permit(self.from_guest.as_mut(), bytes, counters)
     }
 
     /// Whether a frame of the host may pass now.
-    pub(super) fn to_guest(&mut self, bytes: usize, counters: &Cells) -> bool {
+    pub(super) fn permit_to_guest(&mut self, bytes: usize, counters: &Cells) -> bool {
         permit(self.to_guest.as_mut(), bytes, counters)
     }
 

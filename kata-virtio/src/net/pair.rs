@@ -187,7 +187,7 @@ impl Pair {
             turn.counters.add(Count::DroppedFromGuest, 1);
             return Ok(Step::Next(bytes));
         }
-        self.outgoing_paid = self.outgoing_paid || turn.limits.from_guest(bytes, turn.counters);
+        self.outgoing_paid = self.outgoing_paid || turn.limits.permit_from_guest(bytes, turn.counters);
         if !self.writable || !self.outgoing_paid {
             return Ok(Step::Wait);
         }
@@ -247,7 +247,7 @@ impl Pair {
             }
         }
         let bytes = self.held - HEADER_BYTES;
-        self.incoming_paid = self.incoming_paid || turn.limits.to_guest(bytes, turn.counters);
+        self.incoming_paid = self.incoming_paid || turn.limits.permit_to_guest(bytes, turn.counters);
         if !self.incoming_paid {
             return Ok(Step::Wait);
         }

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::{Buffer, Machine};
+use crate::mock::script::Script;
 use crate::net::{FrameHeader, HEADER_BYTES, Handle, MAX_FRAME_BYTES, Net, Tap};
 
 const PAIRS: usize = 2;
@@ -61,30 +62,30 @@ impl Stage {
     }
 
     fn act(&mut self, action: u8, script: &mut Script<'_>) {
-        let pair = usize::from(script.peek()) % PAIRS;
+        let pair = usize::from(peek(script)) % PAIRS;
         let guest = &mut self.machine.guest;
         match action {
             0..=2 => self.frame(pair, script),
             3 => {
-                let bytes = script.take(usize::from(script.peek()) + 1);
+                let bytes = script.take(usize::from(peek(script)) + 1);
                 guest.send_bytes(pair, bytes, &[HEADER_BYTES, HEADER_BYTES + 7]);
             }
             4 => self.chain(script),
             5 | 6 => {
-                let (count, bytes) = (script.byte().unwrap_or(0), script.number());
+                let (count, bytes) = (script.small(), script.number());
                 guest.offer(pair, usize::from(count), bytes.clamp(1, 0x11000));
             }
             7 => drop(guest.receive(pair)),
             8 | 9 => self.host_sends(pair, script),
             10 => self.host_takes(),
-            11 => self.handle.set_link(script.byte().unwrap_or(0) & 1 == 1),
+            11 => self.handle.set_link(script.small() & 1 == 1),
             12 => {
-                let bytes = script.take(usize::from(script.peek() % 8) + 1);
+                let bytes = script.take(usize::from(peek(script) % 8) + 1);
                 guest.command(bytes);
             }
             13 => self.break_something(script),
             14 => {
-                let pairs = script.byte().unwrap_or(0) % 4;
+                let pairs = script.small() % 4;
                 guest.command(&[4, 0, pairs, 0]);
             }
             _ => drop(self.machine.step()),
@@ -95,30 +96,30 @@ impl Stage {
     /// A frame of which most is right.
     fn frame(&mut self, pair: usize, script: &mut Script<'_>) {
         let bytes = usize::try_from(script.number()).unwrap_or(0) % (MAX_FRAME_BYTES + 40);
-        let header = script.header();
-        let cut = usize::from(script.byte().unwrap_or(0)) * 64;
+        let header = header(script);
+        let cut = usize::from(script.small()) * 64;
         let frame = vec![0x5a; bytes];
         self.machine.guest.send(pair, &header, &frame, &[cut, cut * 2]);
     }
 
     fn chain(&mut self, script: &mut Script<'_>) {
-        let count = script.byte().unwrap_or(1) % 200;
+        let count = script.small() % 200;
         let buffers: Vec<Buffer> = (0..count)
             .map(|_| Buffer {
-                address: u64::from(script.number()) << (script.peek() % 40),
+                address: u64::from(script.number()) << (peek(script) % 40),
                 len: script.number(),
-                writable: script.byte().unwrap_or(0) & 3 == 0,
+                writable: script.small() & 3 == 0,
             })
             .collect();
-        let queue = usize::from(script.byte().unwrap_or(0)) % (2 * PAIRS);
-        let indirect = script.byte().unwrap_or(0) & 1 == 1;
+        let queue = usize::from(script.small()) % (2 * PAIRS);
+        let indirect = script.small() & 1 == 1;
         self.machine.guest.send_chain(queue, &buffers, indirect);
     }
 
     /// What comes of it is not looked at: the socket may be full.
     fn host_sends(&mut self, pair: usize, script: &mut Script<'_>) {
         let bytes = usize::try_from(script.number()).unwrap_or(0) % (MAX_FRAME_BYTES + 40);
-        let message = [&script.header().to_bytes()[..], &vec![0xa5; bytes]].concat();
+        let message = [&header(script).to_bytes()[..], &vec![0xa5; bytes]].concat();
         let sent = rustix::io::write(&self.host[pair], &message[..message.len() - bytes % 13]);
         assert!(!matches!(sent, Err(Errno::PIPE)), "the device keeps its tap");
     }
@@ -135,7 +136,7 @@ impl Stage {
     }
 
     fn break_something(&mut self, script: &mut Script<'_>) {
-        let what = script.byte().unwrap_or(0);
+        let what = script.small();
         if what & 1 == 1 {
             self.machine.reset(u64::from(script.number()));
         } else {
@@ -172,45 +173,17 @@ fn check(header: &FrameHeader, bytes: usize) {
     assert!(header.gso_type == 0 || header.gso_size.get() > 0);
 }
 
-struct Script<'a>(&'a [u8]);
+/// The next byte, which stays there.
+fn peek(script: &Script<'_>) -> u8 {
+    script.0.first().copied().unwrap_or(0)
+}
 
-impl<'a> Script<'a> {
-    fn byte(&mut self) -> Option<u8> {
-        let (&first, rest) = self.0.split_first()?;
-        self.0 = rest;
-        Some(first)
+fn header(script: &mut Script<'_>) -> FrameHeader {
+    if script.small() & 1 == 0 {
+        return FrameHeader::default();
     }
-
-    fn peek(&self) -> u8 {
-        self.0.first().copied().unwrap_or(0)
-    }
-
-    fn take(&mut self, most: usize) -> &'a [u8] {
-        let (taken, rest) = self.0.split_at(most.min(self.0.len()));
-        self.0 = rest;
-        taken
-    }
-
-    /// Small numbers by one byte, any number by five.
-    fn number(&mut self) -> u32 {
-        match self.byte().unwrap_or(0) {
-            255 => {
-                let mut bytes = [0; 4];
-                let taken = self.take(4);
-                bytes[..taken.len()].copy_from_slice(taken);
-                u32::from_le_bytes(bytes)
-            }
-            small => u32::from(small) * 300,
-        }
-    }
-
-    fn header(&mut self) -> FrameHeader {
-        if self.byte().unwrap_or(0) & 1 == 0 {
-            return FrameHeader::default();
-        }
-        let mut bytes = [0; HEADER_BYTES];
-        let taken = self.take(HEADER_BYTES);
-        bytes[..taken.len()].copy_from_slice(taken);
-        FrameHeader::from_bytes(&bytes)
-    }
+    let mut bytes = [0; HEADER_BYTES];
+    let taken = script.take(HEADER_BYTES);
+    bytes[..taken.len()].copy_from_slice(taken);
+    FrameHeader::from_bytes(&bytes)
 }
