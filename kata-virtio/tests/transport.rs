@@ -3,10 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use kata_virtio::mock::driver::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET};
-use kata_virtio::mock::{Act, Director, Driver, Echo, MEMORY_BYTES};
-use kata_virtio::{COMMON_FEATURES, Kind};
+use kata_virtio::mock::{Act, Director, Driver, Echo, MEMORY_BYTES, Registers, Rings};
+use kata_virtio::{COMMON_FEATURES, Device, Kind, Memory, Meter, Signals};
+use virtio_queue::Queue;
 
 const QUEUE: u16 = 0;
 const STATUS: u64 = 0x070;
@@ -326,6 +328,73 @@ fn a_new_configuration_is_another_generation_and_an_interrupt() {
     let mut beyond = [1; 4];
     driver.registers.mmio.read(0x100, &mut beyond);
     assert_eq!(beyond, [0; 4], "the configuration has become shorter");
+}
+
+#[test]
+fn interrupts_that_nobody_acknowledges_are_raised_all_the_same() {
+    let (mut driver, _director) = active();
+    for round in 1..=3 {
+        driver.rings.queue(QUEUE).ask_for_signal();
+        let chain = driver.rings.offer(QUEUE, &[b"?"], &[1]).unwrap();
+        driver.registers.notify(QUEUE);
+        // What is kicked before a pause is served before it.
+        driver.registers.mmio.pause().unwrap();
+        assert_eq!(driver.rings.used(QUEUE), Some((chain.head, 1)));
+        assert_eq!(
+            (driver.registers.read(0x060), figures(&driver)["interrupts"]),
+            (1, round)
+        );
+        driver.registers.mmio.resume().unwrap();
+    }
+    driver.registers.write(0x064, 2);
+    assert_eq!(driver.registers.read(0x060), 1, "only what is acknowledged goes");
+    driver.registers.write(0x064, 1);
+    assert_eq!(driver.registers.read(0x060), 0);
+}
+
+/// A device with any queues, that does nothing.
+struct Idle(Vec<u16>);
+
+impl Device for Idle {
+    fn kind(&self) -> Kind {
+        Kind::Net
+    }
+
+    fn features(&self) -> u64 {
+        COMMON_FEATURES
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        self.0.clone()
+    }
+
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn process(&mut self, _: &Memory, _: &mut [&mut Queue]) -> Signals {
+        Signals::default()
+    }
+
+    fn reset(&mut self) {}
+
+    fn meter(&self) -> Arc<dyn Meter> {
+        Arc::new(Echo::new().unwrap().1)
+    }
+}
+
+#[test]
+fn queues_that_cannot_be_are_the_embedders_mistake() {
+    let memory = || Memory::clone(&Rings::new(&[]).unwrap().memory());
+    for sizes in [vec![12], vec![256, 0], vec![16; 65]] {
+        let error = Registers::new(Box::new(Idle(sizes)), memory()).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+    }
+    let mut most = Driver::new(Idle(vec![2; 64])).unwrap();
+    assert_eq!(
+        (most.registers.mmio.kicks().len(), most.registers.status()),
+        (64, ACTIVE)
+    );
 }
 
 #[test]
