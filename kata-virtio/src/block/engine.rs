@@ -117,7 +117,10 @@ impl Executor {
         if !self.disk.takes(&vectors) {
             return self.at_once(task, vectors, Disk::bounce);
         }
-        let (Some(ring), Some(token)) = (&mut self.ring, self.free.pop()) else {
+        let Some(ring) = &mut self.ring else {
+            return self.at_once(task, vectors, Disk::carry_out);
+        };
+        let Some(token) = self.free.pop() else {
             return self.at_once(task, vectors, Disk::carry_out);
         };
         match ring.start(token, task, vectors) {
