@@ -6,6 +6,8 @@
 //! - [`block`]: the block device.
 //! - [`vsock`]: the socket device.
 //! - [`net`]: the network device.
+//! - [`console`]: the console.
+//! - [`balloon`]: memory that goes back to the host.
 //! - [`rng`]: the entropy source, the smallest device.
 //! - [`transport`]: the transports inside a monitor.
 //! - [`vhost_user`]: the transport for frontends in other processes.
