@@ -2,6 +2,7 @@
 //! driver can try (the table in `kata_virtio::balloon`).
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod own_queues;
 mod registers;
 mod script;
 

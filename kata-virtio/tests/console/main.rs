@@ -229,6 +229,35 @@ fn a_long_chain_takes_turns() {
 }
 
 #[test]
+fn a_chain_that_changes_between_turns_is_judged_anew() {
+    let (device, _) = Console::new(
+        File::options().write(true).open("/dev/null").unwrap().into(),
+        None,
+    )
+    .unwrap();
+    let mut bench = Bench::new(device).unwrap();
+    let chain = bench.rings.offer(TX_QUEUE, &[&pattern(1 << 20)], &[]).unwrap();
+    bench.step().unwrap();
+    assert_eq!(bench.rings.used(TX_QUEUE), None);
+    let taken = figure(&bench.device, "bytes_from_guest");
+    let shorter = bench.rings.readable(b"short");
+    bench.rings.forge(TX_QUEUE, chain.head, shorter, 0, 0);
+    bench.step().unwrap();
+    assert_eq!(bench.rings.used(TX_QUEUE), Some((chain.head, 0)));
+    assert_eq!(
+        figure(&bench.device, "bytes_from_guest"),
+        taken,
+        "it is behind its end"
+    );
+    bench.request(TX_QUEUE, &[b"next"], &[]).unwrap();
+    assert_eq!(
+        figure(&bench.device, "bytes_from_guest"),
+        taken + 4,
+        "and the next is whole"
+    );
+}
+
+#[test]
 fn a_flood_of_output_does_not_keep_input_away() {
     let (mut bench, mut host, _) = on_socket();
     host.write_all(b"stop").unwrap();
