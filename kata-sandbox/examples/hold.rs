@@ -12,7 +12,10 @@ use kata_sandbox::{Backend, Container, blocking};
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let Some(rootfs) = args.next() else {
-        let _ = writeln!(std::io::stderr(), "usage: hold ROOTFS [fake|qemu_tcg|qemu_kvm|kvm]");
+        let _ = writeln!(
+            std::io::stderr(),
+            "usage: hold ROOTFS [fake|qemu_tcg|qemu_kvm|kvm]"
+        );
         return ExitCode::from(2);
     };
     let backend = match args.next().as_deref().map(|name| name.to_str()) {

@@ -75,6 +75,10 @@ on_every_backend! {
     }
 
     async fn a_hypervisor_killed_by_9_is_an_error(bed: Bed) {
+        if bed.processes() < 2 {
+            // The monitor is the hypervisor: `a_monitor_killed_by_9_is_an_error_and_takes_the_machine_along`.
+            return;
+        }
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let process = sandbox.exec(sh("sleep 1000")).await.unwrap();
         kill_9(*sandbox.info().pids.get(1).unwrap());
@@ -90,7 +94,7 @@ on_every_backend! {
         let mut line = String::new();
         BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let pids: Vec<u32> = line.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
-        assert!(pids.len() >= 2, "the holder did not come up: {line}");
+        assert!(pids.len() >= bed.processes(), "the holder did not come up: {line}");
         let pids: Vec<u32> =
             pids.iter().flat_map(|pid| std::iter::once(*pid).chain(descendants(*pid))).collect();
         kill_9(holder.id());

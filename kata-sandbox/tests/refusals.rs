@@ -73,24 +73,28 @@ on_every_backend! {
     }
 
     async fn a_host_without_qemu_says_what_to_install(bed: Bed) {
-        if !bed.has_guest() {
+        if !matches!(bed.backend, Backend::QemuTcg | Backend::QemuKvm) {
             return;
         }
-        let said = refused(bed::holder().arg(&bed.rootfs).env_remove("KATA_QEMU").env("PATH", "/nonexistent"));
-        assert!(said.starts_with("Unsupported: plan: no backend can run this container"), "{said}");
+        let without = |variable, value| {
+            let mut holder = bed::holder();
+            holder.arg(&bed.rootfs).arg(bed.name).env_remove("KATA_QEMU").env(variable, value);
+            refused(&mut holder)
+        };
+        let said = without("PATH", "/nonexistent");
+        assert!(said.starts_with("Unsupported: plan: "), "{said}");
         assert!(said.contains("apt-get install qemu-system-x86"), "{said}");
-        let said = refused(bed::holder().arg(&bed.rootfs).env("KATA_QEMU", "/no/qemu"));
+        let said = without("KATA_QEMU", "/no/qemu");
         assert!(said.starts_with("Unsupported") && said.contains("/no/qemu"), "{said}");
     }
 
     async fn a_host_without_assets_says_what_to_run(bed: Bed) {
         let directory = tempfile::tempdir().unwrap();
-        let backend = if bed.has_guest() { "auto" } else { "process" };
         let mut holder = bed::holder();
         for name in ["KATA_KERNEL", "KATA_INITRAMFS", "KATA_AGENT"] {
             holder.env_remove(name);
         }
-        let said = refused(holder.arg(&bed.rootfs).arg(backend).env("KATA_CACHE_DIR", directory.path()));
+        let said = refused(holder.arg(&bed.rootfs).arg(bed.name).env("KATA_CACHE_DIR", directory.path()));
         assert!(said.starts_with("MissingAsset"), "{said}");
         assert!(said.contains("cargo xtask quickstart"), "{said}");
     }
@@ -100,8 +104,7 @@ on_every_backend! {
             return bed::skip("a_full_cache_disk", "needs root to mount a small file system");
         }
         let disk = SmallDisk::mount();
-        let backend = if bed.has_guest() { "auto" } else { "process" };
-        let said = refused(bed::holder().arg(&bed.rootfs).arg(backend).env("KATA_CACHE_DIR", disk.path()));
+        let said = refused(bed::holder().arg(bed.convertible()).arg(bed.name).env("KATA_CACHE_DIR", disk.path()));
         assert!(said.starts_with("NoSpace"), "{said}");
         assert!(said.contains(&disk.path().display().to_string()), "{said}");
         let images: Vec<PathBuf> =

@@ -194,6 +194,19 @@ impl Bed {
         assert!(status.success());
     }
 
+    /// Something that has to be made an image of: the root filesystem, unless it is one already.
+    pub(crate) fn convertible(&self) -> OsString {
+        match kata_image::Source::detect(&self.rootfs).unwrap() {
+            kata_image::Source::Archive(archive) => archive.into(),
+            _ => "/usr/bin".into(),
+        }
+    }
+
+    /// Processes of a sandbox at least: the monitor, and what it starts where it is not the machine itself.
+    pub(crate) fn processes(&self) -> usize {
+        if self.backend == Backend::Kvm { 1 } else { 2 }
+    }
+
     /// Whether a guest of its own runs here, and not a process of this host.
     pub(crate) fn has_guest(&self) -> bool {
         self.backend != Backend::Process

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Bed, BedError, End, Job, PROGRAMS};
+use super::{Bed, BedError, Clock, End, Job, PROGRAMS};
 use crate::setup::{self, Purpose, SetupError};
 use crate::workspace::Workspace;
 
@@ -26,6 +26,9 @@ pub(crate) struct Options {
     /// Set a variable for the command (may be given more than once)
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
     environment: Vec<(String, String)>,
+    /// Let the clock of the bed count instructions, so that figures repeat
+    #[arg(long)]
+    counted: bool,
     /// Cut the command after so many seconds
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
@@ -77,6 +80,11 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode, 
             .map(|(name, value)| (name.into(), value.into()))
             .collect(),
         programs: options.with.iter().map(program).collect(),
+        clock: if options.counted {
+            Clock::Instructions
+        } else {
+            Clock::Time
+        },
         allowed: options.timeout.map(Duration::from_secs),
     };
     let end = if options.shell {

@@ -52,6 +52,18 @@ pub(super) struct Machine {
     pub(super) vcpus: u32,
     /// Memory.
     pub(super) memory_mib: u32,
+    /// What its clock counts.
+    pub(super) clock: Clock,
+}
+
+/// What the outer guest's clock counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Clock {
+    /// Time, as that of any machine.
+    #[default]
+    Time,
+    /// Instructions, a nanosecond each, on one thread: slower, and every run is like the one before.
+    Instructions,
 }
 
 /// Who gets what the job says.
@@ -180,7 +192,21 @@ impl Machine {
     /// A q35 machine, and an EPYC whose virtualization QEMU emulates.
     fn words(&self, initramfs: &Path, console: &Path, wire: i32, terminal: bool) -> Vec<OsString> {
         let mut line = Line::default();
-        line.words(&["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC-Milan"]);
+        line.words(&["-M", "q35"]);
+        let kernel = match self.clock {
+            Clock::Time => {
+                line.words(&["-accel", "tcg,thread=multi", "-cpu", "EPYC-Milan"]);
+                KERNEL.to_owned()
+            }
+            Clock::Instructions => {
+                line.words(&["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
+                line.words(&["-seed", "1", "-rtc", "base=2026-01-01T00:00:00,clock=vm"]);
+                // One instruction that copies a page would count as one, and QEMU's way of doing it depends on
+                // where in memory the page is.
+                line.words(&["-cpu", "EPYC-Milan,-erms,-fsrm"]);
+                format!("{KERNEL} nokaslr")
+            }
+        };
         line.words(&["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         line.words(&[
             "-smp",
@@ -188,7 +214,7 @@ impl Machine {
             "-m",
             &self.memory_mib.to_string(),
         ]);
-        line.words(&["-append", KERNEL, "-kernel"])
+        line.words(&["-append", &kernel, "-kernel"])
             .path("", &self.kernel, "");
         line.words(&["-initrd"]).path("", initramfs, "");
         line.words(&["-chardev"])

@@ -35,6 +35,7 @@ use crate::workspace::Workspace;
 pub(crate) use command::{Options, run};
 use initramfs::InitramfsFailure;
 use layer::{Layer, LayerError};
+pub(crate) use machine::Clock;
 use machine::{Listener, Machine, MachineError};
 pub(crate) use wire::End;
 
@@ -43,6 +44,9 @@ pub(crate) const PROGRAMS: &str = "/kata";
 
 /// The tests' root filesystem, an image, in the bed.
 const ROOTFS: &str = "/bed/rootfs.erofs";
+
+/// The guest's kernel in the bed.
+pub(crate) const KERNEL: &str = "/root/.cache/kata/guest/vmlinux";
 
 /// Where the SDK looks for the guest's files when `HOME` is `/root`.
 const ASSETS: &str = "/root/.cache/kata/guest";
@@ -96,6 +100,8 @@ pub(crate) struct Job {
     pub(crate) environment: Vec<(OsString, OsString)>,
     /// Programs of this machine by their path in the bed; their libraries come along.
     pub(crate) programs: Vec<(PathBuf, PathBuf)>,
+    /// What the clock of the outer guest counts.
+    pub(crate) clock: Clock,
     /// How long it may take.
     pub(crate) allowed: Option<Duration>,
 }
@@ -164,6 +170,7 @@ impl Bed {
             layers: vec![self.base.clone(), self.tools.clone(), image.path().to_owned()],
             vcpus: VCPUS,
             memory_mib: MEMORY_MIB,
+            clock: job.clock,
         };
         Ok(machine.run(job.allowed, listener)?)
     }

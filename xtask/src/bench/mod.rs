@@ -1,10 +1,13 @@
 //! `cargo xtask bench`: whole-system measurements. It sets up and builds; the package `benches` measures.
 
-use std::path::PathBuf;
+mod nested;
+
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use clap::Subcommand;
 
+use crate::bed::{Bed, BedError, End};
 use crate::process::{self, ProcessError};
 use crate::progress::Step;
 use crate::setup::{self, Purpose, SetupError};
@@ -13,8 +16,16 @@ use crate::workspace::Workspace;
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// From create to first output, the round trip of an exec, and host memory, against a bare guest
-    Boot,
+    /// From create to first output, the round trip of an exec, and host memory, against a bare guest;
+    /// then, in the nested bed, monitors with KVM against each other
+    Boot {
+        /// A directory with other monitors: firecracker, cloud-hypervisor
+        #[arg(long, value_name = "DIR")]
+        peers: Option<PathBuf>,
+        /// Only the comparison in the nested bed
+        #[arg(long)]
+        nested_only: bool,
+    },
 }
 
 /// Why nothing was measured.
@@ -32,6 +43,12 @@ pub(crate) enum BenchError {
     /// The benchmark failed.
     #[error("the benchmark failed ({0})")]
     Failed(ExitStatus),
+    /// The nested bed.
+    #[error("cannot measure in the nested bed")]
+    Bed(#[from] BedError),
+    /// The benchmark failed in the bed.
+    #[error("the benchmark failed in the nested bed ({0:?})")]
+    Nested(End),
 }
 
 /// Measures.
@@ -40,11 +57,11 @@ pub(crate) enum BenchError {
 /// When something is missing and cannot be made, or the benchmark fails.
 pub(crate) fn run(workspace: &Workspace, what: &Bench) -> Result<(), BenchError> {
     match what {
-        Bench::Boot => boot(workspace),
+        Bench::Boot { peers, nested_only } => boot(workspace, peers.as_deref(), *nested_only),
     }
 }
 
-fn boot(workspace: &Workspace) -> Result<(), BenchError> {
+fn boot(workspace: &Workspace, peers: Option<&Path>, nested_only: bool) -> Result<(), BenchError> {
     let ready = setup::provide(workspace, Purpose::Run)?;
     let step = Step::start("benchmark");
     let build = ["build", "--release", "--package=benches", "--bin=boot"];
@@ -53,17 +70,20 @@ fn boot(workspace: &Workspace) -> Result<(), BenchError> {
     step.done("");
     let figures = workspace.root.join("docs/figures");
     std::fs::create_dir_all(&figures)?;
-    let status = Command::new(workspace.target.join("release/boot"))
-        .arg(&ready.rootfs)
-        .arg(init)
-        .arg(figures)
-        .env("KATA_VMM", &ready.monitor)
-        .status()?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(BenchError::Failed(status))
+    let program = workspace.target.join("release/boot");
+    if !nested_only {
+        let mut here = Command::new(&program);
+        here.arg(&ready.rootfs).arg(&init).arg(&figures);
+        let status = here.env("KATA_VMM", &ready.monitor).status()?;
+        if !status.success() {
+            return Err(BenchError::Failed(status));
+        }
     }
+    let table = nested::run(&Bed::make(workspace, &ready)?, &program, &init, peers)?;
+    let path = figures.join("boot.nested.table.md");
+    std::fs::write(&path, table)?;
+    eprintln!("the table is in {}", path.display());
+    Ok(())
 }
 
 /// One static program without dependencies: the compiler alone makes it, in a second.

@@ -18,13 +18,15 @@ use clap::ValueEnum;
 use super::programs::Programs;
 use super::tally::{Line, Tally};
 use super::{Backend, in_ci};
-use crate::bed::{Bed, BedError, End, Job, PROGRAMS};
+use crate::bed::{Bed, BedError, Clock, End, Job, PROGRAMS};
 
 /// How much of the suite runs in the beds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Extent {
     /// The body once, on the best backend; beside it a selection. What is left out is said
     Normal,
+    /// As normal, and nothing else of the suite
+    Only,
     /// Every test on every backend with every number of processors
     Full,
     /// Nothing: what needs KVM is skipped
@@ -41,7 +43,7 @@ const VCPUS: [u8; 2] = [1, 2];
 /// both sides, streams, processes, a refusal.
 const SELECTION: &[&str] = &[
     "a_dropped_sandbox_leaves_nothing",
-    "a_hypervisor_killed_by_9_is_an_error",
+    "a_monitor_killed_by_9_is_an_error_and_takes_the_machine_along",
     "a_missing_guest_asset_is_named",
     "half_closed_stdin_leaves_the_output_open",
     "info_says_where_it_runs_and_why",
@@ -237,6 +239,7 @@ fn job(programs: &Programs, share: &[&Unit]) -> Job {
         command: vec!["bash".into(), "-c".into(), script(share).into()],
         environment,
         programs: tests.chain(examples).collect(),
+        clock: Clock::Time,
         allowed: Some(PROGRAM * u32::try_from(share.len()).unwrap_or(u32::MAX)),
     }
 }

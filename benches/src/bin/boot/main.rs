@@ -6,7 +6,10 @@
 #![expect(clippy::print_stdout, reason = "a program for people prints")]
 
 mod baseline;
+mod contenders;
 mod figures;
+mod nested;
+mod observe;
 mod plot;
 mod sandbox;
 
@@ -27,6 +30,10 @@ struct Arguments {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    let mut words = std::env::args_os().skip(1).map(PathBuf::from).peekable();
+    if words.next_if(|word| word.as_os_str() == "nested").is_some() {
+        return nested::run(words);
+    }
     let arguments = arguments()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run(&arguments))
