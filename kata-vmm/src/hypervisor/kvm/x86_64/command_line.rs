@@ -6,7 +6,7 @@
 use super::layout::Slot;
 
 /// What every kernel is told.
-const ALWAYS: [&str; 8] = [
+const ALWAYS: [&str; 9] = [
     "console=ttyS0",
     // Every character of the console is an exit: 24,750 of them rather than 1,935 up to init.
     "quiet",
@@ -14,8 +14,10 @@ const ALWAYS: [&str; 8] = [
     "panic=-1",
     // There is one serial port. Each of the other three that a PC could have is probed with ten exits.
     "8250.nr_uarts=1",
-    // There is no PCI, and looking for it is a dozen exits.
+    // There is no PCI. Looking for it is a dozen exits, and the complaint that there is none, which is an error
+    // to kernels and so is not quiet, a hundred.
     "pci=off",
+    "initcall_blacklist=pci_arch_init",
     // Memory above 4 GiB makes kernels set 64 MiB aside for devices that cannot reach it, 24 million
     // instructions and 64 MiB of host memory. Ours reach all memory.
     "swiotlb=noforce",
@@ -40,9 +42,9 @@ pub(in crate::hypervisor::kvm) fn words(vcpus: u8, acpi: bool, virtio: &[Slot]) 
         // By the reset register: one exit that says what it is, where a triple fault could be a crash.
         words.push("reboot=a".to_owned());
     } else {
-        // Only ACPI's tables say that there is no keyboard controller, and a silent one is waited for. Its
-        // reset line is there, and is how a kernel without ACPI resets.
-        let fixed = ["acpi=off", "reboot=k", "i8042.noaux", "i8042.nokbd"];
+        // Only ACPI's tables say that there is no keyboard controller, and a silent one is waited for: half a
+        // second. Its reset line is there, and is how a kernel without ACPI resets.
+        let fixed = ["acpi=off", "reboot=k", "initcall_blacklist=i8042_init"];
         words.extend(fixed.map(str::to_owned));
         words.extend(virtio.iter().map(device));
     }
@@ -61,8 +63,9 @@ mod tests {
     use super::super::layout::{COMMAND_LINE_BYTES, MAX_VIRTIO_SLOTS, virtio_slot};
     use super::*;
 
-    const COMMON: &str = "console=ttyS0 quiet panic=-1 8250.nr_uarts=1 pci=off swiotlb=noforce \
-                          cryptomgr.notests initcall_blacklist=jent_mod_init";
+    const COMMON: &str = "console=ttyS0 quiet panic=-1 8250.nr_uarts=1 pci=off \
+                          initcall_blacklist=pci_arch_init swiotlb=noforce cryptomgr.notests \
+                          initcall_blacklist=jent_mod_init";
 
     fn slots(count: usize) -> Vec<Slot> {
         (0..count).map(|index| virtio_slot(index).unwrap()).collect()
@@ -82,7 +85,7 @@ mod tests {
         assert_eq!(
             words(2, false, &slots(2)),
             format!(
-                "{COMMON} acpi=off reboot=k i8042.noaux i8042.nokbd \
+                "{COMMON} acpi=off reboot=k initcall_blacklist=i8042_init \
                  virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"
             )
         );
