@@ -22,23 +22,14 @@ pub(super) struct Plan<'a> {
     pub(super) kernel: RawFd,
     /// The initramfs's.
     pub(super) initramfs: RawFd,
-    /// The disks', in the machine's order.
-    pub(super) disks: Vec<Image>,
+    /// QEMU's ends of the disks' vhost-user connections, in the machine's order.
+    pub(super) disks: Vec<RawFd>,
     /// QEMU's end of the QMP connection.
     pub(super) qmp: RawFd,
     /// Where the serial console is written.
     pub(super) console: RawFd,
     /// QEMU's end of the vsock device's vhost-user connection.
     pub(super) vsock: RawFd,
-}
-
-/// A disk's image.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Image {
-    /// Its descriptor.
-    pub(super) fd: RawFd,
-    /// Whether it is a block device of the host rather than a file.
-    pub(super) block_device: bool,
 }
 
 /// The arguments, without the program's name.
@@ -54,8 +45,8 @@ pub(super) fn arguments(plan: &Plan<'_>) -> Vec<OsString> {
     line.add("-serial", "chardev:console");
     line.add("-chardev", format!("socket,id=vsock,fd={vsock}"));
     line.add("-device", "vhost-user-vsock-device,chardev=vsock");
-    for (number, (disk, image)) in plan.machine.disks.iter().zip(&plan.disks).enumerate() {
-        block(&mut line, number, &disk.serial, disk.read_only, *image);
+    for (number, disk) in plan.disks.iter().enumerate() {
+        block(&mut line, number, *disk, plan.machine.vcpus);
     }
     line.add("-kernel", format!("/proc/self/fd/{}", plan.kernel));
     line.add("-initrd", format!("/proc/self/fd/{}", plan.initramfs));
@@ -98,23 +89,12 @@ fn machine(line: &mut Line, plan: &Plan<'_>) {
     line.flag("-S");
 }
 
-fn block(line: &mut Line, number: usize, serial: &str, read_only: bool, image: Image) {
-    let Image { fd, block_device } = image;
-    let driver = if block_device { "host_device" } else { "file" };
-    let read_only = if read_only { "on" } else { "off" };
-    // A descriptor set hands out the very descriptor, where opening /proc/self/fd again would need
-    // permission on the file.
-    line.add("-add-fd", format!("fd={fd},set={number}"));
-    line.add(
-        "-blockdev",
-        format!(
-            "driver=raw,node-name=disk{number},read-only={read_only},discard=unmap,\
-             file.driver={driver},file.filename=/dev/fdset/{number},file.read-only={read_only}"
-        ),
-    );
+/// Serial, size and whether it can be written are the device's to tell.
+fn block(line: &mut Line, number: usize, fd: RawFd, queues: u8) {
+    line.add("-chardev", format!("socket,id=disk{number},fd={fd}"));
     line.add(
         "-device",
-        format!("virtio-blk-device,drive=disk{number},serial={serial}"),
+        format!("vhost-user-blk,chardev=disk{number},num-queues={queues},queue-size=256"),
     );
 }
 
@@ -204,7 +184,7 @@ mod tests {
         }
     }
 
-    fn check(machine: &Machine, accelerator: Accelerator, disks: Vec<Image>, expected: &str) {
+    fn check(machine: &Machine, accelerator: Accelerator, disks: Vec<RawFd>, expected: &str) {
         let plan = Plan {
             machine,
             accelerator,
@@ -264,20 +244,10 @@ noreplace-smp no_timer_check tsc=reliable tsc_early_khz=2596124",
             image: FdIndex(2),
             read_only,
         };
-        let images = vec![
-            Image {
-                fd: 20,
-                block_device: false,
-            },
-            Image {
-                fd: 21,
-                block_device: true,
-            },
-        ];
         check(
             &machine(2, vec![disk("rootfs", true), disk("scratch", false)]),
             Accelerator::Kvm,
-            images,
+            vec![20, 21],
             "\
 -name kata-webaccelkvm-S1,debug-threads=on
 -machine microvm,acpi=on,rtc=on,pic=off,pit=off,x-option-roms=off,memory-backend=mem
@@ -298,14 +268,10 @@ noreplace-smp no_timer_check tsc=reliable tsc_early_khz=2596124",
 -serial chardev:console
 -chardev socket,id=vsock,fd=14
 -device vhost-user-vsock-device,chardev=vsock
--add-fd fd=20,set=0
--blockdev driver=raw,node-name=disk0,read-only=on,discard=unmap,file.driver=file,\
-file.filename=/dev/fdset/0,file.read-only=on
--device virtio-blk-device,drive=disk0,serial=rootfs
--add-fd fd=21,set=1
--blockdev driver=raw,node-name=disk1,read-only=off,discard=unmap,file.driver=host_device,\
-file.filename=/dev/fdset/1,file.read-only=off
--device virtio-blk-device,drive=disk1,serial=scratch
+-chardev socket,id=disk0,fd=20
+-device vhost-user-blk,chardev=disk0,num-queues=2,queue-size=256
+-chardev socket,id=disk1,fd=21
+-device vhost-user-blk,chardev=disk1,num-queues=2,queue-size=256
 -kernel /proc/self/fd/10
 -initrd /proc/self/fd/11
 -append console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests initcall_blacklist=jent_mod_init",

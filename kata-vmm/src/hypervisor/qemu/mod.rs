@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The machine is built while QEMU is stopped (`-S`), so the guest's first instruction runs after its
-//! death can no longer be missed. QEMU opens no path of the caller: kernel, initramfs, disks, console, QMP
-//! and the vsock device are inherited descriptors.
+//! death can no longer be missed. QEMU opens no path of the caller: kernel, initramfs, console, QMP and
+//! the connections to our own devices are inherited descriptors. It never sees a disk's image.
 
 mod command_line;
 mod find;
@@ -23,10 +23,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
 
+use kata_virtio::block::Block;
 use kata_virtio::vhost_user::{self, Served};
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::OFlags;
 
-use self::command_line::{Image, Plan};
+use self::command_line::Plan;
 pub(super) use self::find::find;
 use self::qmp::{Message, Qmp};
 use self::timestamp_counter::Measurement;
@@ -66,8 +67,8 @@ pub(super) struct Emulator {
     qmp: Qmp,
     console: TailReader,
     sockets: Sockets,
-    /// The vsock device; gone once the machine has ended.
-    served: Option<Served>,
+    /// The disks and the vsock device; none once the machine has ended.
+    served: Vec<Served>,
     start: Instant,
     /// Product and version, from the greeting.
     version: String,
@@ -105,10 +106,10 @@ impl Emulator {
         } = connect(machine)?;
         let kernel = files.duplicate(boot.kernel)?;
         let initramfs = files.duplicate(boot.initramfs)?;
-        let disks: Vec<OwnedFd> = machine
+        let disks: Vec<(Served, OwnedFd)> = machine
             .disks
             .iter()
-            .map(|disk| files.duplicate(disk.image))
+            .map(|disk| serve_disk(disk, files.duplicate(disk.image)?, machine.vcpus))
             .collect::<Result<_, _>>()?;
         let plan = Plan {
             machine,
@@ -116,12 +117,7 @@ impl Emulator {
             timestamp_counter_khz: measurement.map(|measurement| measurement.khz()),
             kernel: kernel.as_raw_fd(),
             initramfs: initramfs.as_raw_fd(),
-            disks: machine
-                .disks
-                .iter()
-                .zip(&disks)
-                .map(image)
-                .collect::<Result<_, _>>()?,
+            disks: disks.iter().map(|(_, theirs)| theirs.as_raw_fd()).collect(),
             qmp: qmp.1.as_raw_fd(),
             console: console.1.as_raw_fd(),
             vsock: vsock.1.as_raw_fd(),
@@ -129,7 +125,9 @@ impl Emulator {
         let arguments = command_line::arguments(&plan);
         log::debug!("{} {arguments:?}", boot.binary.display());
         let mut kept = vec![kernel, initramfs, qmp.1.into(), console.1.into(), vsock.1];
-        kept.extend(disks);
+        let (mut served, theirs): (Vec<_>, Vec<_>) = disks.into_iter().unzip();
+        served.push(vsock.0);
+        kept.extend(theirs);
         Ok(Self {
             child: Child::spawn(boot.binary, &arguments, kept)?,
             program: boot.binary.display().to_string(),
@@ -137,7 +135,7 @@ impl Emulator {
             console: TailReader::new(console.0.into())
                 .map_err(|cause| failure("watch the console", &cause))?,
             sockets,
-            served: Some(vsock.0),
+            served,
             start,
             version: String::new(),
             phase: Phase::Starting,
@@ -219,8 +217,10 @@ impl Emulator {
     /// After QEMU's end: gives the host what the guest had sent, for at most two seconds where the host does
     /// not read, and closes all streams.
     fn drain(&mut self) {
-        if let Some(Err(cause)) = self.served.take().map(Served::wait) {
-            log::warn!("the vsock device ends: {cause}");
+        for served in self.served.drain(..) {
+            if let Err(cause) = served.wait() {
+                log::warn!("a device ends: {cause}");
+            }
         }
     }
 
@@ -261,7 +261,7 @@ impl Vm for Emulator {
         if matches!(status, Ok(Some(_))) {
             self.drain();
         }
-        self.sockets.take_dials(self.served.is_none(), &mut occurrences);
+        self.sockets.take_dials(self.served.is_empty(), &mut occurrences);
         match status {
             Ok(None) => {}
             Ok(Some(status)) => occurrences.push(self.end(status)),
@@ -322,12 +322,12 @@ fn connect(machine: &Machine) -> Result<Connections, LaunchError> {
     })
 }
 
-/// Looks at a disk's descriptor. QEMU wants exactly the access that it is told of, and a descriptor that
-/// cannot write is what keeps a read-only image from being written.
-fn image((disk, file): (&Disk, &OwnedFd)) -> Result<Image, LaunchError> {
-    let failed = |cause| failure("look at a disk image", &io::Error::from(cause));
-    let stat = rustix::fs::fstat(file).map_err(failed)?;
-    let access = rustix::fs::fcntl_getfl(file).map_err(failed)? & OFlags::RWMODE;
+/// Serves a disk. A descriptor that cannot write is what keeps a read-only image from being written, so it
+/// has exactly the access that the disk says.
+fn serve_disk(disk: &Disk, image: OwnedFd, vcpus: u8) -> Result<(Served, OwnedFd), LaunchError> {
+    let access = rustix::fs::fcntl_getfl(&image)
+        .map_err(|cause| failure("look at a disk image", &io::Error::from(cause)))?
+        & OFlags::RWMODE;
     let (wanted, words) = match disk.read_only {
         true => (OFlags::RDONLY, "reading only"),
         false => (OFlags::RDWR, "reading and writing"),
@@ -336,10 +336,13 @@ fn image((disk, file): (&Disk, &OwnedFd)) -> Result<Image, LaunchError> {
         let reason = format!("its descriptor is not opened for {words}");
         return Err(unsupported(format!("disk {:?}", disk.serial), reason));
     }
-    Ok(Image {
-        fd: file.as_raw_fd(),
-        block_device: FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice,
-    })
+    let device = Block::new(image.into())
+        .read_only(disk.read_only)
+        .serial(&disk.serial)
+        .queues(vcpus.into())
+        .build()
+        .map_err(|cause| failure("use a disk image", &cause))?;
+    vhost_user::serve(device).map_err(|cause| failure("serve a disk", &cause))
 }
 
 /// What a reason of `SHUTDOWN` means (QEMU qapi/run-state.json, `ShutdownCause`); `None` for those of the host.
