@@ -40,6 +40,7 @@
 //! | kicks without buffers | a look at the ring each |
 //! | flood of frames | 256 frames or 2 MiB per turn and direction, then everything else; its rate limit |
 //! | unknown commands, more pairs than there are | `VIRTIO_NET_ERR` |
+//! | pairs changed again and again | 4 commands per turn, on its worker's time |
 //! | available index that jumps, head out of range, rings outside of memory | queues are dead until the driver resets the device |
 //! | reset in the middle of it all | the frame that waited for buffers is lost |
 //! | features that make no sense together | those without their base count as not chosen |

@@ -256,3 +256,21 @@ fn a_turn_has_an_end_however_much_there_is() {
         .run_until(|machine| machine.figure("dropped_from_guest") == 256)
         .unwrap();
 }
+
+#[test]
+fn a_flood_of_commands_is_served_in_turns() {
+    let mut bed = bed(3);
+    for pairs in [3, 1, 3, 1, 3, 2] {
+        assert!(bed.machine.guest.command(&[4, 0, pairs, 0]));
+    }
+    bed.machine.work();
+    let answers = |bed: &mut Bed| std::iter::from_fn(|| bed.machine.guest.answer()).count();
+    assert_eq!(answers(&mut bed), 4);
+    assert!(
+        bed.machine.wait(Duration::ZERO).unwrap(),
+        "the rest is not forgotten"
+    );
+    bed.machine.step();
+    assert_eq!(answers(&mut bed), 2);
+    bed.still_works();
+}
