@@ -21,7 +21,7 @@ const DIRECT_UNIT: u32 = 4096;
 const BOUNCE_BYTES: usize = 1 << 20;
 
 /// What is written at a time where a file system cannot write zeroes by itself.
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// See the module.
 #[derive(Debug)]
