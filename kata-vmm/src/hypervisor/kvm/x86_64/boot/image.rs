@@ -12,6 +12,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile, VolatileMemoryError, VolatileSlice};
 
@@ -103,7 +105,7 @@ impl<'a> Image<'a> {
             .map_err(|cause| ImageError::Read { what, cause })
     }
 
-    /// Fills guest memory from the file.
+    /// Fills guest memory, which is zero, from the file. Holes of the file cost nothing.
     pub(super) fn copy(
         &self,
         what: &'static str,
@@ -112,12 +114,49 @@ impl<'a> Image<'a> {
         address: u64,
     ) -> Result<(), ImageError> {
         self.check(what, offset, bytes)?;
-        let file = self.file;
-        // A range that is in no memory is refused below; one that does not fit `usize` is one of them.
-        let count = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let end = offset + bytes;
+        let mut from = offset;
+        while let Some((start, stop)) = self.next_data(from, end) {
+            let at = address.saturating_add(start - offset);
+            self.copy_data(what, (start, stop), memory, at)?;
+            from = stop;
+        }
+        Ok(())
+    }
+
+    fn copy_data(
+        &self,
+        what: &'static str,
+        (start, stop): (u64, u64),
+        memory: &GuestMemoryMmap,
+        address: u64,
+    ) -> Result<(), ImageError> {
+        let mut source = At {
+            file: self.file,
+            offset: start,
+        };
+        // A range that is in no memory is refused; one that does not fit `usize` is one of them.
+        let count = usize::try_from(stop - start).unwrap_or(usize::MAX);
         memory
-            .read_exact_volatile_from(GuestAddress(address), &mut At { file, offset }, count)
+            .read_exact_volatile_from(GuestAddress(address), &mut source, count)
             .map_err(|cause| ImageError::Copy { what, address, cause })
+    }
+
+    /// The next part of the file between two offsets that is no hole (lseek(2), `SEEK_DATA`). On a file system
+    /// that knows no holes it is all of it. The position that this moves is nobody's: reads have their own.
+    fn next_data(&self, from: u64, end: u64) -> Option<(u64, u64)> {
+        if from >= end {
+            return None;
+        }
+        let start = match seek(self.file, SeekFrom::Data(from)) {
+            Ok(start) if start < end => start.max(from),
+            Ok(_) | Err(Errno::NXIO) => return None,
+            Err(_) => return Some((from, end)),
+        };
+        match seek(self.file, SeekFrom::Hole(start)) {
+            Ok(stop) if stop > start => Some((start, stop.min(end))),
+            _ => Some((start, end)),
+        }
     }
 }
 
@@ -167,6 +206,26 @@ mod tests {
         image.copy("start", (0, 1), &memory, 0).unwrap();
         assert_eq!(memory.read_obj::<[u8; 2]>(GuestAddress(0x7ffe)).unwrap(), [7, 9]);
         assert_eq!(memory.read_obj::<u8>(GuestAddress(0)).unwrap(), 7);
+    }
+
+    /// Of a file with holes only the contents are copied; `bytes` of a part need not be whole pages.
+    #[test]
+    fn holes_are_skipped() {
+        let fd = rustix::fs::memfd_create("holes", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let file = File::from(fd);
+        file.set_len(0x1_0000).unwrap();
+        file.write_all_at(&[7; 0x1000], 0x3000).unwrap();
+        file.write_all_at(&[9; 0x1000], 0x8000).unwrap();
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2_0000)]).unwrap();
+        memory.write_slice(&[0xcc; 0x2_0000], GuestAddress(0)).unwrap();
+        let image = Image::new(&file).unwrap();
+        image.copy("part", (0x800, 0x8000), &memory, 0x1_0000).unwrap();
+        let mut expected = vec![0xcc; 0x2_0000];
+        expected[0x1_2800..0x1_3800].fill(7);
+        expected[0x1_7800..0x1_8000].fill(9);
+        let mut found = vec![0; 0x2_0000];
+        memory.read_slice(&mut found, GuestAddress(0)).unwrap();
+        assert!(found == expected);
     }
 
     #[test]
