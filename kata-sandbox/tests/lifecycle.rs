@@ -134,7 +134,10 @@ on_every_backend! {
         assert_eq!(error.kind(), ErrorKind::VersionMismatch);
         assert_eq!(
             error.to_string(),
-            "start machine: the monitor speaks control protocol 99, this library 1; use programs of one version"
+            format!(
+                "start machine: the monitor speaks control protocol 99, this library {}; use programs of one version",
+                kata_vmm::control::PROTOCOL
+            )
         );
     }
 

@@ -54,7 +54,11 @@ on_every_backend! {
             return;
         }
         let error = Sandbox::boot(bed.idle().kernel("/etc/passwd")).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Hypervisor, "{}", chain(&error));
+        let blamed = match bed.backend {
+            Backend::Kvm => ErrorKind::Monitor,
+            _ => ErrorKind::Hypervisor,
+        };
+        assert_eq!(error.kind(), blamed, "{}", chain(&error));
     }
 
     async fn kvm_by_name_runs_or_says_why_not(bed: Bed) {
