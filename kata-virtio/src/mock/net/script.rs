@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use super::{Buffer, Machine};
+use super::{Buffer, LANES, Machine};
 use crate::mock::script::Script;
 use crate::net::{FrameHeader, HEADER_BYTES, Handle, MAX_FRAME_BYTES, Net, Tap};
 
@@ -102,13 +102,24 @@ impl Stage {
         self.machine.guest.send(pair, &header, &frame, &[cut, cut * 2]);
     }
 
+    /// Any buffers, but for writable ones over the rings: a driver that has the device overwrite its rings
+    /// cannot follow them any more.
     fn chain(&mut self, script: &mut Script<'_>) {
         let count = script.small() % 200;
         let buffers: Vec<Buffer> = (0..count)
-            .map(|_| Buffer {
-                address: u64::from(script.number()) << (peek(script) % 40),
-                len: script.number(),
-                writable: script.small() & 3 == 0,
+            .map(|_| {
+                let address = u64::from(script.number()) << (peek(script) % 40);
+                let (len, writable) = (script.number(), script.small() & 3 == 0);
+                let address = if writable {
+                    address.saturating_add(LANES)
+                } else {
+                    address
+                };
+                Buffer {
+                    address,
+                    len,
+                    writable,
+                }
             })
             .collect();
         let queue = usize::from(script.small()) % (2 * PAIRS);
