@@ -70,9 +70,9 @@ impl Executor {
         let ring = match engine {
             Engine::Plain => None,
             Engine::IoUring => Some(ring()?),
-            // Measured on the page cache: a read of 4 KiB costs the same either way, and the ring's way is
-            // longer with one request at a time. Direct I/O waits for the disk: there the ring lets
-            // many wait together.
+            // What the page cache has, a system call copies at once, and a ring has nothing to wait for.
+            // Direct I/O waits for the disk: there the ring lets many requests wait together. The
+            // benchmark `block` compares the two.
             Engine::Auto if !disk.direct => None,
             Engine::Auto => ring()
                 .inspect_err(|cause| {
