@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
@@ -140,6 +141,51 @@ fn load_module(path: &Path) -> io::Result<()> {
     }
 }
 
+/// How long the host is left to do what it boots a guest for, before what only helps later is loaded.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// Loads the modules for devices that were found, as `found` lists them: the start of a device's modalias,
+/// then file names. Each takes milliseconds of a processor that has better things to do at the start.
+///
+/// A module that does not load is a line on the console: the guest works without.
+pub(crate) async fn load_found() {
+    tokio::time::sleep(QUIET).await;
+    let directory = Path::new("/lib/modules");
+    let found = fs::read_to_string(directory.join("found")).unwrap_or_default();
+    let devices = modaliases(&[
+        Path::new("/sys/bus/virtio/devices"),
+        Path::new("/sys/bus/acpi/devices"),
+    ]);
+    for name in files_for(&found, &devices) {
+        if let Err(cause) = load_module(&directory.join(name)) {
+            crate::warn(&format!("cannot load module {name}: {cause}"));
+        }
+        // One at a time, so that the host is not kept waiting.
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The names of all devices on these buses, as modules are found by them.
+fn modaliases(buses: &[&Path]) -> Vec<String> {
+    buses
+        .iter()
+        .filter_map(|bus| fs::read_dir(bus).ok())
+        .flatten()
+        .flatten()
+        .filter_map(|device| fs::read_to_string(device.path().join("modalias")).ok())
+        .collect()
+}
+
+/// Which files the list names for these devices, in its order.
+fn files_for<'a>(found: &'a str, devices: &[String]) -> Vec<&'a str> {
+    found
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter(|(device, _)| devices.iter().any(|alias| alias.starts_with(device)))
+        .flat_map(|(_, files)| files.split_whitespace())
+        .collect()
+}
+
 /// Enables the controllers that the kernel has, for the cgroups below.
 pub(crate) fn enable_controllers(cgroup: &Path) {
     let present = fs::read_to_string(cgroup.join("cgroup.controllers")).unwrap_or_default();
@@ -149,5 +195,29 @@ pub(crate) fn enable_controllers(cgroup: &Path) {
     {
         // A limit that needs a controller which is not enabled fails where it is asked for.
         let _ = fs::write(cgroup.join("cgroup.subtree_control"), format!("+{controller}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_there_is_loaded_in_the_order_of_the_list() {
+        let found =
+            "virtio:d00000005 ring.ko balloon.ko\nacpi:QEMU0001: panic.ko\nvirtio:d00000004 rng.ko\nodd\n";
+        let devices = ["virtio:d00000004v554D4551\n", "virtio:d00000005v554D4551\n"].map(str::to_owned);
+        assert_eq!(files_for(found, &devices), ["ring.ko", "balloon.ko", "rng.ko"]);
+        assert_eq!(files_for(found, &[]), [""; 0]);
+    }
+
+    #[test]
+    fn buses_that_are_not_there_have_no_devices() {
+        let bus = tempfile::tempdir().unwrap();
+        fs::create_dir(bus.path().join("virtio0")).unwrap();
+        fs::write(bus.path().join("virtio0/modalias"), "virtio:d00000013v0\n").unwrap();
+        fs::create_dir(bus.path().join("silent")).unwrap();
+        let devices = modaliases(&[Path::new("/no/such/bus"), bus.path()]);
+        assert_eq!(devices, ["virtio:d00000013v0\n"]);
     }
 }

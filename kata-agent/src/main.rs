@@ -142,6 +142,9 @@ fn run(
     let sandbox = Arc::new(Sandbox::new(settings, Joiner::new()?));
     let served = runtime.block_on(async {
         let transport = transport().map_err(AgentError::Listen)?;
+        if guest == Guest::Machine {
+            tokio::spawn(boot::load_found());
+        }
         agent::serve(&transport, sandbox, hello).await
     });
     served?;

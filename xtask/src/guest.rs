@@ -21,7 +21,7 @@ use kata_image::kernel::{ExtractError, ModuleError, ModuleTree, extract_vmlinux}
 use sha2::{Digest, Sha256};
 
 use self::elf::{NotStatic, check_static};
-use self::layout::{LayoutError, initramfs};
+use self::layout::{Found, LayoutError, initramfs};
 use crate::kernel::{self, Kernel, KernelError};
 use crate::process::{self, ProcessError};
 use crate::progress::{self, Step};
@@ -37,6 +37,14 @@ const MODULES: &[&str] = &[
     "vmw_vsock_virtio_transport",
     "overlay",
     "erofs",
+];
+
+/// What a machine may have beside that, by the start of its modalias (VIRTIO 1.2 §5; ACPI): a balloon, which
+/// gives free pages back; an entropy source; a device that is told of a panic.
+const FOUND: &[(&str, &str)] = &[
+    ("virtio:d00000005", "virtio_balloon"),
+    ("virtio:d00000004", "virtio-rng"),
+    ("acpi:QEMU0001:", "pvpanic-mmio"),
 ];
 
 /// What a module of the list needs and does not name: until Linux 6.14 erofs asks the crypto API for the
@@ -127,7 +135,7 @@ pub(crate) fn make(workspace: &Workspace) -> Result<Kernel, GuestError> {
         install_vmlinux(&kernel)?,
         install_if_changed(
             Asset::Initramfs.file_name(),
-            &initramfs(&agent, &modules(&kernel)?)?,
+            &initramfs(&agent, &modules(&kernel)?, &found(&kernel)?)?,
             0o644,
         )?,
         install_if_changed(Asset::Agent.file_name(), &agent, 0o755)?,
@@ -212,6 +220,21 @@ fn modules(kernel: &Kernel) -> Result<Vec<(String, Vec<u8>)>, GuestError> {
         path: kernel.modules.clone(),
         source,
     })
+}
+
+/// The modules for devices that a machine may have; those that the kernel has.
+fn found(kernel: &Kernel) -> Result<Vec<Found>, GuestError> {
+    let mut found = Vec::new();
+    for &(device, module) in FOUND {
+        let modules = modules_of(&kernel.modules, &[module], &[]).map_err(|source| GuestError::Modules {
+            path: kernel.modules.clone(),
+            source,
+        })?;
+        if !modules.is_empty() {
+            found.push((device, modules));
+        }
+    }
+    Ok(found)
 }
 
 /// The modules to load for these to be there; of those in `where_present` only what the kernel has.
