@@ -94,7 +94,10 @@ mod tests {
         );
         assert_eq!(qemu("kata-sandbox/src/sandbox.rs", &facts), []);
         let facts = sample("const PVPANIC: &str = \"QEMU0001\";");
-        assert_eq!(qemu("kata-vmm/src/hypervisor/kvm/x86_64/boot/acpi.rs", &facts), []);
+        assert_eq!(
+            qemu("kata-vmm/src/hypervisor/kvm/x86_64/boot/acpi.rs", &facts),
+            []
+        );
         let facts = sample("const A: &str = \"qemu\";");
         assert_eq!(qemu("kata-sandbox/tests/run.rs", &facts), []);
         assert_eq!(qemu("xtask/src/packages.rs", &facts), []);

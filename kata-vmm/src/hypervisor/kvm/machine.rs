@@ -258,7 +258,11 @@ fn spawn(index: u8, mut processor: VcpuFd, end: End) -> io::Result<Thread> {
     let run = move || {
         let exit = match kick::arm(&processor) {
             Ok(()) => vcpu::run(index, &mut processor, &end.shared),
-            Err(cause) => Some(vcpu::stopped(index, &processor, format!("no signal mask: {cause}"))),
+            Err(cause) => Some(vcpu::stopped(
+                index,
+                &processor,
+                format!("no signal mask: {cause}"),
+            )),
         };
         end.shared.gate.left();
         if let Some(exit) = exit {
