@@ -77,6 +77,7 @@ pub(crate) fn plan(container: &Container, name: &str, capabilities: &Capabilitie
         memory: container.memory,
         boot,
         disks: vec![rootfs],
+        nets: Vec::new(),
         guest_cid: GUEST_CID,
         host_ports: vec![kata_agent_proto::port::HELLO],
         hypervisor: selection.hypervisor.clone(),

@@ -38,6 +38,9 @@ pub struct Machine {
     pub boot: Boot,
     /// Block devices, in order; the guest finds them by serial.
     pub disks: Vec<Disk>,
+    /// Network cards, in order; the guest finds them by address.
+    #[serde(default)]
+    pub nets: Vec<Net>,
     /// The vsock device; the guest's own address (3 or above).
     pub guest_cid: u32,
     /// Ports of the host that the guest may dial; every other is refused.
@@ -59,6 +62,7 @@ impl Machine {
             .flatten()
             .chain(self.kvm)
             .chain(self.disks.iter().map(|disk| disk.image))
+            .chain(self.nets.iter().flat_map(|net| net.queues.iter().copied()))
     }
 }
 
@@ -88,6 +92,27 @@ pub struct Disk {
     pub image: FdIndex,
     /// Whether the guest may write.
     pub read_only: bool,
+}
+
+/// A network card on a tap of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Net {
+    /// The tap's opened queues (with `IFF_VNET_HDR` and `IFF_NO_PI`), one for each pair of the card's.
+    pub queues: Vec<FdIndex>,
+    /// The card's own address: of one station, not a group.
+    pub mac: [u8; 6],
+    /// The largest packet in bytes, without its Ethernet header, that the network takes; `None` leaves it to
+    /// the guest.
+    pub mtu: Option<u16>,
+}
+
+impl Net {
+    /// The address as it is written, e.g. `02:00:00:00:00:01`.
+    #[must_use]
+    pub fn address(&self) -> String {
+        let bytes: Vec<String> = self.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+        bytes.join(":")
+    }
 }
 
 /// A hypervisor with what it needs to start: the outcome of a selection.
@@ -171,6 +196,19 @@ pub struct DeviceInfo {
     pub name: String,
     /// Counts and sizes by name.
     pub figures: BTreeMap<String, u64>,
+}
+
+impl DeviceInfo {
+    /// The figures of a device of this name.
+    pub(crate) fn new(name: &str, figures: Vec<(&'static str, u64)>) -> Self {
+        Self {
+            name: name.to_owned(),
+            figures: figures
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+        }
+    }
 }
 
 /// What the hypervisor process reports of itself after the machine runs.

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use crate::control::LaunchError;
-use crate::machine::{Disk, FdIndex, Machine, MiB};
+use crate::machine::{Disk, FdIndex, Machine, MiB, Net};
 
 /// Most virtual processors.
 const VCPUS_MAX: u8 = 32;
@@ -40,6 +40,7 @@ pub(super) fn check(machine: &Machine, files: usize) -> Result<(), LaunchError> 
         return Err(unsupported(format!("guest cid {}", machine.guest_cid), reason));
     }
     check_disks(&machine.disks)?;
+    check_nets(&machine.nets)?;
     for FdIndex(index) in machine.descriptors() {
         if index >= files {
             let reason = format!("{files} came with the message");
@@ -65,6 +66,24 @@ fn check_disks(disks: &[Disk]) -> Result<(), LaunchError> {
     Ok(())
 }
 
+fn check_nets(nets: &[Net]) -> Result<(), LaunchError> {
+    let mut seen = HashSet::new();
+    for net in nets {
+        let refusal = |reason: &str| unsupported(format!("network card {}", net.address()), reason);
+        // IEEE 802 §8.2: the lowest bit of the first byte says that it is a group's.
+        if net.mac[0] & 1 == 1 || net.mac == [0; 6] {
+            return Err(refusal("it is no address of one station"));
+        }
+        if net.queues.is_empty() {
+            return Err(refusal("it has no tap"));
+        }
+        if !seen.insert(net.mac) {
+            return Err(refusal("another card has it"));
+        }
+    }
+    Ok(())
+}
+
 /// Shorthand for [`LaunchError::Unsupported`].
 pub(super) fn unsupported(operation: impl Into<String>, reason: impl Into<String>) -> LaunchError {
     LaunchError::Unsupported {
@@ -78,6 +97,14 @@ mod tests {
     use super::*;
     use crate::machine::{Boot, Hypervisor};
 
+    fn net(mac: [u8; 6]) -> Net {
+        Net {
+            queues: vec![FdIndex(1)],
+            mac,
+            mtu: None,
+        }
+    }
+
     fn machine() -> Machine {
         let disk = |serial: &str| Disk {
             serial: serial.to_owned(),
@@ -90,6 +117,7 @@ mod tests {
             memory: MiB(64),
             boot: Boot::Program { program: FdIndex(0) },
             disks: vec![disk("rootfs"), disk("a-name-of-20-bytes-x")],
+            nets: vec![net([2, 0, 0, 0, 0, 1]), net([2, 0, 0, 0, 0, 2])],
             guest_cid: 3,
             host_ports: Vec::new(),
             hypervisor: Hypervisor::Process,
@@ -101,7 +129,7 @@ mod tests {
     fn what_cannot_be_built_is_refused_with_its_reason() {
         check(&machine(), 2).unwrap();
         type Spoil = fn(&mut Machine);
-        let table: [(Spoil, &str); 11] = [
+        let table: [(Spoil, &str); 14] = [
             (
                 |m| m.vcpus = 0,
                 "0 virtual processors is not supported: a machine has 1 to 32 of them",
@@ -141,6 +169,18 @@ mod tests {
             (
                 |m| m.disks[1].serial = "rootfs".to_owned(),
                 "disk serial \"rootfs\" is not supported: another disk has it",
+            ),
+            (
+                |m| m.nets[0].mac[0] = 1,
+                "network card 01:00:00:00:00:01 is not supported: it is no address of one station",
+            ),
+            (
+                |m| m.nets[0].queues.clear(),
+                "network card 02:00:00:00:00:01 is not supported: it has no tap",
+            ),
+            (
+                |m| m.nets[1].mac[5] = 1,
+                "network card 02:00:00:00:00:01 is not supported: another card has it",
             ),
             (
                 |m| m.disks[1].image = FdIndex(2),

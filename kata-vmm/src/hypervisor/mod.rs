@@ -12,6 +12,7 @@ use crate::machine::{Accelerator, Hypervisor};
 
 mod channel;
 mod child;
+mod devices;
 mod inherit;
 mod kvm;
 mod limits;

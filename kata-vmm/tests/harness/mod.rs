@@ -210,6 +210,7 @@ fn machine(hypervisor: Hypervisor, boot: Boot, disks: Vec<Disk>) -> Machine {
         memory: MiB(256),
         boot,
         disks,
+        nets: Vec::new(),
         guest_cid: 3,
         host_ports: vec![7, 8],
         hypervisor,

@@ -129,7 +129,7 @@ pub(super) fn attach(
     let mut slots = Vec::with_capacity(devices.len());
     for (index, (name, device)) in devices.into_iter().enumerate() {
         let slot =
-            layout::virtio_slot(index).map_err(|cause| unsupported(format!("{name}"), cause.to_string()))?;
+            layout::virtio_slot(index).map_err(|cause| unsupported(name.as_str(), cause.to_string()))?;
         let mmio = transport(vm, memory, device, slot)
             .map_err(|cause| failure(&format!("connect the device {name}"), &cause))?;
         registers.push(Registers {

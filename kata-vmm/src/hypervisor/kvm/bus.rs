@@ -48,10 +48,16 @@ pub(super) struct Registers {
 }
 
 /// See the module.
-#[derive(Default)]
 pub(super) struct Bus {
-    ports: Vec<(u16, u16, Mutex<Box<dyn Ports>>)>,
-    registers: Vec<(u64, u64, Mutex<Registers>)>,
+    ports: Vec<Place<u16, Box<dyn Ports>>>,
+    registers: Vec<Place<u64, Registers>>,
+}
+
+/// A device with where it answers.
+struct Place<A, D> {
+    first: A,
+    count: A,
+    device: Mutex<D>,
 }
 
 impl Bus {
@@ -60,11 +66,19 @@ impl Bus {
         Self {
             ports: ports
                 .into_iter()
-                .map(|range| (range.first, range.count, Mutex::new(range.device)))
+                .map(|range| Place {
+                    first: range.first,
+                    count: range.count,
+                    device: Mutex::new(range.device),
+                })
                 .collect(),
             registers: registers
                 .into_iter()
-                .map(|registers| (registers.base, registers.size, Mutex::new(registers)))
+                .map(|registers| Place {
+                    first: registers.base,
+                    count: registers.size,
+                    device: Mutex::new(registers),
+                })
                 .collect(),
         }
     }
@@ -107,23 +121,21 @@ impl Bus {
 
     /// Every virtio device by turns.
     pub(super) fn each(&self) -> impl Iterator<Item = MutexGuard<'_, Registers>> {
-        self.registers.iter().map(|(_, _, registers)| lock(registers))
+        self.registers.iter().map(|place| lock(&place.device))
     }
 
     fn port(&self, port: u16) -> Option<(u16, MutexGuard<'_, Box<dyn Ports>>)> {
-        let (first, _, device) = self
-            .ports
-            .iter()
-            .find(|(first, count, _)| port.checked_sub(*first).is_some_and(|offset| offset < *count))?;
-        Some((port - first, lock(device)))
+        self.ports.iter().find_map(|place| {
+            let offset = port.checked_sub(place.first)?;
+            (offset < place.count).then(|| (offset, lock(&place.device)))
+        })
     }
 
     fn registers(&self, address: u64) -> Option<(u64, MutexGuard<'_, Registers>)> {
-        let (base, _, registers) = self
-            .registers
-            .iter()
-            .find(|(base, size, _)| address.checked_sub(*base).is_some_and(|offset| offset < *size))?;
-        Some((address - base, lock(registers)))
+        self.registers.iter().find_map(|place| {
+            let offset = address.checked_sub(place.first)?;
+            (offset < place.count).then(|| (offset, lock(&place.device)))
+        })
     }
 }
 

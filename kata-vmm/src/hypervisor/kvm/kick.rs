@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
-use vmm_sys_util::{ioctl_ioc_nr, ioctl_iow_nr};
+use vmm_sys_util::ioctl_iow_nr;
 
 /// `sigset_t` of the kernel: a bit for each of 64 signals.
 const KERNEL_SET_BYTES: usize = 8;

@@ -236,15 +236,11 @@ impl Vm for Microvm {
     }
 }
 
+/// What the device did, and what its transport did for it.
 fn figures(device: &Registers) -> DeviceInfo {
-    let figures = device.mmio.meter().figures();
-    DeviceInfo {
-        name: device.name.clone(),
-        figures: figures
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect(),
-    }
+    let mut figures = device.mmio.meter().figures();
+    figures.extend(device.mmio.figures());
+    DeviceInfo::new(&device.name, figures)
 }
 
 /// What a processor's thread does at its end.

@@ -1,9 +1,4 @@
 //! Machines whose guest is a few instructions, straight on `/dev/kvm`: they run on every kind of KVM.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "in a test each of them is a failure"
-)]
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};

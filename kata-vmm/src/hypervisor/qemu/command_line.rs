@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
-use crate::machine::{Accelerator, Machine};
+use crate::machine::{Accelerator, Machine, Net};
 
 /// Everything that the command line says.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(super) struct Plan<'a> {
     pub(super) initramfs: RawFd,
     /// QEMU's ends of the disks' vhost-user connections, in the machine's order.
     pub(super) disks: Vec<RawFd>,
+    /// Those of the network cards', in the machine's order.
+    pub(super) nets: Vec<RawFd>,
     /// QEMU's end of the QMP connection.
     pub(super) qmp: RawFd,
     /// Where the serial console is written.
@@ -47,6 +49,9 @@ pub(super) fn arguments(plan: &Plan<'_>) -> Vec<OsString> {
     line.add("-device", "vhost-user-vsock-device,chardev=vsock");
     for (number, disk) in plan.disks.iter().enumerate() {
         block(&mut line, number, *disk, plan.machine.vcpus);
+    }
+    for (number, (fd, net)) in plan.nets.iter().zip(&plan.machine.nets).enumerate() {
+        card(&mut line, number, *fd, net);
     }
     line.add("-kernel", format!("/proc/self/fd/{}", plan.kernel));
     line.add("-initrd", format!("/proc/self/fd/{}", plan.initramfs));
@@ -95,6 +100,24 @@ fn block(line: &mut Line, number: usize, fd: RawFd, queues: u8) {
     line.add(
         "-device",
         format!("vhost-user-blk,chardev=disk{number},num-queues={queues},queue-size=256"),
+    );
+}
+
+fn card(line: &mut Line, number: usize, fd: RawFd, net: &Net) {
+    let queues = net.queues.len();
+    let mq = if queues > 1 { "on" } else { "off" };
+    line.add("-chardev", format!("socket,id=net{number},fd={fd}"));
+    line.add(
+        "-netdev",
+        format!("vhost-user,id=tap{number},chardev=net{number},queues={queues}"),
+    );
+    let mtu = net.mtu.map_or(String::new(), |mtu| format!(",host_mtu={mtu}"));
+    line.add(
+        "-device",
+        format!(
+            "virtio-net-device,netdev=tap{number},mac={},mq={mq}{mtu}",
+            net.address()
+        ),
     );
 }
 
@@ -174,6 +197,11 @@ mod tests {
                 initramfs: FdIndex(1),
             },
             disks,
+            nets: vec![Net {
+                queues: vec![FdIndex(3); 2],
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: Some(1400),
+            }],
             guest_cid: 3,
             host_ports: Vec::new(),
             hypervisor: Hypervisor::Qemu {
@@ -192,6 +220,7 @@ mod tests {
             kernel: 10,
             initramfs: 11,
             disks,
+            nets: Vec::new(),
             qmp: 12,
             console: 13,
             vsock: 14,
@@ -279,6 +308,21 @@ noreplace-smp no_timer_check tsc=reliable tsc_early_khz=2596124",
     }
 
     #[test]
+    fn a_network_card_is_ours_over_vhost_user() {
+        let machine = machine(1, Vec::new());
+        let mut line = Line::default();
+        card(&mut line, 0, 15, &machine.nets[0]);
+        let line: Vec<_> = line.0.iter().map(|word| word.to_str().unwrap()).collect();
+        assert_eq!(
+            line.join(" ").replace(" -", "\n-"),
+            "\
+-chardev socket,id=net0,fd=15
+-netdev vhost-user,id=tap0,chardev=net0,queues=2
+-device virtio-net-device,netdev=tap0,mac=02:00:00:00:00:01,mq=on,host_mtu=1400"
+        );
+    }
+
+    #[test]
     fn one_processor_with_hardware_and_two_in_software_differ_in_the_kernel_words() {
         let words = |vcpus, accelerator, khz| {
             let machine = machine(vcpus, Vec::new());
@@ -289,6 +333,7 @@ noreplace-smp no_timer_check tsc=reliable tsc_early_khz=2596124",
                 kernel: 10,
                 initramfs: 11,
                 disks: Vec::new(),
+                nets: Vec::new(),
                 qmp: 12,
                 console: 13,
                 vsock: 14,

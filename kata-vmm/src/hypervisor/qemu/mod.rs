@@ -18,33 +18,34 @@ mod qmp;
 mod timestamp_counter;
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
-use kata_virtio::block::Block;
 use kata_virtio::vhost_user::{self, Served};
-use rustix::fs::OFlags;
+use kata_virtio::{Device, Meter};
 
 use self::command_line::Plan;
 pub(super) use self::find::find;
 use self::qmp::{Message, Qmp};
 use self::timestamp_counter::Measurement;
 use super::child::{Child, Status};
+use super::devices::{self, Named};
 use super::limits::unsupported;
 use super::sockets::Sockets;
 use super::tail::TailReader;
 use super::vm::{Files, failure};
 use super::{Occurrence, Refusal, Vm};
 use crate::control::LaunchError;
-use crate::machine::{Accelerator, Disk, FdIndex, Machine, MachineInfo, Running, VmExit};
+use crate::machine::{Accelerator, DeviceInfo, FdIndex, Machine, MachineInfo, Running, VmExit};
 
 /// The machine type of every machine here.
 const MACHINE_TYPE: &str = "microvm";
 
 /// A microvm with ACPI has 24 virtio-mmio slots; one is the vsock device's.
-const DISKS_MAX: usize = 16;
+const DEVICES_MAX: usize = 16;
 
 /// What this hypervisor starts.
 #[derive(Debug)]
@@ -60,15 +61,15 @@ pub(super) struct Boot<'a> {
 }
 
 /// A QEMU that runs one machine. The child is declared first: it is gone before its devices are.
-#[derive(Debug)]
 pub(super) struct Emulator {
     child: Child,
     program: String,
     qmp: Qmp,
     console: TailReader,
     sockets: Sockets,
-    /// The disks and the vsock device; none once the machine has ended.
+    /// Every device; none once the machine has ended.
     served: Vec<Served>,
+    meters: Vec<Metered>,
     start: Instant,
     /// Product and version, from the greeting.
     version: String,
@@ -90,7 +91,12 @@ struct Connections {
     console: (UnixStream, UnixStream),
     sockets: Sockets,
     vsock: (Served, OwnedFd),
+    /// The vsock device's.
+    meter: Arc<dyn Meter>,
 }
+
+/// A device's name and what it did.
+type Metered = (String, Arc<dyn Meter>);
 
 impl Emulator {
     /// Starts QEMU with `machine`.
@@ -103,21 +109,21 @@ impl Emulator {
             console,
             sockets,
             vsock,
+            meter,
         } = connect(machine)?;
         let kernel = files.duplicate(boot.kernel)?;
         let initramfs = files.duplicate(boot.initramfs)?;
-        let disks: Vec<(Served, OwnedFd)> = machine
-            .disks
-            .iter()
-            .map(|disk| serve_disk(disk, files.duplicate(disk.image)?, machine.vcpus))
-            .collect::<Result<_, _>>()?;
+        let mut meters = vec![("vsock".to_owned(), meter)];
+        let disks = serve(devices::disks(machine, files)?, &mut meters)?;
+        let nets = serve(devices::nets(machine, files)?, &mut meters)?;
         let plan = Plan {
             machine,
             accelerator: boot.accelerator,
             timestamp_counter_khz: measurement.map(|measurement| measurement.khz()),
             kernel: kernel.as_raw_fd(),
             initramfs: initramfs.as_raw_fd(),
-            disks: disks.iter().map(|(_, theirs)| theirs.as_raw_fd()).collect(),
+            disks: ends(&disks),
+            nets: ends(&nets),
             qmp: qmp.1.as_raw_fd(),
             console: console.1.as_raw_fd(),
             vsock: vsock.1.as_raw_fd(),
@@ -125,7 +131,7 @@ impl Emulator {
         let arguments = command_line::arguments(&plan);
         log::debug!("{} {arguments:?}", boot.binary.display());
         let mut kept = vec![kernel, initramfs, qmp.1.into(), console.1.into(), vsock.1];
-        let (mut served, theirs): (Vec<_>, Vec<_>) = disks.into_iter().unzip();
+        let (mut served, theirs): (Vec<_>, Vec<_>) = disks.into_iter().chain(nets).unzip();
         served.push(vsock.0);
         kept.extend(theirs);
         Ok(Self {
@@ -136,6 +142,7 @@ impl Emulator {
                 .map_err(|cause| failure("watch the console", &cause))?,
             sockets,
             served,
+            meters,
             start,
             version: String::new(),
             phase: Phase::Starting,
@@ -296,6 +303,11 @@ impl Vm for Emulator {
     fn info(&self) -> MachineInfo {
         MachineInfo {
             paused: self.paused,
+            devices: self
+                .meters
+                .iter()
+                .map(|(name, meter)| DeviceInfo::new(name, meter.figures()))
+                .collect(),
             ..MachineInfo::default()
         }
     }
@@ -303,18 +315,25 @@ impl Vm for Emulator {
 
 /// What this hypervisor refuses beyond what all refuse.
 fn check(machine: &Machine) -> Result<(), LaunchError> {
-    let count = machine.disks.len();
-    if count > DISKS_MAX {
-        let reason = format!("a {MACHINE_TYPE} machine has at most {DISKS_MAX}");
-        return Err(unsupported(format!("{count} disks"), reason));
+    let count = machine.disks.len() + machine.nets.len();
+    if count > DEVICES_MAX {
+        let reason = format!("a {MACHINE_TYPE} machine has at most {DEVICES_MAX}");
+        return Err(unsupported(format!("{count} disks and network cards"), reason));
     }
     Ok(())
+}
+
+/// QEMU's ends of these devices' connections.
+fn ends(served: &[(Served, OwnedFd)]) -> Vec<RawFd> {
+    served.iter().map(|(_, theirs)| theirs.as_raw_fd()).collect()
 }
 
 fn connect(machine: &Machine) -> Result<Connections, LaunchError> {
     let pair = || UnixStream::pair().map_err(|cause| failure("connect to QEMU", &cause));
     let (sockets, device) = Sockets::new(machine.guest_cid, &machine.host_ports)?;
+    let meter = device.meter();
     Ok(Connections {
+        meter,
         qmp: pair()?,
         console: pair()?,
         sockets,
@@ -322,27 +341,18 @@ fn connect(machine: &Machine) -> Result<Connections, LaunchError> {
     })
 }
 
-/// Serves a disk. A descriptor that cannot write is what keeps a read-only image from being written, so it
-/// has exactly the access that the disk says.
-fn serve_disk(disk: &Disk, image: OwnedFd, vcpus: u8) -> Result<(Served, OwnedFd), LaunchError> {
-    let access = rustix::fs::fcntl_getfl(&image)
-        .map_err(|cause| failure("look at a disk image", &io::Error::from(cause)))?
-        & OFlags::RWMODE;
-    let (wanted, words) = match disk.read_only {
-        true => (OFlags::RDONLY, "reading only"),
-        false => (OFlags::RDWR, "reading and writing"),
-    };
-    if access != wanted {
-        let reason = format!("its descriptor is not opened for {words}");
-        return Err(unsupported(format!("disk {:?}", disk.serial), reason));
-    }
-    let device = Block::new(image.into())
-        .read_only(disk.read_only)
-        .serial(&disk.serial)
-        .queues(vcpus.into())
-        .build()
-        .map_err(|cause| failure("use a disk image", &cause))?;
-    vhost_user::serve(device).map_err(|cause| failure("serve a disk", &cause))
+/// Serves devices; beside each is QEMU's end of its connection. What they did can be asked of the meters.
+fn serve(devices: Vec<Named>, meters: &mut Vec<Metered>) -> Result<Vec<(Served, OwnedFd)>, LaunchError> {
+    devices
+        .into_iter()
+        .map(|(name, device)| {
+            let meter = device.meter();
+            let served = vhost_user::serve_boxed(device)
+                .map_err(|cause| failure(&format!("serve the device {name}"), &cause))?;
+            meters.push((name, meter));
+            Ok(served)
+        })
+        .collect()
 }
 
 /// What a reason of `SHUTDOWN` means (QEMU qapi/run-state.json, `ShutdownCause`); `None` for those of the host.

@@ -33,7 +33,7 @@ pub(in crate::hypervisor::kvm) fn ports(
     let range = |first, count, device| PortRange { first, count, device };
     vec![
         range(COM1_PORT, SERIAL_PORTS, Box::new(serial)),
-        range(RTC_PORT, 2, Box::new(Rtc::default())),
+        range(RTC_PORT, 2, Box::<Rtc>::default()),
         range(SLEEP_CONTROL_PORT, 1, port(0, POWER_OFF, Demand::PowerOff)),
         range(SLEEP_STATUS_PORT, 1, Box::new(Silent)),
         range(RESET_PORT, 1, port(0, RESET, Demand::Reset)),
