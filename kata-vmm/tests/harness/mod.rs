@@ -214,6 +214,7 @@ fn machine(hypervisor: Hypervisor, boot: Boot, disks: Vec<Disk>) -> Machine {
         guest_cid: 3,
         host_ports: vec![7, 8],
         hypervisor,
+        kvm: None,
     }
 }
 
