@@ -165,7 +165,7 @@ fn two_processors_and_sixteen_disks_run() {
     guest.machine.disks[16].serial = "one-more".to_owned();
     assert_eq!(
         launch_error(&guest).to_string(),
-        "17 disks is not supported: a microvm machine has at most 16"
+        "17 disks and network cards is not supported: a microvm machine has at most 16"
     );
 }
 
@@ -228,7 +228,7 @@ fn a_boot_that_does_not_fit_the_hypervisor_is_refused() {
 
 #[test]
 fn a_first_message_that_is_not_a_launch_is_refused() {
-    for message in [&b"not json"[..], b"{\"Launch\":{\"protocol\":1}}", b"\"Console\""] {
+    for message in [&b"not json"[..], b"{\"Launch\":{\"protocol\":2}}", b"\"Console\""] {
         let monitor = Monitor::start();
         rustix::io::write(monitor.socket(), message).unwrap();
         let event = monitor.event();
