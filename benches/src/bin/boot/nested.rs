@@ -58,7 +58,11 @@ impl Samples {
 
     fn take(&mut self, guest: &Guest, counts: bool) -> Result<(), Box<dyn Error>> {
         let greeted = self.contender.greet(guest)?;
-        eprintln!("{}: {:.1} ms", self.contender.name, greeted.after.as_secs_f64() * 1e3);
+        eprintln!(
+            "{}: {:.1} ms",
+            self.contender.name,
+            greeted.after.as_secs_f64() * 1e3
+        );
         if counts {
             self.times.push(greeted.after);
             self.cost = Some(observe::cost(greeted.pid(), u64::from(MEMORY_MIB) << 20)?);
