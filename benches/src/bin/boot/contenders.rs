@@ -260,6 +260,7 @@ fn machine() -> Machine {
             initramfs: FdIndex(1),
         },
         disks: Vec::new(),
+        nets: Vec::new(),
         guest_cid: 3,
         host_ports: Vec::new(),
         hypervisor: Hypervisor::Kvm,
