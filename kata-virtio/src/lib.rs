@@ -25,6 +25,7 @@ mod device;
 #[cfg(feature = "mock")]
 pub mod mock;
 pub mod net;
+mod queue;
 mod rate_limit;
 pub mod rng;
 pub mod transport;

@@ -31,10 +31,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::rand::{GetRandomFlags, getrandom};
-use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Error, Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 
 use crate::complaint::Complaints;
+use crate::queue::Chains;
 use crate::{COMMON_FEATURES, Device, Kind, Memory, Meter, Signals};
 
 /// Number of the queue that brings buffers to fill (§5.4.2).
@@ -113,7 +114,7 @@ impl Rng {
         let mut given = 0;
         queue.disable_notification(memory)?;
         loop {
-            let Some(chain) = queue.iter(memory)?.next() else {
+            let Some(chain) = queue.next_chain(memory)? else {
                 if queue.enable_notification(memory)? {
                     continue;
                 }

@@ -24,6 +24,7 @@ use super::layout::{Layout, QUEUE_SIZE, WRITEBACK_OFFSET};
 use super::request::{Part, Request};
 use super::verdict::{Judge, RANGE_BYTES, Refusal, SERIAL_BYTES, Work};
 use crate::complaint::Complaints;
+use crate::queue::Chains;
 use crate::{Device, Kind, Memory, Meter, Signals};
 
 /// Requests in one call of `process`: the worker looks at everything else in between.
@@ -242,7 +243,7 @@ impl Block {
         let mut answered = false;
         queue.disable_notification(&**memory)?;
         while *budget > 0 && self.executor.has_room() && !self.events.holds() {
-            let Some(chain) = queue.iter(&**memory)?.next() else {
+            let Some(chain) = queue.next_chain(&**memory)? else {
                 if queue.enable_notification(&**memory)? {
                     continue;
                 }
