@@ -9,12 +9,15 @@
 //!   created ── driver ok: activate(features) ──► process / poll, by turns ── reset() ──► created
 //! ```
 //!
-//! A device never waits and starts no thread: one worker of its transport owns it together with its
-//! queues, calls [`poll`](Device::poll) when [`events`](Device::events) is readable and
+//! A device never waits for anybody's will and starts no thread: one worker of its transport owns it
+//! together with its queues, calls [`poll`](Device::poll) when [`events`](Device::events) is readable and
 //! [`process`](Device::process) after every kick and every poll.
+//! [`activate`](Device::activate) and [`reset`](Device::reset) run while there is no worker, on whatever
+//! thread the transport was called: see [`transport`](crate::transport) for which that is.
 //! It knows guest memory and descriptors of the host; never registers, KVM or QEMU.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -100,6 +103,12 @@ pub trait Device: Send {
     /// default such writes have no effect.
     fn write_config(&mut self, offset: usize, data: &[u8]) {
         let _ = (offset, data);
+    }
+
+    /// The bytes of the configuration space that may be written before there is a driver: those of a
+    /// console's emergency writes (VIRTIO 1.2 §5.3.4). By default none.
+    fn early_config(&self) -> Range<usize> {
+        0..0
     }
 
     /// The driver is ready and has chosen `features`, a part of those offered.

@@ -50,8 +50,6 @@ fn is_inside<M: GuestMemory>(queue: &Queue, memory: &M) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
     use vm_memory::Bytes;
 
     use super::*;

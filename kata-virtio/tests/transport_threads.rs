@@ -4,8 +4,8 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -28,6 +28,57 @@ fn ten_thousand_requests_lose_no_kick_and_no_interrupt() {
         assert_eq!(driver.request(queue, &[&sent], &[4]).unwrap(), sent);
     }
     assert_eq!(director.story().requests, 10_000);
+}
+
+/// Linux turns a disk's write cache on or off so, and asks at once which of the two it has now.
+#[test]
+fn what_is_written_to_the_configuration_is_read_at_once_however_busy_the_device_is() {
+    let (device, director) = Echo::new().unwrap();
+    let mut driver = Driver::new(device).unwrap();
+    for value in 1..=3 {
+        director.direct(Act::Hold);
+        let (read, is_read) = mpsc::channel();
+        let shown = thread::scope(|scope| {
+            // The device goes on once somebody has read, or is waiting for it.
+            let director = &director;
+            scope.spawn(move || {
+                let _ = is_read.recv_timeout(Duration::from_millis(100));
+                director.release();
+            });
+            driver.registers.write_config(3, &[100 + value]);
+            let shown = driver.registers.config(3, 1);
+            read.send(()).unwrap_or_default();
+            shown
+        });
+        assert_eq!(shown, [100 + value]);
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_configuration_write_of_a_device_that_panicked() {
+    let (device, director) = Echo::new().unwrap();
+    let mut driver = Driver::new(device).unwrap();
+    director.direct(Act::Hold);
+    director.direct(Act::Panic);
+    thread::scope(|scope| {
+        scope.spawn(|| director.release());
+        driver.registers.write_config(3, &[100]);
+        driver.registers.write_config(3, &[101]);
+    });
+    assert_eq!(driver.registers.config(3, 1), [4]);
+}
+
+#[test]
+fn some_configuration_may_be_written_before_there_is_a_driver() {
+    let (device, director) = Echo::new().unwrap();
+    let mut driver = Driver::new(device).unwrap();
+    driver.registers.reset();
+    for (offset, bytes) in [(7, 2), (4, 8), (0, 1)] {
+        driver.registers.write_config(offset, &[9; 8][..bytes]);
+    }
+    assert_eq!(director.story().config_writes, []);
+    driver.registers.write_config(8, &[9; 4]);
+    assert_eq!(driver.registers.config(7, 5), [8, 9, 9, 9, 9]);
 }
 
 #[test]

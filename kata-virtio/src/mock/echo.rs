@@ -7,8 +7,9 @@
 )]
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
@@ -38,6 +39,8 @@ pub enum Act {
     Linger,
     /// Lose its host's side.
     FailPoll,
+    /// Do nothing until it is [released](Director::release), as one whose turn takes long.
+    Hold,
     /// Panic.
     Panic,
 }
@@ -62,6 +65,7 @@ struct Shared {
     acts: Vec<Act>,
     story: Story,
     dropped: bool,
+    released: u64,
 }
 
 /// Watches and directs an [`Echo`] from any thread.
@@ -69,6 +73,7 @@ struct Shared {
 pub struct Director {
     shared: Arc<Mutex<Shared>>,
     wake: Arc<OwnedFd>,
+    release: Arc<Condvar>,
 }
 
 /// See the module.
@@ -91,6 +96,7 @@ impl Echo {
         let director = Director {
             shared: Arc::default(),
             wake: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
+            release: Arc::default(),
         };
         let device = Self {
             director: director.clone(),
@@ -116,6 +122,10 @@ impl Echo {
             }
             Act::Linger => {
                 self.lingers = true;
+                Ok(())
+            }
+            Act::Hold => {
+                self.director.hold();
                 Ok(())
             }
             Act::FailPoll => Err(io::ErrorKind::BrokenPipe.into()),
@@ -198,6 +208,11 @@ impl Device for Echo {
         shared.story.config_writes.push((offset, data.to_vec()));
     }
 
+    /// Its last four bytes.
+    fn early_config(&self) -> Range<usize> {
+        8..12
+    }
+
     fn activate(&mut self, features: u64) {
         self.director.shared().story.activations.push(features);
     }
@@ -261,6 +276,19 @@ impl Director {
     pub fn direct(&self, act: Act) {
         self.shared().acts.push(act);
         self.wake();
+    }
+
+    /// Lets a device go on that was told to hold, now or later.
+    pub fn release(&self) {
+        self.shared().released += 1;
+        self.release.notify_all();
+    }
+
+    fn hold(&self) {
+        let held = self
+            .release
+            .wait_while(self.shared(), |shared| shared.released == 0);
+        held.unwrap_or_else(PoisonError::into_inner).released -= 1;
     }
 
     /// What has happened so far.

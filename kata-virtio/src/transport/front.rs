@@ -261,9 +261,10 @@ impl Front {
         }
     }
 
-    /// The driver writes to the configuration space, within its bounds.
+    /// The driver writes to the configuration space, within its bounds. What comes of it is on the board
+    /// afterwards; while the device is served, this waits for the end of its turn.
     pub(super) fn write_config(&mut self, offset: usize, data: &[u8]) {
-        if !self.status.contains(Status::DRIVER) {
+        if !self.status.contains(Status::DRIVER) && !self.is_early(offset, data.len()) {
             return self.refuse(&"configuration written before there is a driver");
         }
         match &mut self.stage {
@@ -274,6 +275,16 @@ impl Front {
             Stage::Serving(worker) => worker.write_config(&self.control, offset, data),
             Stage::Lost => {}
         }
+    }
+
+    /// Whether these bytes of the configuration may be written by whoever has no driver yet.
+    fn is_early(&self, offset: usize, bytes: usize) -> bool {
+        let Stage::AtRest(parts) = &self.stage else {
+            return false;
+        };
+        let early = parts.device.early_config();
+        let end = offset.checked_add(bytes);
+        early.start <= offset && end.is_some_and(|end| end <= early.end)
     }
 
     /// The driver is ready: the queues become what their rings say.

@@ -32,6 +32,17 @@
 //!                                          for what is in flight, for at most five seconds
 //! ```
 //!
+//! Which thread runs the device's code, so that each can be confined to the system calls that it makes:
+//!
+//! | Thread | What of the device | Beyond memory and events it may call |
+//! |---|---|---|
+//! | its worker, named as the device, from `DRIVER_OK` or resume to the next stop | `poll`, `process`, `config`, `write_config`, `settled` | all that the device's work takes: files, sockets, `io_uring_enter`, `getrandom`, `madvise` |
+//! | the vCPU at its registers, or whoever holds the [`Mmio`]: while there is no worker | `activate`, `reset`, `config`, `write_config`, `early_config` | what these take: `io_uring_enter` to wait for the kernel, `fdatasync` or `preadv` to end what it began, `TUNSETOFFLOAD`; `clone3`, `mmap`, `futex`, `epoll_create1`, `epoll_ctl` and `prctl` to start a worker, and the end of one to be waited for |
+//! | whoever makes, pauses, resumes, saves or drops the [`Mmio`] | the same, and at the end `poll` and the device's drop | the same, `close` and `munmap` |
+//!
+//! A configuration write while the device is served is carried out by the worker: its vCPU waits for it,
+//! so that what it reads next is what came of the write.
+//!
 //! # What a hostile driver can try
 //!
 //! | It tries | What happens |
@@ -45,7 +56,7 @@
 //! | `DRIVER_OK` with queues left out | the device sees them as not ready |
 //! | available index that jumps, head out of range | the device's matter: it asks for a reset, and its queues are left alone until then |
 //! | configuration accesses beyond the end | reads give zeroes, writes nothing |
-//! | a flood of configuration writes | 64 wait for the worker, then its vCPU does |
+//! | a flood of configuration writes | each waits, on its vCPU, for the device's turn to end |
 //! | a flood of kicks | they are one event; a device's turn is bounded |
 //! | a flood of resets and starts | a thread ends and begins each time, on its vCPU's time |
 //! | reset in flight | its vCPU waits until the turn is over; then everything is as at the beginning |

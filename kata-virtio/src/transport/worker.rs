@@ -14,11 +14,12 @@
 //! Kicks are edge-triggered events that nobody reads: a write wakes the worker whatever the count is, and
 //! one that comes while it works wakes it again.
 
+use std::convert::Infallible;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SendError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvError, SendError, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -35,8 +36,8 @@ use crate::{Device, Memory, Signals};
 /// backtrace of a panic; pages that are never touched cost nothing.
 const STACK_BYTES: usize = 128 << 10;
 
-/// Configuration writes that wait for the worker; further ones wait on their vCPU.
-const COMMANDS: usize = 64;
+/// Commands that wait for the worker: who gives one waits until it is carried out.
+const COMMANDS: usize = 1;
 
 /// How long the host may take to answer what is in flight at a pause.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -68,6 +69,8 @@ enum Command {
         offset: usize,
         bytes: [u8; 8],
         len: usize,
+        /// Dropped when the write has had its effect, on the configuration that the driver sees too.
+        done: Sender<Infallible>,
     },
     Stop(End),
 }
@@ -117,13 +120,25 @@ impl Worker {
         }
     }
 
-    /// Lets the device take note of a configuration write of at most eight bytes; waits while too many
-    /// wait already.
+    /// Lets the device take note of a configuration write of at most eight bytes, and waits until the
+    /// driver can read what came of it: drivers read back what they wrote and rely on it, as Linux does
+    /// with `wce` of a disk.
     pub(super) fn write_config(&self, control: &OwnedFd, offset: usize, data: &[u8]) {
         let mut bytes = [0; 8];
         let len = data.len().min(bytes.len());
         bytes[..len].copy_from_slice(&data[..len]);
-        self.command(control, Command::WriteConfig { offset, bytes, len });
+        let (done, carried_out) = channel();
+        self.command(
+            control,
+            Command::WriteConfig {
+                offset,
+                bytes,
+                len,
+                done,
+            },
+        );
+        // Nothing is ever sent: the other end is dropped, at once when there is no worker any more.
+        let Err(RecvError) = carried_out.recv();
     }
 
     /// Ends the thread after its turn and takes the parts back; `None` when it panicked.
@@ -268,9 +283,15 @@ impl Serving {
         for command in self.commands.try_iter() {
             match command {
                 Command::Stop(end) => return Some(end),
-                Command::WriteConfig { offset, bytes, len } => {
+                Command::WriteConfig {
+                    offset,
+                    bytes,
+                    len,
+                    done,
+                } => {
                     device.write_config(offset, &bytes[..len]);
                     self.board.refresh(device.config());
+                    drop(done);
                 }
             }
         }
