@@ -76,6 +76,7 @@ pub(crate) fn plan(container: &Container, name: &str, capabilities: &Capabilitie
         vcpus: container.vcpus,
         memory: container.memory,
         boot,
+        acpi: true,
         disks: vec![rootfs],
         nets: Vec::new(),
         guest_cid: GUEST_CID,

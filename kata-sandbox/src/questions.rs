@@ -1,6 +1,6 @@
 //! What a running machine is asked, and who waits for the answer.
 //!
-//! Owns the order: the monitor answers each question once, in the order in which it was asked.
+//! Owns the order: one question is on its way at a time, so that its answer cannot be another's.
 //! It must not know what ends a sandbox: a question that is dropped tells its asker.
 
 use std::collections::VecDeque;
@@ -47,8 +47,8 @@ impl Question {
 #[derive(Debug, Default)]
 pub(crate) struct Questions {
     waiting: VecDeque<Question>,
-    /// How many of them, from the front, the monitor has been sent.
-    sent: usize,
+    /// Whether the monitor has been sent the first of them.
+    sent: bool,
 }
 
 impl Questions {
@@ -59,21 +59,22 @@ impl Questions {
 
     /// What to send next.
     pub(crate) fn unsent(&self) -> Option<Request> {
-        self.waiting.get(self.sent).map(Question::request)
+        let first = self.waiting.front().filter(|_| !self.sent);
+        first.map(Question::request)
     }
 
     /// It was sent.
     pub(crate) fn sent(&mut self) {
-        self.sent += 1;
+        self.sent = true;
     }
 
     /// Hands an answer of the monitor to whoever asked first.
     pub(crate) fn answer(&mut self, answer: Event) {
-        if self.sent == 0 {
+        if !self.sent {
             tracing::warn!(?answer, "the monitor answers what nobody asked");
             return;
         }
-        self.sent -= 1;
+        self.sent = false;
         let Some(question) = self.waiting.pop_front() else {
             return;
         };
@@ -99,21 +100,24 @@ mod tests {
         questions.ask(Question::Pause(true, first));
         questions.ask(Question::Info(second));
         questions.ask(Question::Pause(false, third));
-        for request in [
-            Request::Pause { paused: true },
-            Request::Info,
-            Request::Pause { paused: false },
+        for (request, answer) in [
+            (Request::Pause { paused: true }, Event::Paused { paused: true }),
+            (Request::Info, Event::Info(MachineInfo::default())),
+            (
+                Request::Pause { paused: false },
+                Event::Refused {
+                    operation: "holding the machine".to_owned(),
+                    reason: "there is none".to_owned(),
+                },
+            ),
         ] {
             assert_eq!(questions.unsent(), Some(request));
             questions.sent();
+            assert_eq!(questions.unsent(), None, "one at a time");
+            questions.answer(answer);
         }
         assert_eq!(questions.unsent(), None);
-        questions.answer(Event::Paused { paused: true });
-        questions.answer(Event::Info(MachineInfo::default()));
-        questions.answer(Event::Refused {
-            operation: "holding the machine".to_owned(),
-            reason: "there is none".to_owned(),
-        });
+        // Nobody asked.
         questions.answer(Event::Paused { paused: true });
         assert!(held.try_recv().unwrap().is_ok());
         assert_eq!(figures.try_recv().unwrap().unwrap(), MachineInfo::default());

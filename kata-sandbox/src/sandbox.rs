@@ -338,7 +338,7 @@ async fn stop(supervision: &Supervision) -> Arc<Ended> {
     ended(supervision.state.clone()).await
 }
 
-/// Ends a sandbox that did not come up; what ended it by itself is the better error.
+/// Ends a sandbox that did not come up.
 async fn give_up(supervision: &Supervision, error: Error) -> Error {
     stop(supervision).await;
     error.sandbox_lost()

@@ -430,8 +430,8 @@ fn describe_launch(error: &LaunchError) -> (ErrorKind, String) {
             "the monitor is of another version".into(),
         ),
         LaunchError::Unsupported { .. } => (ErrorKind::Unsupported, "the machine cannot be built".into()),
-        LaunchError::Spawn { .. } | LaunchError::Ended { .. } => {
-            (ErrorKind::Hypervisor, "the hypervisor did not start".into())
+        LaunchError::Boot { .. } | LaunchError::Spawn { .. } | LaunchError::Ended { .. } => {
+            (ErrorKind::Hypervisor, "the machine did not start".into())
         }
         LaunchError::Monitor { .. } => (ErrorKind::Monitor, "the monitor failed".into()),
     }

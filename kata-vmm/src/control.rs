@@ -11,7 +11,7 @@
 //!   │ Connect{..} + stream             ──►  │   host → guest connection
 //!   │  ◄──────────── Dialed{port} + stream  │   guest → host connection
 //!   │ Console, Info, Pause{paused}     ──►  │
-//!   │  ◄── Console{tail}, Info(..), Paused  │   or Refused{..}; in the order of the requests
+//!   │  ◄── Console{tail}, Info(..), Paused  │   or Refused{..}; one to each, Paused when it is so
 //!   │  ◄──────────── Exited{reason, tail}   │   then EOF
 //!   │ close                            ──►  │   kills the machine
 //! ```
@@ -135,6 +135,12 @@ pub enum LaunchError {
         operation: String,
         /// Why not.
         reason: String,
+    },
+    /// The kernel or initramfs is not one that this machine can start.
+    #[error("the guest cannot be booted: {cause}")]
+    Boot {
+        /// What is wrong with it.
+        cause: String,
     },
     /// The hypervisor could not be started.
     #[error("cannot start {program}: {cause}")]

@@ -36,6 +36,9 @@ pub struct Machine {
     pub memory: MiB,
     /// What runs in it.
     pub boot: Boot,
+    /// ACPI tables, by which distribution kernels find processors and devices. Without them a guest is told by
+    /// an MP table and words of its command line, for kernels that have no ACPI.
+    pub acpi: bool,
     /// Block devices, in order; the guest finds them by serial.
     pub disks: Vec<Disk>,
     /// Network cards, in order; the guest finds them by address.

@@ -13,7 +13,8 @@ const VCPUS_MAX: u8 = 32;
 /// Below it a distribution kernel ends in a panic for want of memory.
 const MEMORY_MIN: MiB = MiB(64);
 
-/// 1 TiB: within the guest-physical addresses of every processor model that is offered.
+/// 1 TiB: within the guest-physical addresses of the model that software emulation offers; on KVM the host's
+/// processor may have fewer, which is checked at launch.
 const MEMORY_MAX: MiB = MiB(1 << 20);
 
 /// The first address that is not reserved (VIRTIO 1.2 §5.10.4).
@@ -116,6 +117,7 @@ mod tests {
             vcpus: 1,
             memory: MiB(64),
             boot: Boot::Program { program: FdIndex(0) },
+            acpi: true,
             disks: vec![disk("rootfs"), disk("a-name-of-20-bytes-x")],
             nets: vec![net([2, 0, 0, 0, 0, 1]), net([2, 0, 0, 0, 0, 2])],
             guest_cid: 3,

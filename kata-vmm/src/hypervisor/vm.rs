@@ -132,10 +132,16 @@ impl Files {
     }
 }
 
-/// Shorthand for [`LaunchError::Monitor`].
+/// Shorthand for [`LaunchError::Monitor`], with the cause's own causes.
 pub(super) fn failure(operation: &str, cause: &dyn std::error::Error) -> LaunchError {
     LaunchError::Monitor {
         operation: operation.to_owned(),
-        cause: cause.to_string(),
+        cause: chain(cause),
     }
+}
+
+/// An error and its causes in one line: what crosses a process boundary has no sources.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

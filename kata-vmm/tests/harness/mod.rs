@@ -209,6 +209,7 @@ fn machine(hypervisor: Hypervisor, boot: Boot, disks: Vec<Disk>) -> Machine {
         vcpus: 1,
         memory: MiB(256),
         boot,
+        acpi: true,
         disks,
         nets: Vec::new(),
         guest_cid: 3,

@@ -259,6 +259,7 @@ fn machine() -> Machine {
             kernel: FdIndex(0),
             initramfs: FdIndex(1),
         },
+        acpi: true,
         disks: Vec::new(),
         nets: Vec::new(),
         guest_cid: 3,

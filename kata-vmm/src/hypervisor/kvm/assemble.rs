@@ -13,19 +13,21 @@ use std::time::Instant;
 use kata_virtio::transport::Mmio;
 use kata_virtio::{Device, Memory};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::{Bus, Registers};
 use super::machine::{Console, Microvm, Parts};
 use super::memory::{Contents, Ram};
 use super::x86_64::boot::{self, Boot};
-use super::x86_64::layout::{self, COM1_GSI, Slot};
+use super::x86_64::layout::{self, Slot};
+use super::x86_64::processor::Supported;
 use super::x86_64::{command_line, platform, processor};
 use super::{create_vm, devices};
 use crate::control::LaunchError;
 use crate::hypervisor::limits::unsupported;
 use crate::hypervisor::sockets::Sockets;
-use crate::hypervisor::vm::{Files, failure};
+use crate::hypervisor::vm::{Files, chain, failure};
 use crate::machine::{FdIndex, Machine};
 
 /// `QueueNotify` of virtio-mmio (VIRTIO 1.2 §4.2.2).
@@ -51,26 +53,38 @@ pub(in crate::hypervisor) fn launch(
 ) -> Result<Microvm, LaunchError> {
     let start = Instant::now();
     let kvm = open(machine, files)?;
+    let supported =
+        processor::supported_cpuid(&kvm).map_err(|cause| failure("ask KVM for its CPUID", &cause))?;
+    let ranges = layout::memory_ranges(machine.memory.bytes());
+    check_addresses(&ranges, processor::address_bits(&supported))?;
+    // Before the VM, so that it is there until the VM is gone.
+    let ram =
+        Ram::new(&ranges, Contents::Fresh).map_err(|cause| failure("make the guest's memory", &cause))?;
     let vm = create_vm(&kvm).map_err(|cause| failure("create a VM", &cause))?;
-    let ram = memory(&vm, machine.memory.bytes())?;
-    interrupt_controllers(&vm).map_err(|cause| failure("make the interrupt controllers", &cause))?;
+    processor::without_counters(&vm).map_err(|cause| failure("leave performance counters out", &cause))?;
+    ram.attach(&vm)
+        .map_err(|cause| failure("give the guest its memory", &cause))?;
+    platform::interrupt_controllers(&vm)
+        .map_err(|cause| failure("make the interrupt controllers", &cause))?;
     let (sockets, vsock) = Sockets::new(machine.guest_cid, &machine.host_ports)?;
     let devices = devices::all(machine, files, vsock)?;
     let (registers, slots) = attach(&vm, ram.memory(), devices)?;
     let console = Console::default();
-    let bus = Bus::new(platform::ports(console.clone(), com1_interrupt(&vm)?), registers);
+    let com1 = platform::com1_interrupt(&vm)
+        .map_err(|cause| failure("connect the serial port's interrupt", &cause))?;
+    let bus = Bus::new(platform::ports(console.clone(), com1), registers);
     let file = |index| Ok::<_, LaunchError>(File::from(files.duplicate(index)?));
     let entry = boot::load(&Boot {
         memory: ram.memory(),
         kernel: &file(kernel)?,
         initramfs: &file(initramfs)?,
-        command_line: &command_line::words(machine.vcpus, true, &slots),
+        command_line: &command_line::words(machine.vcpus, machine.acpi, &slots),
         vcpus: machine.vcpus,
         virtio: &slots,
-        acpi: true,
+        acpi: machine.acpi,
     })
-    .map_err(|cause| failure("load the guest kernel", &cause))?;
-    let processors = processors(&kvm, &vm, machine.vcpus, &entry)?;
+    .map_err(|cause| LaunchError::Boot { cause: chain(&cause) })?;
+    let processors = processors(&vm, machine.vcpus, &supported, &entry)?;
     Microvm::start(Parts {
         vm,
         ram,
@@ -97,26 +111,16 @@ fn open(machine: &Machine, files: &Files) -> Result<Kvm, LaunchError> {
     Ok(kvm)
 }
 
-fn memory(vm: &VmFd, bytes: u64) -> Result<Ram, LaunchError> {
-    let ram = Ram::new(&layout::memory_ranges(bytes), Contents::Fresh)
-        .map_err(|cause| failure("make the guest's memory", &cause))?;
-    ram.attach(vm)
-        .map_err(|cause| failure("give the guest its memory", &cause))?;
-    Ok(ram)
-}
-
-pub(super) fn interrupt_controllers(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
-    vm.set_identity_map_address(layout::IDENTITY_MAP)?;
-    vm.set_tss_address(layout::TSS)?;
-    vm.create_irq_chip()
-}
-
-pub(super) fn com1_interrupt(vm: &VmFd) -> Result<EventFd, LaunchError> {
-    let interrupt = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)
-        .map_err(|cause| failure("make an event", &cause))?;
-    vm.register_irqfd(&interrupt, COM1_GSI)
-        .map_err(|cause| failure("connect the serial port's interrupt", &cause))?;
-    Ok(interrupt)
+/// Memory beyond what the processors can address would be a fault that no guest can explain.
+fn check_addresses(ranges: &[(GuestAddress, u64)], bits: u32) -> Result<(), LaunchError> {
+    let end = ranges.last().map_or(0, |(start, bytes)| start.0 + bytes);
+    if end > 1u64.checked_shl(bits).unwrap_or(u64::MAX) {
+        return Err(unsupported(
+            format!("memory up to {end:#x}"),
+            format!("this host's processors address {bits} bits"),
+        ));
+    }
+    Ok(())
 }
 
 /// Gives each device its place, its interrupt and its kicks.
@@ -163,16 +167,19 @@ fn event(fd: OwnedFd) -> EventFd {
     unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) }
 }
 
-fn processors(kvm: &Kvm, vm: &VmFd, count: u8, entry: &boot::Entry) -> Result<Vec<VcpuFd>, LaunchError> {
-    let supported =
-        processor::supported_cpuid(kvm).map_err(|cause| failure("ask KVM for its CPUID", &cause))?;
+fn processors(
+    vm: &VmFd,
+    count: u8,
+    supported: &Supported,
+    entry: &boot::Entry,
+) -> Result<Vec<VcpuFd>, LaunchError> {
     (0..count)
         .map(|index| {
             let vcpu = vm
                 .create_vcpu(index.into())
                 .map_err(|cause| failure("create a processor", &cause))?;
             let entry = (index == 0).then_some(entry);
-            processor::prepare_vcpu(&vcpu, index, count, &supported, entry)
+            processor::prepare_vcpu(&vcpu, index, count, supported, entry)
                 .map_err(|cause| failure("prepare a processor", &cause))?;
             Ok(vcpu)
         })

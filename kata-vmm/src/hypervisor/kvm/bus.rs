@@ -19,7 +19,10 @@ pub(super) enum Demand {
     Panic,
 }
 
-/// A device of the platform, behind I/O ports of one byte each. Wider accesses come as their bytes.
+/// A device of the platform, behind I/O ports of one byte each.
+///
+/// An access of several bytes is taken for a string instruction's: each byte is the same port's. No driver of
+/// these devices makes a wider one.
 pub(super) trait Ports: Send {
     /// Reads the port at `offset` from the first.
     fn read(&mut self, offset: u16) -> u8;
@@ -83,25 +86,18 @@ impl Bus {
         }
     }
 
-    /// A read of `data.len()` bytes at `port`. A string instruction's reads come as one, each of a byte.
+    /// A read at `port`, byte by byte.
     pub(super) fn read_port(&self, port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-        if let Some((offset, mut device)) = self.port(port) {
-            // Only the first byte of a wide read is this port's.
-            if let Some(first) = data.first_mut() {
-                *first = device.read(offset);
-            }
+        match self.port(port) {
+            Some((offset, mut device)) => data.fill_with(|| device.read(offset)),
+            None => data.fill(0xff),
         }
     }
 
-    /// A write at `port`. A string instruction's writes come as one, each of a byte.
+    /// A write at `port`, byte by byte; what the first byte that demands something demands.
     pub(super) fn write_port(&self, port: u16, data: &[u8]) -> Option<Demand> {
         let (offset, mut device) = self.port(port)?;
-        let demands: Vec<_> = data
-            .iter()
-            .filter_map(|&byte| device.write(offset, byte))
-            .collect();
-        demands.first().copied()
+        data.iter().find_map(|&byte| device.write(offset, byte))
     }
 
     /// A read of a device's registers.
@@ -121,7 +117,17 @@ impl Bus {
 
     /// Every virtio device by turns.
     pub(super) fn each(&self) -> impl Iterator<Item = MutexGuard<'_, Registers>> {
-        self.registers.iter().map(|place| lock(&place.device))
+        self.devices().map(lock)
+    }
+
+    /// Every virtio device.
+    pub(super) fn devices(&self) -> impl Iterator<Item = &Mutex<Registers>> {
+        self.registers.iter().map(|place| &place.device)
+    }
+
+    /// The same, when the processors are gone.
+    pub(super) fn into_devices(self) -> impl Iterator<Item = Mutex<Registers>> {
+        self.registers.into_iter().map(|place| place.device)
     }
 
     fn port(&self, port: u16) -> Option<(u16, MutexGuard<'_, Box<dyn Ports>>)> {
@@ -139,7 +145,8 @@ impl Bus {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// A device that panicked under its lock is as it was then: its own transport says what follows.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -172,7 +179,7 @@ mod tests {
         assert_eq!(bus.write_port(0x11, &[1, 2]), None);
         let mut wide = [0; 4];
         bus.read_port(0x11, &mut wide);
-        assert_eq!(wide, [2, 0xff, 0xff, 0xff]);
+        assert_eq!(wide, [2; 4]);
         bus.read_port(0x12, &mut wide);
         assert_eq!(wide, [0xff; 4]);
         assert_eq!(bus.write_port(0x10, &[9]), Some(Demand::Reset));

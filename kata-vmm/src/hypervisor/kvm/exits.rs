@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_ioctls::VcpuExit;
 
-/// Kinds of exits. The names are those of KVM (api.rst 5, `exit_reason`), in lower case.
+/// Kinds of exits to the monitor (KVM api.rst 5, `exit_reason`), and of answers of `KVM_RUN` that are none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub(super) enum Kind {

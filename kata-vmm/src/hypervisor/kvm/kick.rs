@@ -38,10 +38,9 @@ const KVMIO: u32 = 0xae;
 type Length = u32;
 ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, Length);
 
-/// The signal: the first that the C library leaves to programs.
-fn signal() -> i32 {
-    libc::SIGRTMIN()
-}
+/// The signal: one that no kernel sends (signal(7), "unused"), so nobody else waits for it. Not a real-time
+/// one: those are queued, and sending one fails when the user's queue is full.
+const SIGNAL: i32 = libc::SIGSTKFLT;
 
 /// Starts a thread (by `start`) on which the signal is blocked.
 ///
@@ -64,7 +63,7 @@ pub(super) fn arm(vcpu: &VcpuFd) -> io::Result<()> {
     for number in 1..=i32::try_from(8 * KERNEL_SET_BYTES).unwrap_or_default() {
         // SAFETY: `outside` was filled by pthread_sigmask, and the number is in the set's range.
         let member = unsafe { libc::sigismember(&raw const outside, number) } == 1;
-        if member && number != signal() {
+        if member && number != SIGNAL {
             let bit = usize::try_from(number - 1).unwrap_or_default();
             set[bit / 8] |= 1 << (bit % 8);
         }
@@ -99,9 +98,9 @@ pub(super) fn take() {
 /// Takes a processor's thread out of the guest, now or at its next run.
 pub(super) fn kick<T>(thread: &JoinHandle<T>) {
     // SAFETY: the thread has not been joined, so its identity is still its own (pthread_kill(3)).
-    let result = unsafe { libc::pthread_kill(thread.as_pthread_t(), signal()) };
+    let result = unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGNAL) };
     if result != 0 {
-        log::debug!("a processor's thread has ended: {result}");
+        log::debug!("a processor's thread is not kicked, it has ended: {result}");
     }
 }
 
@@ -123,7 +122,7 @@ fn just_the_signal() -> libc::sigset_t {
     // SAFETY: the pointer is to a place for one set, which the call fills.
     unsafe { libc::sigemptyset(set.as_mut_ptr()) };
     // SAFETY: the set was made empty, and the signal is a valid one.
-    unsafe { libc::sigaddset(set.as_mut_ptr(), signal()) };
+    unsafe { libc::sigaddset(set.as_mut_ptr(), SIGNAL) };
     // SAFETY: both calls can only fail for invalid signals.
     unsafe { set.assume_init() }
 }

@@ -15,13 +15,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{self, Builder, JoinHandle};
 use std::time::Instant;
 
 use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::bus::{Bus, Registers};
+use super::bus::{Bus, Registers, lock};
 use super::exits::Exits;
 use super::gate::Gate;
 use super::kick;
@@ -104,7 +104,7 @@ impl Microvm {
         };
         let mut microvm = Self {
             threads: Vec::with_capacity(parts.processors.len()),
-            shared: Some(shared.clone()),
+            shared: Some(shared),
             sockets: parts.sockets,
             console: parts.console,
             ends,
@@ -116,15 +116,7 @@ impl Microvm {
             ram: parts.ram,
         };
         for (index, processor) in (0..).zip(parts.processors) {
-            let end = End {
-                sender: sender.clone(),
-                ended: Arc::clone(&microvm.ended),
-                shared: shared.clone(),
-            };
-            let thread = spawn(index, processor, end);
-            microvm
-                .threads
-                .push(thread.map_err(|cause| failure("start a processor's thread", &cause))?);
+            microvm.spawn(index, processor, &sender)?;
         }
         microvm.running = Some(Running {
             version: concat!("kata-vmm ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -135,12 +127,27 @@ impl Microvm {
         Ok(microvm)
     }
 
+    /// Starts a processor's thread.
+    fn spawn(&mut self, index: u8, processor: VcpuFd, sender: &Sender<VmExit>) -> Result<(), LaunchError> {
+        let Some(shared) = &self.shared else { return Ok(()) };
+        let end = End {
+            sender: sender.clone(),
+            ended: Arc::clone(&self.ended),
+            gate: Arc::clone(&shared.gate),
+            exit: Some(vcpu::panicked(index)),
+        };
+        let thread = spawn(index, processor, shared.clone(), end)
+            .map_err(|cause| failure("start a processor's thread", &cause))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
     fn kick_all(&self) {
         self.threads.iter().for_each(kick::kick);
     }
 
     /// Ends the processors, then the devices; what the guest had sent is given to the host, for at most two
-    /// seconds where the host does not read.
+    /// seconds where the host does not read, and requests to a disk are waited for, for at most five.
     fn stop(&mut self) {
         let Some(shared) = self.shared.take() else { return };
         shared.gate.stop();
@@ -150,27 +157,51 @@ impl Microvm {
                 log::error!("a processor's thread panicked");
             }
         }
-        // The last that knows the bus: the devices end with it.
-        drop(shared);
+        // The last that knows the bus: the devices end with it, all at once, so that two slow readers on
+        // the host cost no more time than one.
+        if let Some(bus) = Arc::into_inner(shared.bus) {
+            thread::scope(|scope| {
+                for device in bus.into_devices() {
+                    scope.spawn(move || drop(device));
+                }
+            });
+        }
     }
 
+    /// All processors and devices stand still, or none does.
     fn hold(&self, shared: &Shared) -> io::Result<()> {
         shared.gate.hold();
         self.kick_all();
         shared.gate.held();
-        for mut device in shared.bus.each() {
-            device.mmio.pause()?;
+        let held = on_each(&shared.bus, |device| device.mmio.pause());
+        if held.is_err()
+            && let Err(cause) = go_on(shared)
+        {
+            log::error!("a device stays held: {cause}");
         }
-        Ok(())
+        held
     }
 }
 
+/// Lets the devices go on, then the processors, whatever becomes of a device.
 fn go_on(shared: &Shared) -> io::Result<()> {
-    for mut device in shared.bus.each() {
-        device.mmio.resume()?;
-    }
+    let resumed = on_each(&shared.bus, |device| device.mmio.resume());
     shared.gate.release();
-    Ok(())
+    resumed
+}
+
+/// Does it to every device at once; the first error, once all are done.
+fn on_each(bus: &Bus, act: fn(&mut Registers) -> io::Result<()>) -> io::Result<()> {
+    let outcomes: Vec<_> = thread::scope(|scope| {
+        let acts: Vec<_> = bus
+            .devices()
+            .map(|device| scope.spawn(move || act(&mut lock(device))))
+            .collect();
+        acts.into_iter().map(|act| act.join()).collect()
+    });
+    outcomes
+        .into_iter()
+        .try_for_each(|outcome| outcome.unwrap_or_else(|_| Err(io::Error::other("a device panicked"))))
 }
 
 impl Drop for Microvm {
@@ -187,6 +218,7 @@ impl Vm for Microvm {
     }
 
     fn advance(&mut self) -> Vec<Occurrence> {
+        acknowledge(&self.ended);
         let mut occurrences: Vec<_> = self.running.take().map(Occurrence::Running).into_iter().collect();
         occurrences.extend(self.pauses.drain(..).map(Occurrence::Paused));
         let end = self.ends.try_recv().ok();
@@ -212,8 +244,15 @@ impl Vm for Microvm {
             Some(shared) if self.paused && !paused => go_on(shared),
             _ => Ok(()),
         };
+        if !paused {
+            // The processors go on, whatever became of a device.
+            self.paused = false;
+        }
         outcome.map_err(|cause| Refusal {
-            operation: "holding the machine".to_owned(),
+            operation: match paused {
+                true => "holding the machine".to_owned(),
+                false => "letting every device of the machine go on".to_owned(),
+            },
             reason: cause.to_string(),
         })?;
         self.paused = paused;
@@ -243,35 +282,52 @@ fn figures(device: &Registers) -> DeviceInfo {
     DeviceInfo::new(&device.name, figures)
 }
 
-/// What a processor's thread does at its end.
+/// What a processor's thread does at its end, also when it panics: device code runs on it too.
 struct End {
     sender: Sender<VmExit>,
     ended: Arc<OwnedFd>,
-    shared: Shared,
+    gate: Arc<Gate>,
+    /// Why it ended; none when it was told to.
+    exit: Option<VmExit>,
 }
 
-fn spawn(index: u8, mut processor: VcpuFd, end: End) -> io::Result<Thread> {
+impl Drop for End {
+    fn drop(&mut self) {
+        self.gate.left();
+        if let Some(exit) = self.exit.take() {
+            log::debug!("a processor ended: {exit:?}");
+            // The control loop may be gone, and then nobody asks.
+            drop(self.sender.send(exit));
+            signal(&self.ended);
+        }
+    }
+}
+
+fn spawn(index: u8, mut processor: VcpuFd, shared: Shared, end: End) -> io::Result<Thread> {
     let run = move || {
-        let exit = match kick::arm(&processor) {
-            Ok(()) => vcpu::run(index, &mut processor, &end.shared),
+        let mut end = end;
+        end.exit = match kick::arm(&processor) {
+            Ok(()) => vcpu::run(index, &mut processor, &shared),
             Err(cause) => Some(vcpu::stopped(
                 index,
-                &processor,
+                &mut processor,
                 format!("no signal mask: {cause}"),
             )),
         };
-        end.shared.gate.left();
-        if let Some(exit) = exit {
-            log::debug!("processor {index} ended: {exit:?}");
-            // The control loop may be gone, and then nobody asks.
-            drop(end.sender.send(exit));
-            signal(&end.ended);
-        }
     };
     let builder = Builder::new()
         .name(format!("vcpu{index}"))
         .stack_size(STACK_BYTES);
     kick::blocked(|| builder.spawn(run))
+}
+
+/// What the event told is known; it may not have told anything.
+fn acknowledge(event: &OwnedFd) {
+    if let Err(cause) = rustix::io::read(event, &mut [0; 8])
+        && cause != rustix::io::Errno::AGAIN
+    {
+        log::error!("the event of a processor's end cannot be read: {cause}");
+    }
 }
 
 /// Adds one to the event; it can only fail when it is readable anyway.

@@ -74,7 +74,7 @@ impl Ram {
         &self.memory
     }
 
-    /// Bytes that the host has given to it.
+    /// Bytes that the host has given to its file; private copies of a template's pages are not among them.
     pub(super) fn resident_bytes(&self) -> Option<u64> {
         /// What `st_blocks` counts (inode(7)).
         const BLOCK_BYTES: u64 = 512;
@@ -97,15 +97,15 @@ impl Ram {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr().addr() as u64,
             };
-            // SAFETY: the range is mapped, and stays so until this value is dropped, which outlives the VM
-            // (the machine's fields are in that order).
+            // SAFETY: the range is mapped, and stays so until this value is dropped: after the VM, which is made
+            // later and stands before it among the machine's fields.
             unsafe { vm.set_user_memory_region(region) }?;
         }
         Ok(())
     }
 }
 
-/// A file in memory that can neither shrink under a mapping nor be executed.
+/// A file in memory that cannot shrink under a mapping.
 fn fresh(bytes: u64) -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = File::from(rustix::fs::memfd_create("guest-memory", flags)?);

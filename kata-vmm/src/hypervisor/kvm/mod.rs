@@ -1,14 +1,15 @@
 //! KVM: the only place that makes KVM calls.
 //!
 //! ```text
-//!  probe                                             can stock kernels run here?
+//!  x86_64::probe                                     can stock kernels run here?
 //!  assemble ─► memory, devices, x86_64 ─► machine    every call before the first instruction
 //!                                          │ vcpu    a thread each: run, answer the exit
 //!                                          │ gate, kick   hold and stop them
 //!                                          └ bus     which device answers
 //! ```
 //!
-//! What is of one architecture stands in `x86_64`, and nothing outside of it knows registers or addresses.
+//! What is of one architecture stands in `x86_64`, and nothing outside of it knows registers or addresses;
+//! another architecture is another such folder, with the same names.
 //! It must not know the control socket, images or agents.
 
 mod assemble;
@@ -19,17 +20,15 @@ mod gate;
 mod kick;
 mod machine;
 mod memory;
-mod probe;
 #[cfg(test)]
 mod tiny;
 mod vcpu;
-#[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 use kvm_ioctls::{Kvm, VmFd};
 
 pub(super) use assemble::launch;
-pub(super) use probe::probe;
+pub(super) use x86_64::probe::probe;
 
 /// How often an interrupted VM creation is tried again.
 const ATTEMPTS: u32 = 5;

@@ -1,6 +1,7 @@
 //! Machines whose guest is a few instructions, straight on `/dev/kvm`: they run on every kind of KVM.
 
 use std::io::Write as _;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use kata_virtio::rng::Rng;
@@ -9,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::assemble;
-use super::bus::Bus;
+use super::bus::{Bus, Demand, PortRange, Ports};
 use super::create_vm;
 use super::machine::{Console, Microvm, Parts};
 use super::memory::{Contents, Ram};
@@ -36,13 +37,19 @@ fn machine(name: &str, processors: u8, code: &[u8]) -> Option<Microvm> {
     let ram = Ram::new(&[(GuestAddress(0), MEMORY_BYTES)], Contents::Fresh).unwrap();
     ram.memory().write_slice(code, GuestAddress(CODE)).unwrap();
     ram.attach(&vm).unwrap();
-    assemble::interrupt_controllers(&vm).unwrap();
+    platform::interrupt_controllers(&vm).unwrap();
     let (sockets, _) = Sockets::new(3, &[]).unwrap();
     let rng = Box::new(Rng::new().unwrap());
     let (registers, _) = assemble::attach(&vm, ram.memory(), vec![("rng".to_owned(), rng)]).unwrap();
     let console = Console::default();
-    let interrupt = assemble::com1_interrupt(&vm).unwrap();
-    let bus = Bus::new(platform::ports(console.clone(), interrupt), registers);
+    let interrupt = platform::com1_interrupt(&vm).unwrap();
+    let mut ports = platform::ports(console.clone(), interrupt);
+    ports.push(PortRange {
+        first: PANICKING_PORT,
+        count: 1,
+        device: Box::new(Panicking),
+    });
+    let bus = Bus::new(ports, registers);
     let processors: Vec<_> = (0..processors)
         .map(|index| vm.create_vcpu(index.into()).unwrap())
         .collect();
@@ -63,6 +70,21 @@ fn machine(name: &str, processors: u8, code: &[u8]) -> Option<Microvm> {
         start: Instant::now(),
     };
     Some(Microvm::start(parts).unwrap())
+}
+
+/// A port whose device panics.
+struct Panicking;
+
+const PANICKING_PORT: u16 = 0x900;
+
+impl Ports for Panicking {
+    fn read(&mut self, _: u16) -> u8 {
+        panic!("as it is there for")
+    }
+
+    fn write(&mut self, _: u16, _: u8) -> Option<Demand> {
+        panic!("as it is there for")
+    }
 }
 
 /// What the machine does next.
@@ -135,6 +157,20 @@ fn a_panic_is_told_from_a_reset() {
 }
 
 #[test]
+fn a_processor_whose_thread_panics_ends_the_machine() {
+    let mut code = Vec::new();
+    out(&mut code, PANICKING_PORT, 0);
+    let Some(mut vm) = machine("thread panics", 2, &code) else {
+        return;
+    };
+    let VmExit::VcpuStopped(report) = end_of(&mut vm) else {
+        panic!("it cannot go on")
+    };
+    assert_eq!(report.reason, "its thread panicked");
+    end(vm);
+}
+
+#[test]
 fn where_no_instruction_is_the_machine_ends_with_its_registers() {
     // jmp far 2000:0000, where no memory is.
     let Some(mut vm) = machine("stopped", 1, &[0xea, 0x00, 0x00, 0x00, 0x20]) else {
@@ -157,15 +193,34 @@ fn a_guest_that_never_leaves_is_held_goes_on_and_is_ended() {
         vm.pause(paused).unwrap();
         assert!(matches!(next(&mut vm), Occurrence::Paused(now) if now == paused));
         assert_eq!(vm.info().paused, paused);
+        assert!(!restless(&vm), "or the control loop would never rest");
     }
     let info = vm.info();
     assert!(info.exits["interrupted"] >= 2, "{info:?}");
     // The page of its code.
     assert_eq!(info.resident_bytes, Some(4096));
     assert_eq!(info.devices.len(), 1);
-    let start = Instant::now();
-    drop(vm);
-    assert!(start.elapsed() < DEADLINE);
+    end(vm);
+}
+
+/// Ends the machine, in time.
+fn end(vm: Microvm) {
+    let (ended, waiting) = channel();
+    std::thread::spawn(move || {
+        drop(vm);
+        ended.send(()).unwrap();
+    });
+    waiting.recv_timeout(DEADLINE).expect("it ends");
+}
+
+/// Whether something waits to be taken in.
+fn restless(vm: &Microvm) -> bool {
+    let mut fds: Vec<_> = vm
+        .sources()
+        .into_iter()
+        .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+        .collect();
+    poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
 }
 
 #[test]
@@ -174,7 +229,7 @@ fn a_held_machine_can_be_ended() {
         return;
     };
     vm.pause(true).unwrap();
-    drop(vm);
+    end(vm);
 }
 
 #[test]
@@ -195,11 +250,13 @@ fn registers_of_a_device_are_read_and_kicks_do_not_come_back() {
     };
     assert!(matches!(next(&mut vm), Occurrence::Running(_)));
     // Before its end, while the counts are there.
+    let start = Instant::now();
     let exits = loop {
         let exits = vm.info().exits;
-        if exits.get("port write") == Some(&5) {
+        if exits.get("port write") >= Some(&5) {
             break exits;
         }
+        assert!(start.elapsed() < DEADLINE, "{exits:?}");
         std::thread::yield_now();
     };
     assert!(matches!(next(&mut vm), Occurrence::Exited(VmExit::PowerOff)));

@@ -39,6 +39,9 @@ pub(super) trait Processor {
     /// A kick ended the last run: nothing of it stays pending.
     fn kicked(&mut self);
 
+    /// What KVM says of the last exit beyond its name.
+    fn details(&mut self) -> String;
+
     /// The registers as text, for a report.
     fn registers(&self) -> String;
 }
@@ -54,10 +57,19 @@ impl Processor for VcpuFd {
             log::error!("a processor that was to stop at once came back with {exit:?}");
         }
         self.set_kvm_immediate_exit(0);
+        // So that the guest's watchdogs do not take the time for a stall (KVM api.rst 4.70). A guest that does
+        // not use kvm-clock has nothing to be told.
+        if let Err(cause) = self.kvmclock_ctrl() {
+            log::trace!("the guest does not use kvm-clock: {cause}");
+        }
     }
 
     fn kicked(&mut self) {
         kick::take();
+    }
+
+    fn details(&mut self) -> String {
+        x86_64::details(self)
     }
 
     fn registers(&self) -> String {
@@ -105,17 +117,29 @@ pub(super) fn run(index: u8, cpu: &mut impl Processor, shared: &Shared) -> Optio
                 }
             }
             Outcome::End(exit) => return Some(exit),
-            Outcome::Unforeseen(reason) => return Some(stopped(index, cpu, reason)),
+            Outcome::Unforeseen(reason) => {
+                let reason = reason + &cpu.details();
+                return Some(stopped(index, cpu, reason));
+            }
         }
     }
 }
 
 /// The report of a processor that stopped.
-pub(super) fn stopped(index: u8, cpu: &impl Processor, reason: String) -> VmExit {
+pub(super) fn stopped(index: u8, cpu: &mut impl Processor, reason: String) -> VmExit {
     VmExit::VcpuStopped(Box::new(VcpuReport {
         index,
         reason,
         registers: cpu.registers(),
+    }))
+}
+
+/// The report of a processor whose thread panicked.
+pub(super) fn panicked(index: u8) -> VmExit {
+    VmExit::VcpuStopped(Box::new(VcpuReport {
+        index,
+        reason: "its thread panicked".to_owned(),
+        registers: String::new(),
     }))
 }
 
@@ -142,10 +166,9 @@ fn handle(exit: VcpuExit<'_>, bus: &Bus) -> Outcome {
             }
         }
         VcpuExit::Intr => return Outcome::Interrupted,
-        // A triple fault: how a kernel without any other means resets the machine.
-        VcpuExit::Shutdown | VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => {
-            return Outcome::End(VmExit::GuestReset);
-        }
+        // Kernels are told of a reset register: whoever faults three times has lost its way.
+        VcpuExit::Shutdown => return Outcome::Unforeseen("a triple fault".to_owned()),
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => return Outcome::End(VmExit::GuestReset),
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => return Outcome::End(VmExit::PowerOff),
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => return Outcome::End(VmExit::GuestPanic),
         // An end-of-interrupt that nobody waits for, and debugging that nobody asked for.
@@ -226,6 +249,10 @@ mod tests {
             self.log.push("kicked");
         }
 
+        fn details(&mut self) -> String {
+            " (and so on)".to_owned()
+        }
+
         fn registers(&self) -> String {
             "rip 0x10".to_owned()
         }
@@ -256,7 +283,7 @@ mod tests {
             Step::Exit(VcpuExit::IoOut(0x600, &[1])),
         ]);
         assert_eq!(run(0, &mut cpu, &shared), Some(VmExit::PowerOff));
-        assert_eq!(cpu.data, [7, 0xff]);
+        assert_eq!(cpu.data, [7, 7]);
         assert_eq!(cpu.log, ["kicked"]);
         let counts = [
             ("again", 2),
@@ -281,7 +308,6 @@ mod tests {
     #[test]
     fn the_guest_ends_in_every_known_way() {
         for (exit, expected) in [
-            (VcpuExit::Shutdown, VmExit::GuestReset),
             (
                 VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, &[]),
                 VmExit::GuestReset,
@@ -310,8 +336,13 @@ mod tests {
         };
         assert_eq!(
             report.to_string(),
-            "virtual processor 1 stopped: FailEntry(2147483681, 0)\nrip 0x10"
+            "virtual processor 1 stopped: FailEntry(2147483681, 0) (and so on)\nrip 0x10"
         );
+        let mut cpu = Script::new([Step::Exit(VcpuExit::Shutdown)]);
+        let Some(VmExit::VcpuStopped(report)) = run(1, &mut cpu, &shared()) else {
+            panic!("it ends")
+        };
+        assert_eq!(report.reason, "a triple fault (and so on)");
     }
 
     #[test]

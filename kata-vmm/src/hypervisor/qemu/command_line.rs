@@ -196,6 +196,7 @@ mod tests {
                 kernel: FdIndex(0),
                 initramfs: FdIndex(1),
             },
+            acpi: true,
             disks,
             nets: vec![Net {
                 queues: vec![FdIndex(3); 2],

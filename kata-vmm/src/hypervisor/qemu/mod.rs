@@ -315,6 +315,9 @@ impl Vm for Emulator {
 
 /// What this hypervisor refuses beyond what all refuse.
 fn check(machine: &Machine) -> Result<(), LaunchError> {
+    if !machine.acpi {
+        return Err(unsupported("a machine without ACPI", "QEMU's has it"));
+    }
     let count = machine.disks.len() + machine.nets.len();
     if count > DEVICES_MAX {
         let reason = format!("a {MACHINE_TYPE} machine has at most {DEVICES_MAX}");

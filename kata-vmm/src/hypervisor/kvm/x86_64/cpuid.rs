@@ -62,6 +62,13 @@ impl Place {
 #[derive(Debug)]
 pub(in crate::hypervisor::kvm) struct Supported(CpuId);
 
+impl Supported {
+    /// The first entry of a leaf.
+    pub(super) fn leaf(&self, function: u32) -> Option<&kvm_cpuid_entry2> {
+        self.0.as_slice().iter().find(|entry| entry.function == function)
+    }
+}
+
 /// Clears what a sandbox does not get, and sets what KVM leaves to us.
 ///
 /// Nested virtualization and SGX are out: each is a large surface in the host's kernel. So are performance
@@ -81,7 +88,7 @@ pub(super) fn restrict(mut supported: CpuId, tsc_deadline: bool) -> Supported {
                 entry.ecx &= !SGX_LAUNCH;
             }
             // Performance counters, SGX, and SVM's own features.
-            0xa | 0x12 | 0x8000_000a => clear(entry),
+            0xa | 0x12 | 0x8000_000a | 0x8000_0022 => clear(entry),
             0x4000_0001 => entry.eax &= PARAVIRTUAL,
             0x8000_0001 => entry.ecx &= !(SVM | AMD_PERFORMANCE_COUNTERS),
             _ => {}

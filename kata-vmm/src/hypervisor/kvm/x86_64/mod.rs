@@ -9,20 +9,22 @@
 //! ```
 //!
 //! It owns addresses, tables, boot protocols and the processors' first state, and is the only place of
-//! the project that knows them. Everything up to [`processor`] and [`state`] is plain computation on guest
-//! memory; those two make the KVM calls of a vCPU.
+//! the project that knows them. [`probe`] has a guest of its own that says whether any of this can run.
+//! Most is plain computation on guest memory; KVM calls are made by the probe, [`platform`], [`processor`]
+//! and [`state`].
 //! It must not know threads, exits, devices beyond their [slot](layout::Slot), or what the guest is for.
 
 pub(super) mod boot;
 pub(super) mod command_line;
 pub(super) mod layout;
 pub(super) mod platform;
+pub(super) mod probe;
 pub(super) mod processor;
 mod report;
 #[cfg_attr(not(test), expect(dead_code, reason = "snapshots come later"))]
 pub(super) mod state;
 
-pub(super) use report::describe;
+pub(super) use report::{describe, details};
 
 mod cpuid;
 mod entry;

@@ -5,15 +5,16 @@
 //! host's time and takes no settings: a kernel reads it once, and waits a second for one that is not there.
 //! It must not know who keeps what the guest writes.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use kvm_ioctls::VmFd;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::layout::{
-    COM1_PORT, KEYBOARD_PORT, KEYBOARD_RESET, PANIC_PORT, POWER_OFF, RESET, RESET_PORT, RTC_PORT,
-    SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
+    COM1_GSI, COM1_PORT, IDENTITY_MAP, KEYBOARD_PORT, KEYBOARD_RESET, PANIC_PORT, POWER_OFF, RESET,
+    RESET_PORT, RTC_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, TSS,
 };
 use crate::hypervisor::kvm::bus::{Demand, PortRange, Ports};
 
@@ -40,6 +41,20 @@ pub(in crate::hypervisor::kvm) fn ports(
         range(KEYBOARD_PORT, 1, port(0, KEYBOARD_RESET, Demand::Reset)),
         range(PANIC_PORT, 1, port(PANICKED, PANICKED, Demand::Panic)),
     ]
+}
+
+/// KVM's PIC, IO-APIC and local APICs; the processors come after them.
+pub(in crate::hypervisor::kvm) fn interrupt_controllers(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    vm.set_identity_map_address(IDENTITY_MAP)?;
+    vm.set_tss_address(TSS)?;
+    vm.create_irq_chip()
+}
+
+/// The serial port's interrupt: what is written to the event raises it.
+pub(in crate::hypervisor::kvm) fn com1_interrupt(vm: &VmFd) -> io::Result<EventFd> {
+    let interrupt = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
+    vm.register_irqfd(&interrupt, COM1_GSI)?;
+    Ok(interrupt)
 }
 
 /// A port that reads as `reads` and makes `demand` when `trigger` is written.

@@ -1,10 +1,11 @@
 //! A processor's registers as text, for the report of one that stopped.
 //!
 //! It must not know why it stopped.
+#![expect(unsafe_code, reason = "what KVM says of an exit is a union")]
 
 use std::fmt::Write;
 
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
 /// The registers, a few on a line; empty when KVM does not give them any more.
@@ -13,6 +14,24 @@ pub(in crate::hypervisor::kvm) fn describe(vcpu: &VcpuFd) -> String {
         (Ok(regs), Ok(sregs)) => text(&regs, &sregs),
         _ => String::new(),
     }
+}
+
+/// For an internal error: which, and what KVM noted of it (KVM api.rst 5, `KVM_EXIT_INTERNAL_ERROR`).
+pub(in crate::hypervisor::kvm) fn details(vcpu: &mut VcpuFd) -> String {
+    let run = vcpu.get_kvm_run();
+    if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {
+        return String::new();
+    }
+    // SAFETY: the reason says which member of the union KVM has filled; all of its fields are plain numbers.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    let kept = usize::try_from(internal.ndata).unwrap_or(usize::MAX);
+    let data: Vec<String> = internal
+        .data
+        .iter()
+        .take(kept)
+        .map(|word| format!("{word:#x}"))
+        .collect();
+    format!(" {} [{}]", internal.suberror, data.join(", "))
 }
 
 fn text(regs: &kvm_regs, sregs: &kvm_sregs) -> String {

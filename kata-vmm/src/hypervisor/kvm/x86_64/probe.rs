@@ -14,8 +14,8 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_sregs, kvm_
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::create_vm;
 use crate::hypervisor::KvmUnusable;
+use crate::hypervisor::kvm::create_vm;
 
 /// The version that every kernel since 2.6.22 answers (KVM api.rst 4.1).
 const API_VERSION: i32 = 12;
