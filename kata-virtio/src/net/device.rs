@@ -5,10 +5,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
 use virtio_queue::{Queue, QueueT};
@@ -17,7 +15,9 @@ use super::control::{self, Command};
 use super::counters::{Cells, Count};
 use super::features::Features;
 use super::limits::Limits;
+use super::link::{Handle, Link};
 use super::pair::{Pair, Turn};
+use super::rotation::Rotation;
 use super::tap::Tap;
 use crate::complaint::Complaints;
 use crate::rate_limit::RateLimit;
@@ -75,6 +75,9 @@ pub struct Net {
     tap: Tap,
     pairs: Vec<Pair>,
     limits: Limits,
+    /// Who goes first, guest to host and host to guest.
+    transmits: Rotation,
+    receives: Rotation,
     events: OwnedFd,
     link: Arc<Link>,
     counters: Arc<Cells>,
@@ -93,16 +96,6 @@ pub struct Net {
     /// The interface is gone.
     lost: bool,
     broken: bool,
-}
-
-/// Pulls the cable from any thread, and plugs it in.
-#[derive(Debug, Clone)]
-pub struct Handle(Arc<Link>);
-
-#[derive(Debug)]
-struct Link {
-    up: AtomicBool,
-    wake: OwnedFd,
 }
 
 /// What a device is in the middle of, without what the host's kernel keeps. Frames on their way are not
@@ -127,18 +120,17 @@ impl Net {
     pub fn new(mut tap: Tap) -> Result<Self, Error> {
         tap.keep_queues(MAX_QUEUE_PAIRS);
         let events = epoll::create(CreateFlags::CLOEXEC).map_err(failed)?;
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(failed)?;
-        epoll::add(&events, &wake, EventData::new_u64(WAKE), EventFlags::IN).map_err(failed)?;
+        let link = Link::new().map_err(failed)?;
+        epoll::add(&events, link.events(), EventData::new_u64(WAKE), EventFlags::IN).map_err(failed)?;
         let device = Self {
             pairs: (0..tap.queues()).map(|_| Pair::new()).collect(),
             limits: Limits::default(),
+            transmits: Rotation::default(),
+            receives: Rotation::default(),
             attached: tap.queues(),
             tap,
             events,
-            link: Arc::new(Link {
-                up: AtomicBool::new(true),
-                wake,
-            }),
+            link: Arc::new(link),
             counters: Arc::new(Cells::default()),
             complaints: Complaints::new("net"),
             mac: None,
@@ -230,7 +222,7 @@ impl Net {
         State {
             features: self.features.bits(),
             queue_pairs: u16::try_from(self.asked).unwrap_or(u16::MAX),
-            link_up: self.link.up.load(Ordering::Acquire),
+            link_up: self.link.is_up(),
         }
     }
 
@@ -350,7 +342,7 @@ impl Net {
             self.complaints
                 .warn(&"a chain of the control queue is no command");
         }
-        *signals = signals.with_queue(u16::try_from(index).unwrap_or(u16::MAX), served.signal);
+        *signals = signals.with_queue(number(index), served.signal);
         Ok(served.again)
     }
 
@@ -373,21 +365,34 @@ impl Net {
             limits: &mut self.limits,
             counters: &self.counters,
             complaints: &mut self.complaints,
+            starved: false,
             again: false,
             lost: false,
         };
-        let pairs = self.pairs.iter_mut().zip(queues.chunks_exact_mut(2));
-        for (number, (pair, queues)) in (0u16..).zip(pairs.take(wanted)) {
-            let ([rx, tx], Some(tap)) = (queues, self.tap.queue(usize::from(number))) else {
+        for index in self.transmits.order(wanted) {
+            let (Some(pair), Some(queue)) = (self.pairs.get_mut(index), ready(queues, 2 * index + 1)) else {
                 continue;
             };
-            if tx.ready() {
-                let signal = pair.transmit(&mut turn, tap, tx)?;
-                *signals = signals.with_queue(2 * number + 1, signal);
+            let Some(tap) = self.tap.queue(index) else {
+                continue;
+            };
+            let signal = pair.transmit(&mut turn, tap, queue)?;
+            *signals = signals.with_queue(number(2 * index + 1), signal);
+            if std::mem::take(&mut turn.starved) {
+                self.transmits.starved(index);
             }
-            if rx.ready() {
-                let signal = pair.receive(&mut turn, tap, rx)?;
-                *signals = signals.with_queue(2 * number, signal);
+        }
+        for index in self.receives.order(wanted) {
+            let (Some(pair), Some(queue)) = (self.pairs.get_mut(index), ready(queues, 2 * index)) else {
+                continue;
+            };
+            let Some(tap) = self.tap.queue(index) else {
+                continue;
+            };
+            let signal = pair.receive(&mut turn, tap, queue)?;
+            *signals = signals.with_queue(number(2 * index), signal);
+            if std::mem::take(&mut turn.starved) {
+                self.receives.starved(index);
             }
         }
         again |= turn.again;
@@ -418,7 +423,7 @@ impl Net {
 
     /// Takes note of the link; returns whether the driver is to be told.
     fn look_at_link(&mut self) -> bool {
-        let up = self.link.up.load(Ordering::Acquire) && !self.lost;
+        let up = self.link.is_up() && !self.lost;
         let changed = up != self.link_up;
         self.link_up = up;
         changed && self.features.contains(Features::STATUS)
@@ -542,37 +547,6 @@ impl Device for Net {
     }
 }
 
-impl Handle {
-    /// Plugs the cable in or pulls it: the driver is told, and frames no longer pass. Those that the
-    /// guest sends meanwhile are lost; those of the host wait in the interface as long as it keeps them.
-    pub fn set_link(&self, up: bool) {
-        self.0.up.store(up, Ordering::Release);
-        self.0.wake();
-    }
-
-    /// Whether the cable is plugged in. A tap that is gone does not pull it.
-    #[must_use]
-    pub fn link_up(&self) -> bool {
-        self.0.up.load(Ordering::Acquire)
-    }
-}
-
-impl Link {
-    /// Makes [`Device::events`] readable; it can only fail when 2⁶⁴ wakes wait already, and then it is.
-    fn wake(&self) {
-        if let Err(cause) = rustix::io::write(&self.wake, &1u64.to_ne_bytes()) {
-            log::debug!("net: the worker is awake already: {cause}");
-        }
-    }
-
-    fn calm(&self) -> io::Result<()> {
-        match rustix::io::read(&self.wake, &mut [0; 8]) {
-            Ok(_) | Err(Errno::AGAIN) => Ok(()),
-            Err(cause) => Err(cause.into()),
-        }
-    }
-}
-
 impl std::fmt::Debug for Net {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Net")
@@ -587,4 +561,14 @@ impl std::fmt::Debug for Net {
 
 fn failed(cause: Errno) -> Error {
     Error::Events(cause.into())
+}
+
+/// The queue with this number, if the driver uses it.
+fn ready<'q>(queues: &'q mut [&mut Queue], index: usize) -> Option<&'q mut Queue> {
+    let queue = queues.get_mut(index)?;
+    queue.ready().then_some(&mut **queue)
+}
+
+fn number(index: usize) -> u16 {
+    u16::try_from(index).unwrap_or(u16::MAX)
 }

@@ -17,7 +17,8 @@
 //!
 //! - `tap` descriptors and ioctls, the only unsafe code · `header` the frame's header and its rules ·
 //!   `features` bits and what they need · `chains` bytes in descriptor chains · `limits` rates ·
-//!   `pair` a turn of a pair of queues · `control` commands · `device` the whole.
+//!   `rotation` whose turn it is · `pair` a turn of a pair of queues · `control` commands · `link` the
+//!   cable · `device` the whole.
 //! - Checksums and segmentation are the kernel's on either side: a frame of 64 KiB passes as one.
 //! - Frames of the host stay in the tap while the driver has no buffer for them; when its ring is full,
 //!   the kernel drops them. Frames of the guest stay in the queue while the tap takes none (`EAGAIN`).
@@ -56,10 +57,13 @@ mod device;
 mod features;
 mod header;
 mod limits;
+mod link;
 mod pair;
+mod rotation;
 mod tap;
 
-pub use device::{Error, Handle, MAX_QUEUE_PAIRS, MIN_MTU, Net, State};
+pub use device::{Error, MAX_QUEUE_PAIRS, MIN_MTU, Net, State};
 pub use features::Features;
 pub use header::{DATA_VALID, FrameHeader, HEADER_BYTES, MAX_FRAME_BYTES, MIN_FRAME_BYTES, NEEDS_CSUM};
+pub use link::Handle;
 pub use tap::{Tap, TapError};

@@ -49,6 +49,8 @@ pub(super) struct Turn<'a> {
     pub(super) limits: &'a mut Limits,
     pub(super) counters: &'a Cells,
     pub(super) complaints: &'a mut Complaints,
+    /// The rate let nothing of the pair pass that had its turn.
+    pub(super) starved: bool,
     /// There is more to do, at once.
     pub(super) again: bool,
     /// The interface is gone.
@@ -98,6 +100,11 @@ impl Budget {
     fn spend(&mut self, bytes: usize) {
         self.frames = self.frames.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    /// No frame has passed.
+    fn is_whole(&self) -> bool {
+        self.bytes == BYTES_AT_ONCE
     }
 
     fn is_spent(&self) -> bool {
@@ -152,6 +159,7 @@ impl Pair {
             match loaded.and_then(|_| self.send(turn, tap)) {
                 Ok(Step::Next(bytes)) => budget.spend(bytes),
                 Ok(Step::Wait) => {
+                    turn.starved = !self.outgoing_paid && budget.is_whole();
                     chains::put_back(queue, 1);
                     break;
                 }
@@ -224,6 +232,7 @@ impl Pair {
                 break;
             }
         }
+        turn.starved = self.held > 0 && !self.incoming_paid && budget.is_whole();
         chains::signal_wanted(turn.memory, queue, before)
     }
 

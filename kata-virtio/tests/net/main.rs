@@ -344,3 +344,42 @@ fn state_goes_on_in_another_device() {
         Err(Error::QueuePairs { wanted: 2, most: 1 })
     ));
 }
+
+#[test]
+fn a_saturated_pair_leaves_the_other_its_share_of_the_rate() {
+    let (host, tap) = sockets(2);
+    let slow = RateLimit {
+        bytes: None,
+        operations: Some(Rate {
+            per_second: 2000,
+            burst: 1,
+        }),
+    };
+    let device = Net::new(tap).unwrap().rate_limit(slow, slow).unwrap();
+    let mut bed = Bed {
+        machine: Machine::new(device).unwrap(),
+        host,
+    };
+    bed.machine.guest.command(&[4, 0, 2, 0]);
+    let mut taken = [[0; 2]; 2];
+    let mut both = |machine: &mut Machine| {
+        for (pair, taken) in taken.iter_mut().enumerate() {
+            while machine
+                .guest
+                .send(pair, &FrameHeader::default(), &pattern(60), &[])
+            {}
+            machine.guest.offer(pair, 4, OFFER_BYTES);
+            let message = [0; HEADER_BYTES + 60];
+            while rustix::io::write(&bed.host[pair], &message).is_ok() {}
+            let mut buffer = [0; 100];
+            while rustix::io::read(&bed.host[pair], &mut buffer[..]).is_ok() {
+                taken[0] += 1;
+            }
+            taken[1] += machine.guest.receive(pair).len();
+        }
+        taken.iter().flatten().all(|count| *count >= 10)
+    };
+    let served = bed.machine.run_until(&mut both);
+    assert!(served.is_ok(), "{taken:?}");
+    assert!(taken.iter().flatten().all(|count| *count <= 20), "{taken:?}");
+}
