@@ -16,6 +16,9 @@ pub(crate) enum ChainError {
     /// More buffers than the queue has descriptors (forbidden by VIRTIO 1.2 §2.7.5.3.1).
     #[error("chain of more than {0} buffers")]
     TooManyBuffers(u16),
+    /// It ends in a loop or outside of its table, or is longer than 2³² bytes.
+    #[error("chain that does not end")]
+    Endless,
     /// A buffer outside of guest memory.
     #[error("buffer outside of guest memory: {0}")]
     Memory(#[from] GuestMemoryError),
@@ -56,7 +59,9 @@ impl Buffers {
     ) -> Result<(), ChainError> {
         self.parts.clear();
         self.bytes = 0;
+        let mut ended = false;
         for (seen, descriptor) in (0u16..).zip(chain) {
+            ended = !descriptor.has_next();
             if seen == most {
                 return Err(ChainError::TooManyBuffers(most));
             }
@@ -65,6 +70,10 @@ impl Buffers {
                 self.parts.push((descriptor.addr(), len));
                 self.bytes = self.bytes.saturating_add(len);
             }
+        }
+        // The iterator stops in silence at what it cannot follow.
+        if !ended {
+            return Err(ChainError::Endless);
         }
         if self.bytes == 0 {
             return Err(ChainError::Empty(direction));

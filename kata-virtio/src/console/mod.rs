@@ -35,7 +35,7 @@
 //! | chain of 4 GiB | taken in pieces, over turns |
 //! | chain changed between turns | its next piece is judged anew; at worst its own output is wrong |
 //! | chain without a readable (transmit) or writable (receive) buffer, buffers outside of memory | returned unused, counted, a rate-limited log line |
-//! | chain with a loop or thousands of buffers | cut off at the size of the queue |
+//! | chain with a loop, or that leaves its table, or of more buffers than the queue has | returned unused, counted, a rate-limited log line |
 //! | no receive buffers | nothing is read from the host; its writers wait |
 //! | receive buffers outside of memory | found before the host's bytes are read, none is lost |
 //! | available index that jumps, head out of range, rings outside of memory | queues are dead until the driver resets the device |

@@ -5,10 +5,14 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
 
 use crate::Memory;
+use crate::queue::Chains;
+
+/// Most buffers of one frame: as many as a frame of 64 KiB has in pieces of a cache line.
+const PARTS_MAX: usize = 1024;
 
 /// A chain that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +26,12 @@ pub(super) enum ChainError {
     /// More buffers than the queue has descriptors (forbidden by VIRTIO 1.2 §2.7.5.3.1).
     #[error("chain of more than {0} buffers")]
     TooManyBuffers(u16),
+    /// More pieces than a frame needs.
+    #[error("frame in more than {PARTS_MAX} buffers")]
+    TooManyParts,
+    /// It ends in a loop or outside of its table, or is longer than 2³² bytes.
+    #[error("chain that does not end")]
+    Endless,
     /// A buffer outside of guest memory.
     #[error("buffer outside of guest memory")]
     Memory(#[from] GuestMemoryError),
@@ -85,19 +95,24 @@ impl Parts {
         side: Side,
         most_buffers: u16,
     ) -> Result<(), ChainError> {
-        let mut seen = 0;
+        let (mut seen, mut ended) = (0, false);
         for descriptor in chain {
             seen += 1;
+            ended = !descriptor.has_next();
             if seen > most_buffers {
                 return Err(ChainError::TooManyBuffers(most_buffers));
             }
             let len = usize::try_from(descriptor.len()).unwrap_or(usize::MAX);
             if descriptor.is_write_only() == (side == Side::Writable) && len > 0 {
+                if self.parts.len() == PARTS_MAX {
+                    return Err(ChainError::TooManyParts);
+                }
                 self.parts.push((descriptor.addr(), len));
                 self.bytes = self.bytes.saturating_add(len);
             }
         }
-        Ok(())
+        // The iterator stops in silence at what it cannot follow.
+        if ended { Ok(()) } else { Err(ChainError::Endless) }
     }
 
     /// Copies all bytes into the beginning of `into`; returns how many.
@@ -195,7 +210,7 @@ pub(super) fn next_chain<'m>(
     queue: &mut Queue,
 ) -> Result<Option<DescriptorChain<&'m Memory>>, QueueError> {
     loop {
-        if let Some(chain) = queue.iter(memory)?.next() {
+        if let Some(chain) = queue.next_chain(memory)? {
             return Ok(Some(chain));
         }
         if !queue.enable_notification(memory)? {

@@ -29,7 +29,7 @@
 //!
 //! | It tries | What happens |
 //! |---|---|
-//! | chain without a header, buffer outside of memory, chain with a loop | chain is returned unused, counted, a rate-limited log line |
+//! | chain without a header, buffer outside of memory, chain with a loop or that leaves its table | chain is returned unused, counted, a rate-limited log line |
 //! | frame below 14 or above 65550 bytes | not sent, counted |
 //! | checksum or headers beyond the frame, segments of no bytes | not sent, counted |
 //! | segmentation or checksum that it did not negotiate | not sent, counted |
@@ -47,8 +47,10 @@
 //! | features that make no sense together | those without their base count as not chosen |
 //! | legacy driver | its queues are not served |
 //! | any address, any frame | it reaches the tap: who is on that network decides what it may do there |
+//! | frame in more than 1024 buffers | chains are returned unused, counted; a frame of the host waits |
 //!
-//! Memory that a guest can make the device hold: two buffers of 64 KiB for each pair.
+//! Memory that a guest can make the device hold: two buffers of 64 KiB for each pair, and 32 KiB that say
+//! where a frame's buffers are.
 
 mod chains;
 mod control;
