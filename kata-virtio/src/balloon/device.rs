@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
 use serde::{Deserialize, Serialize};
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueT};
 
 use super::config::Config;
 use super::handle::{Answer, Handle, Shared};
@@ -21,6 +21,7 @@ use super::{
 };
 use crate::buffers::{Buffers, Direction};
 use crate::complaint::Complaints;
+use crate::queue::Chains;
 use crate::{COMMON_FEATURES, Device, Kind, Memory, Meter, Signals};
 
 /// Queues, with and without free page reporting.
@@ -205,7 +206,7 @@ impl Balloon {
     ) -> Result<(), virtio_queue::Error> {
         queue.disable_notification(memory)?;
         while !budget.spent() {
-            let Some(chain) = queue.iter(memory)?.next() else {
+            let Some(chain) = queue.next_chain(memory)? else {
                 if queue.enable_notification(memory)? {
                     continue;
                 }

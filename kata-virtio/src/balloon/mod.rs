@@ -44,7 +44,7 @@
 //! | a report of all its memory | 64 MiB per turn, then the worker looks at everything else |
 //! | chain changed between turns | its rest is judged anew |
 //! | chain without a buffer of the right direction, page numbers that are cut | returned, counted, a rate-limited log line |
-//! | chain with a loop or thousands of buffers | cut off at the size of the queue |
+//! | chain with a loop, or that leaves its table, or of more buffers than the queue has | returned, counted, a rate-limited log line |
 //! | available index that jumps, head out of range, rings outside of memory | queues are dead until the driver resets the device |
 //! | statistics of any length, unknown tags, nonsense | 64 entries are read, unknown ones left out, numbers are claims |
 //! | two buffers for statistics | the second is returned, counted |

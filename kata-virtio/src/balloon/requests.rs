@@ -12,6 +12,7 @@ use super::pages::{self, NUMBER_BYTES, Range};
 use super::{F_PAGE_POISON, PAGE_BYTES};
 use crate::Memory;
 use crate::buffers::{ChainError, Direction};
+use crate::queue::Chains;
 
 /// Page numbers that are looked at together: Linux' requests have as many.
 const CHUNK_BYTES: usize = 256 * NUMBER_BYTES;
@@ -68,7 +69,7 @@ impl Balloon {
     ) -> Result<(), virtio_queue::Error> {
         queue.disable_notification(memory)?;
         while !budget.spent() {
-            let Some(chain) = queue.iter(memory)?.next() else {
+            let Some(chain) = queue.next_chain(memory)? else {
                 if queue.enable_notification(memory)? {
                     continue;
                 }

@@ -15,6 +15,7 @@ use super::figures::Figures;
 use super::host::{Host, Read, wake};
 use super::{F_EMERG_WRITE, F_SIZE, RX_QUEUE, TX_QUEUE};
 use crate::buffers::{Buffers, ChainError, Direction};
+use crate::queue::Chains;
 use crate::{COMMON_FEATURES, Device, Kind, Memory, Meter, Signals};
 
 /// Entries of the queues. Linux keeps a page in each entry of the receive queue, so that is short.
@@ -162,7 +163,7 @@ impl Console {
     ) -> Result<(), virtio_queue::Error> {
         tx.disable_notification(memory)?;
         while *budget > 0 {
-            let Some(chain) = tx.iter(memory)?.next() else {
+            let Some(chain) = tx.next_chain(memory)? else {
                 if tx.enable_notification(memory)? {
                     continue;
                 }
@@ -212,7 +213,7 @@ impl Console {
     ) -> Result<(), virtio_queue::Error> {
         rx.disable_notification(memory)?;
         while *budget > 0 {
-            let Some(chain) = rx.iter(memory)?.next() else {
+            let Some(chain) = rx.next_chain(memory)? else {
                 if rx.enable_notification(memory)? {
                     continue;
                 }

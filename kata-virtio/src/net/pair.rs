@@ -14,7 +14,9 @@
 
 use std::os::fd::BorrowedFd;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::time::Timespec;
 use virtio_queue::{Error as QueueError, Queue, QueueT};
 use zerocopy::little_endian::U16;
 
@@ -266,12 +268,13 @@ impl Pair {
     /// Takes a frame out of the tap; returns whether there was a good one.
     fn fetch(&mut self, turn: &mut Turn<'_>, tap: BorrowedFd<'_>) -> bool {
         let total = match rustix::io::read(tap, &mut self.incoming[..]) {
-            Ok(0) => return self.stop_reading(turn, true),
+            Ok(0) if hung_up(tap) => return self.stop_reading(turn, true),
+            // Sockets have empty messages, which are no frames.
             Ok(total) => total,
             Err(Errno::AGAIN) => return self.stop_reading(turn, false),
             Err(Errno::INTR) => return false,
             Err(error) => {
-                log::error!("net: the tap cannot be read any more: {error}");
+                turn.lose(&format_args!("it cannot be read any more: {error}"));
                 return self.stop_reading(turn, true);
             }
         };
@@ -287,7 +290,10 @@ impl Pair {
 
     fn stop_reading(&mut self, turn: &mut Turn<'_>, lost: bool) -> bool {
         self.readable = false;
-        turn.lost |= lost;
+        if lost {
+            turn.lost = true;
+            turn.link_up = false;
+        }
         false
     }
 
@@ -390,18 +396,35 @@ impl Turn<'_> {
         self.complaints.warn(&error);
     }
 
+    /// The interface is gone: no frame passes any more.
+    fn lose(&mut self, why: &dyn std::fmt::Display) {
+        if !std::mem::replace(&mut self.lost, true) {
+            log::error!("net: the tap is gone: {why}");
+        }
+        self.link_up = false;
+    }
+
     /// A frame that the host refuses is lost, as on any wire: `EINVAL` for what the kernel finds wrong
     /// with it, `EIO` from an interface that is not up.
     fn not_sent(&mut self, error: Errno) {
         self.counters.add(Count::DroppedFromGuest, 1);
         match error {
             Errno::BADFD | Errno::NODEV | Errno::PIPE | Errno::NOTCONN | Errno::CONNRESET => {
-                log::error!("net: the tap cannot be written any more: {error}");
-                self.lost = true;
+                self.lose(&format_args!("it cannot be written any more: {error}"));
             }
             _ => self
                 .complaints
                 .warn(&format_args!("the host refused a frame: {error}")),
         }
+    }
+}
+
+/// Whether nothing will come out of the tap any more.
+fn hung_up(tap: BorrowedFd<'_>) -> bool {
+    let ends = PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP;
+    let mut fds = [PollFd::from_borrowed_fd(tap, PollFlags::RDHUP)];
+    match poll(&mut fds, Some(&Timespec::default())) {
+        Ok(_) => fds[0].revents().intersects(ends),
+        Err(error) => error != Errno::INTR,
     }
 }

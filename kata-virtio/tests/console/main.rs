@@ -366,14 +366,23 @@ fn buffers_outside_of_memory_cost_no_byte_of_the_host() {
 }
 
 #[test]
-fn loops_and_endless_tables_are_cut_off() {
-    let (mut bench, host, _) = on_socket();
-    let buffer = bench.rings.readable(b"again");
+fn chains_that_do_not_end_are_refused() {
     let next = u16::try_from(VRING_DESC_F_NEXT).unwrap();
-    bench.rings.forge(TX_QUEUE, 0, buffer, next, 0);
-    bench.rings.publish(TX_QUEUE, 0);
-    assert!(!bench.step().unwrap().needs_reset);
-    assert_eq!(available(&host), b"again".repeat(64));
+    for place in [0, 64, u16::MAX] {
+        let (mut bench, mut host, _) = on_socket();
+        host.write_all(b"kept").unwrap();
+        let buffer = bench.rings.readable(b"again");
+        bench.rings.forge(TX_QUEUE, 0, buffer, next, place);
+        bench.rings.publish(TX_QUEUE, 0);
+        let buffer = bench.rings.writable(8);
+        let write = u16::try_from(VRING_DESC_F_WRITE).unwrap();
+        bench.rings.forge(RX_QUEUE, 0, buffer, next | write, place);
+        bench.rings.publish(RX_QUEUE, 0);
+        assert!(!bench.step().unwrap().needs_reset);
+        assert_eq!(figure(&bench.device, "malformed"), 2, "next {place}");
+        assert!(available(&host).is_empty());
+        assert_eq!(figure(&bench.device, "bytes_to_guest"), 0);
+    }
 
     let (mut bench, host, _) = on_socket();
     let buffer = bench.rings.readable(b"x");

@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
-use kata_virtio::mock::Buffer;
-use kata_virtio::net::{Features, FrameHeader, HEADER_BYTES, MAX_FRAME_BYTES};
+use kata_virtio::mock::net::Machine;
+use kata_virtio::mock::{Buffer, DriverQueue};
+use kata_virtio::net::{Features, FrameHeader, HEADER_BYTES, MAX_FRAME_BYTES, Net};
 use kata_virtio::{Device, Signals};
+use rustix::net::SendFlags;
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+use vm_memory::{Bytes, GuestAddress};
 
-use crate::bed::{Bed, OFFER_BYTES, bed, bed_with, pattern, tcp4_segments};
+use crate::bed::{Bed, OFFER_BYTES, bed, bed_with, pattern, sockets, tcp4_segments};
 
 #[test]
 fn malformed_frames_and_chains_are_counted_and_returned() {
@@ -101,6 +106,102 @@ fn receive_buffers_that_cannot_be_used_cost_no_frame() {
     bed.machine.guest.offer(0, 1, OFFER_BYTES);
     bed.machine.step();
     assert_eq!(bed.machine.guest.receive(0)[0].frame, pattern(700));
+}
+
+/// A descriptor in place of the first of a queue's table.
+fn forge(bed: &mut Bed, queue: usize, buffer: Buffer, flags: u32, next: u16) {
+    let flags = flags | if buffer.writable { VRING_DESC_F_WRITE } else { 0 };
+    let flags = u16::try_from(flags).unwrap();
+    let descriptor = Descriptor::new(buffer.address, buffer.len, flags, next);
+    let table = GuestAddress(bed.machine.guest.queues()[queue].addresses()[0]);
+    let memory = bed.machine.guest.memory();
+    memory.write_obj(RawDescriptor::from(descriptor), table).unwrap();
+}
+
+#[test]
+fn chains_that_do_not_end_are_refused() {
+    let cases = [
+        (VRING_DESC_F_NEXT, 0),
+        (VRING_DESC_F_NEXT, 256),
+        (VRING_DESC_F_NEXT, u16::MAX),
+        (VRING_DESC_F_INDIRECT, 0),
+    ];
+    for (queue, writable) in [(1, false), (0, true)] {
+        for (flags, next) in cases {
+            let mut bed = bed(1);
+            let indirect = flags == VRING_DESC_F_INDIRECT;
+            let buffer = Buffer {
+                address: if indirect { u64::MAX - 0xfff } else { 0x10_0000 },
+                len: if indirect { 32 } else { 72 },
+                writable: writable && !indirect,
+            };
+            assert!(bed.machine.guest.send_chain(queue, &[buffer], false));
+            forge(&mut bed, queue, buffer, flags, next);
+            if queue == 0 {
+                bed.host_sends(0, &FrameHeader::default(), &pattern(60));
+            }
+            bed.machine.step();
+            assert_eq!(bed.malformed(), 1, "queue {queue}, flags {flags}, next {next}");
+            assert!(bed.host_takes(0).is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_frame_in_thousands_of_buffers_is_refused() {
+    let (host, tap) = sockets(1);
+    let device = Net::new(tap).unwrap().queue_size(4096).unwrap();
+    let mut bed = Bed {
+        machine: Machine::new(device).unwrap(),
+        host,
+    };
+    let byte = |address| Buffer {
+        address,
+        len: 14,
+        writable: false,
+    };
+    let chain = |count: u64| (0..count).map(|at| byte(0x10_0000 + 14 * at)).collect::<Vec<_>>();
+    let mut ring = DriverQueue::new(bed.machine.guest.memory(), 0x18_0000, 4096);
+    bed.machine.queues[1] = ring.device_side(true);
+    ring.add(&chain(1024)).unwrap();
+    ring.add(&chain(1025)).unwrap();
+    bed.machine.step();
+    assert_eq!((bed.malformed(), bed.host_takes(0).len()), (1, 1));
+}
+
+#[test]
+fn a_head_out_of_range_breaks_the_queue() {
+    for queue in [0, 1] {
+        let mut bed = bed(1);
+        let buffer = Buffer {
+            address: 0x10_0000,
+            len: 72,
+            writable: queue == 0,
+        };
+        assert!(bed.machine.guest.send_chain(queue, &[buffer], false));
+        let available = bed.machine.guest.queues()[queue].addresses()[1];
+        let memory = bed.machine.guest.memory();
+        memory.write_obj(300u16, GuestAddress(available + 4)).unwrap();
+        bed.host_sends(0, &FrameHeader::default(), &pattern(60));
+        assert!(bed.machine.step().needs_reset);
+        assert!(bed.host_takes(0).is_empty(), "it is not even looked at");
+    }
+}
+
+#[test]
+fn empty_messages_are_no_frames_and_no_end() {
+    let mut bed = bed(1);
+    bed.machine.guest.offer(0, 4, OFFER_BYTES);
+    for message in [&[][..], &[0; HEADER_BYTES - 1], &[0; HEADER_BYTES]] {
+        assert_eq!(
+            rustix::net::send(&bed.host[0], message, SendFlags::empty()),
+            Ok(message.len())
+        );
+    }
+    assert!(!bed.machine.step().config, "the link is up");
+    assert_eq!(bed.machine.figure("dropped_to_guest"), 3);
+    assert!(!bed.machine.wait(Duration::ZERO).unwrap(), "it would spin");
+    bed.still_works();
 }
 
 #[test]
