@@ -3,6 +3,7 @@
 //! Knows guest memory and the host's side; not the transport that set the queues up.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -278,6 +279,10 @@ impl Device for Console {
         config.extend(1u32.to_le_bytes());
         config.extend(0u32.to_le_bytes());
         config
+    }
+
+    fn early_config(&self) -> Range<usize> {
+        EMERG_WR..EMERG_WR + 4
     }
 
     /// The low byte of `emerg_wr` is output, even before the driver is ready (VIRTIO 1.2 §5.3.4.2).

@@ -7,15 +7,22 @@
 //!  output:  idle ── pushed, would block ──► watched ── drained ──► idle       broken pipe ──► closed
 //!  input:   idle ── guest has a buffer, nothing to read ──► watched ── read ──► idle    end ──► closed
 //! ```
+//!
+//! Both are watched by edges, and looked at until they would block. The master of a terminal whose other
+//! side is closed says so as long as that lasts, and is no end: a program may open it again. Until then output is
+//! only tried when there is more of it, because each attempt is an edge too.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
+use rustix::termios::isatty;
+use rustix::time::Timespec;
 
 use super::backlog::Backlog;
 use super::figures::Figures;
@@ -24,11 +31,19 @@ use crate::complaint::Complaints;
 /// Waiting output above which it is offered to the host at once, and not at the end of the turn.
 const FLUSH_BYTES: usize = 16 << 10;
 
+/// Descriptors that are watched: the wake, the output, the input.
+const WATCHED_MOST: usize = 3;
+
+/// Events of the output, and of the others.
+const OUTPUT: u64 = 1;
+const OTHER: u64 = 0;
+
 /// A descriptor of the host and how it is used.
 #[derive(Debug)]
 struct End {
     fd: OwnedFd,
     socket: bool,
+    terminal: bool,
     /// Regular files are never waited for: they cannot be watched, and are always ready.
     watchable: bool,
     watched: bool,
@@ -53,6 +68,8 @@ pub(super) struct Host {
     output: Option<End>,
     input: Option<End>,
     backlog: Backlog,
+    /// The output is a terminal that nobody has open, and full.
+    detached: bool,
     figures: Arc<Figures>,
     complaints: Complaints,
 }
@@ -65,13 +82,14 @@ impl Host {
         figures: Arc<Figures>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &*wake, EventData::new_u64(0), EventFlags::IN)?;
+        epoll::add(&epoll, &*wake, EventData::new_u64(OTHER), EventFlags::IN)?;
         Ok(Self {
             output: Some(End::new(output, &epoll)?),
             input: input.map(|input| End::new(input, &epoll)).transpose()?,
             epoll,
             wake,
             backlog: Backlog::default(),
+            detached: false,
             figures,
             complaints: Complaints::new("console"),
         })
@@ -87,8 +105,20 @@ impl Host {
         wake(&self.wake);
     }
 
-    /// Takes note of wakes.
-    pub(super) fn asleep(&self) -> io::Result<()> {
+    /// Takes note of wakes, and of the edges: both sides are to be tried again.
+    pub(super) fn asleep(&mut self) -> io::Result<()> {
+        let mut seen = Vec::with_capacity(WATCHED_MOST);
+        let now = Timespec::default();
+        match epoll::wait(&self.epoll, spare_capacity(&mut seen), Some(&now)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(cause) => return Err(cause.into()),
+        }
+        let terminal = self.output.as_ref().is_some_and(|output| output.terminal);
+        for event in seen.iter().filter(|event| event.data.u64() == OUTPUT) {
+            // A packed field is copied before it is used.
+            let flags = event.flags;
+            self.detached = terminal && flags.contains(EventFlags::HUP);
+        }
         match rustix::io::read(&*self.wake, &mut [0; 8]) {
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(cause) => Err(cause.into()),
@@ -114,6 +144,7 @@ impl Host {
             self.figures.dropped.add(bytes.len());
             return;
         }
+        self.detached = false;
         let dropped = self.backlog.push(bytes);
         self.figures.dropped.add(dropped);
     }
@@ -122,6 +153,7 @@ impl Host {
     pub(super) fn flush(&mut self) {
         while let Some(output) = &self.output
             && !self.backlog.is_empty()
+            && !self.detached
         {
             match output.write(self.backlog.front()) {
                 Ok(count) => self.backlog.consume(count),
@@ -149,6 +181,8 @@ impl Host {
                 Ok(count) => return Read::Bytes(count),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Read::Nothing,
+                // Nobody has the other side open.
+                Err(Errno::IO) if input.terminal => return Read::Nothing,
                 Err(cause) => break Some(cause),
             }
         };
@@ -204,7 +238,7 @@ impl End {
             let flags = rustix::fs::fcntl_getfl(&fd)?;
             rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
         }
-        let watchable = match epoll::add(epoll, &fd, EventData::new_u64(0), EventFlags::empty()) {
+        let watchable = match epoll::add(epoll, &fd, EventData::new_u64(OTHER), EventFlags::empty()) {
             Ok(()) => true,
             Err(Errno::PERM) => false,
             Err(cause) => return Err(cause.into()),
@@ -214,6 +248,7 @@ impl End {
             epoll::delete(epoll, &fd)?;
         }
         Ok(Self {
+            terminal: isatty(&fd),
             fd,
             socket,
             watchable,
@@ -238,7 +273,13 @@ impl End {
     fn watch(&mut self, epoll: &OwnedFd, events: EventFlags, wanted: bool) -> rustix::io::Result<()> {
         if self.watchable && wanted != self.watched {
             if wanted {
-                epoll::add(epoll, &self.fd, EventData::new_u64(0), events)?;
+                let token = if events == EventFlags::OUT { OUTPUT } else { OTHER };
+                epoll::add(
+                    epoll,
+                    &self.fd,
+                    EventData::new_u64(token),
+                    events | EventFlags::ET,
+                )?;
             } else {
                 epoll::delete(epoll, &self.fd)?;
             }

@@ -20,6 +20,8 @@
 //!   until the device has returned the buffer, so the device always returns it. What a host does not
 //!   read is kept up to 64 KiB; then the oldest is dropped, because the last words of a guest are those
 //!   that explain its end. What was dropped is counted.
+//! - A terminal (the master of a pseudo-terminal) that nobody has open is a host that does not read and
+//!   says nothing, until somebody opens it again. Any other end of the input is one for good.
 //! - No `MULTIPORT` (§5.3.5): a second port costs queues and Linux' buffers for them, 12.7 MB of guest
 //!   memory for 31.
 //! - The descriptors become non-blocking, and so do other descriptors of the same open file: hand over

@@ -4,6 +4,7 @@
 
 mod registers;
 mod script;
+mod terminal;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};

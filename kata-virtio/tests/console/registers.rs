@@ -39,3 +39,21 @@ fn it_talks_both_ways_and_tells_its_size() {
     host.read_exact(&mut ping).unwrap();
     assert_eq!(&ping, b"and ");
 }
+
+#[test]
+fn last_words_need_no_driver() {
+    let (mut host, theirs) = UnixStream::pair().unwrap();
+    host.set_read_timeout(Some(std::time::Duration::from_secs(20)))
+        .unwrap();
+    let (device, _) = Console::new(theirs.into(), None).unwrap();
+    let mut driver = Driver::at_reset(device).unwrap();
+    for byte in *b"no driver" {
+        driver.registers.write_config(8, &u32::from(byte).to_le_bytes());
+    }
+    // Not the emergency's bytes: without a driver they have no effect.
+    driver.registers.write_config(0, &[b'?'; 4]);
+    let mut words = [0; 9];
+    host.read_exact(&mut words).unwrap();
+    assert_eq!(&words, b"no driver");
+    assert_eq!(driver.registers.status(), 0);
+}
