@@ -14,7 +14,9 @@ use virtio_bindings::virtio_blk::{
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::answer::{Fault, Pending, answer, fault, signals};
 use super::builder::{BuildError, Builder, Settings};
+use super::clear::Ranges;
 use super::counters::{Cells, Counters};
 use super::disk::Disk;
 use super::engine::{Begun, Engine, Executor, IN_FLIGHT_MAX};
@@ -22,13 +24,11 @@ use super::events::Events;
 use super::kernel::{Task, same};
 use super::layout::{Layout, QUEUE_SIZE, WRITEBACK_OFFSET};
 use super::request::{Part, Request};
-use super::verdict::{Judge, RANGE_BYTES, Refusal, SERIAL_BYTES, Work};
+use super::turn::{Budget, weight};
+use super::verdict::{Judge, Refusal, SERIAL_BYTES, Work};
 use crate::complaint::Complaints;
 use crate::queue::Chains;
 use crate::{Device, Kind, Memory, Meter, Signals};
-
-/// Requests in one call of `process`: the worker looks at everything else in between.
-const REQUESTS_AT_ONCE: usize = 128;
 
 /// A disk. Made by a [`Builder`].
 pub struct Block {
@@ -40,6 +40,10 @@ pub struct Block {
     /// What is in the executor, by its token.
     pending: Vec<Pending>,
     request: Request,
+    /// Those of the request, if it has any.
+    ranges: Ranges,
+    /// The queue to begin with.
+    first: usize,
     /// The memory that requests were last in.
     memory: Option<Arc<Memory>>,
     counters: Arc<Cells>,
@@ -55,24 +59,6 @@ pub struct State {
     pub features: u64,
     /// What it wrote to `writeback` (VIRTIO 1.2 §5.2.4).
     pub writeback: bool,
-}
-
-/// A request that waits for its answer.
-#[derive(Debug, Clone, Copy)]
-struct Pending {
-    queue: u16,
-    head: u16,
-    status: GuestAddress,
-    work: Work,
-    bytes: u64,
-}
-
-/// A queue that the driver has broken beyond a request.
-#[derive(Debug, thiserror::Error)]
-#[error("queue {queue} is broken and stays so until the driver resets the device: {cause}")]
-struct Fault {
-    queue: u16,
-    cause: virtio_queue::Error,
 }
 
 impl State {
@@ -119,6 +105,8 @@ impl Block {
             events,
             pending: vec![nothing; IN_FLIGHT_MAX.into()],
             request: Request::default(),
+            ranges: Ranges::default(),
+            first: 0,
             memory: None,
             counters: Arc::new(Cells::default()),
             complaints: Complaints::new("block"),
@@ -182,48 +170,53 @@ impl Block {
 
     fn run(&mut self, memory: &Memory, queues: &mut [&mut Queue]) -> Result<Signals, Fault> {
         let memory = self.keep(memory);
-        let mut budget = REQUESTS_AT_ONCE;
+        let mut budget = Budget::new();
         let mut moved = 0;
         self.executor.signal(false);
         loop {
-            moved |= self.reap(&memory, queues)?;
+            moved |= self.reap(&memory, queues, &mut budget)?;
             let before = budget;
-            for (index, queue) in (0u16..).zip(queues.iter_mut()) {
-                if queue.ready() {
-                    let taken = self.take(index, queue, &memory, &mut budget);
-                    moved |= u64::from(taken.map_err(fault(index))?) << index;
-                }
-            }
+            moved |= self.take_in_turn(queues, &memory, &mut budget)?;
             if let Err(cause) = self.executor.submit() {
                 self.troubles
                     .warn(&format_args!("io_uring takes nothing now: {cause}"));
                 self.events.wake();
             }
-            if budget < before && budget > 0 {
+            if budget != before && !budget.is_spent() {
                 continue;
             }
             self.executor.signal(true);
-            if !self.executor.has_finished() {
+            if budget.is_spent() || !self.executor.has_finished() {
                 break;
             }
             self.executor.signal(false);
         }
-        if budget == 0 {
+        if budget.is_spent() {
             self.events.wake();
         }
         signals(&memory, queues, moved)
     }
 
     /// Answers what the executor has finished; returns the queues of it.
-    fn reap(&mut self, memory: &Arc<Memory>, queues: &mut [&mut Queue]) -> Result<u64, Fault> {
+    fn reap(
+        &mut self,
+        memory: &Arc<Memory>,
+        queues: &mut [&mut Queue],
+        budget: &mut Budget,
+    ) -> Result<u64, Fault> {
         let mut moved = 0;
-        while let Some(finished) = self.executor.finished() {
+        while !budget.is_spent()
+            && let Some(finished) = self.executor.finished()
+        {
             let Some(&pending) = self.pending.get(usize::from(finished.token)) else {
                 continue;
             };
             let Some(queue) = queues.get_mut(usize::from(pending.queue)) else {
                 continue;
             };
+            if finished.here {
+                budget.take_bytes(weight(pending.work, pending.bytes, false));
+            }
             self.conclude(pending, finished.result, queue, memory)
                 .map_err(fault(pending.queue))?;
             moved |= 1 << pending.queue;
@@ -231,47 +224,80 @@ impl Block {
         Ok(moved)
     }
 
-    /// Takes requests off a queue; returns whether some were answered at once. Notifications stay off
-    /// while there is more to take: the executor, the timer or the budget's end bring us back.
+    /// Takes requests off one queue after the other, until all are empty or something ends that; the next
+    /// time begins with the queue whose turn it is then. Returns the queues on which some were answered.
+    fn take_in_turn(
+        &mut self,
+        queues: &mut [&mut Queue],
+        memory: &Arc<Memory>,
+        budget: &mut Budget,
+    ) -> Result<u64, Fault> {
+        let mut moved = 0;
+        let (count, first) = (queues.len(), self.first);
+        for place in (first..first + count).map(|place| place % count) {
+            let (Some(queue), Ok(index)) = (queues.get_mut(place), u16::try_from(place)) else {
+                continue;
+            };
+            if !queue.ready() {
+                continue;
+            }
+            let taken = self.take(index, queue, memory, budget).map_err(fault(index))?;
+            moved |= u64::from(taken.answered) << index;
+            if taken.refused {
+                // One that got nothing has waited for what it needs, and gets it first.
+                self.first = (place + usize::from(taken.some)) % count;
+                break;
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Takes requests off a queue. Notifications stay off while there is more to take: the executor, the
+    /// timer or the budget's end bring us back.
     fn take(
         &mut self,
         index: u16,
         queue: &mut Queue,
         memory: &Arc<Memory>,
-        budget: &mut usize,
-    ) -> Result<bool, virtio_queue::Error> {
-        let mut answered = false;
+        budget: &mut Budget,
+    ) -> Result<Taken, virtio_queue::Error> {
+        let mut taken = Taken::default();
         queue.disable_notification(&**memory)?;
-        while *budget > 0 && self.executor.has_room() && !self.events.holds() {
+        loop {
+            if budget.is_spent() || !self.executor.has_room() || self.events.holds() {
+                taken.refused = true;
+                return Ok(taken);
+            }
             let Some(chain) = queue.next_chain(&**memory)? else {
                 if queue.enable_notification(&**memory)? {
                     continue;
                 }
-                break;
+                return Ok(taken);
             };
             let head = chain.head_index();
             let loaded = self.request.load(&**memory, chain);
             match loaded {
-                Ok(()) => match self.begin(index, head, queue, memory)? {
-                    Outcome::Answered => answered = true,
+                Ok(()) => match self.begin(index, head, queue, memory, budget)? {
+                    Outcome::Answered => taken.answered = true,
                     Outcome::Running => {}
                     Outcome::Held => {
                         queue.go_to_previous_position();
                         self.counters.throttled.add(1);
-                        break;
+                        taken.refused = true;
+                        return Ok(taken);
                     }
                 },
                 Err(malformed) => {
                     self.counters.malformed.add(1);
                     self.complaints.warn(&malformed);
                     queue.add_used(&**memory, head, 0)?;
-                    answered = true;
+                    taken.answered = true;
                 }
             }
             self.counters.requests.add(1);
-            *budget -= 1;
+            taken.some = true;
+            budget.take_request();
         }
-        Ok(answered)
     }
 
     /// Judges the loaded request and begins with it.
@@ -281,6 +307,7 @@ impl Block {
         head: u16,
         queue: &mut Queue,
         memory: &Arc<Memory>,
+        budget: &mut Budget,
     ) -> Result<Outcome, virtio_queue::Error> {
         let mut pending = Pending {
             queue: index,
@@ -289,12 +316,12 @@ impl Block {
             work: Work::Flush,
             bytes: 0,
         };
-        let work = match self.judge().judge(&self.request) {
+        let work = match self.look(memory) {
             Ok(work) => work,
             Err(refusal) => return self.refuse(pending, refusal, queue, memory),
         };
-        (pending.work, pending.bytes) = (work, work.moves(&self.request));
-        if !self.events.permit(pending.bytes) {
+        (pending.work, pending.bytes) = (work, work.bytes(&self.request, self.ranges.bytes()));
+        if !self.events.permit(work.moves(pending.bytes)) {
             return Ok(Outcome::Held);
         }
         let begun = match self.execute(work, memory) {
@@ -303,16 +330,27 @@ impl Block {
         };
         match begun {
             Begun::Done(result) => {
+                let syncs = work == Work::Flush || work.writes() && self.durable();
+                budget.take_bytes(weight(work, pending.bytes, syncs));
                 self.conclude(pending, result, queue, memory)?;
                 Ok(Outcome::Answered)
             }
             Begun::Running(token) => {
+                budget.take_bytes(weight(work, pending.bytes, false));
                 if let Some(place) = self.pending.get_mut(usize::from(token)) {
                     *place = pending;
                 }
                 Ok(Outcome::Running)
             }
         }
+    }
+
+    /// What the loaded request comes to, with its ranges.
+    fn look(&mut self, memory: &Memory) -> Result<Work, Refusal> {
+        let judge = self.judge();
+        let work = judge.judge(&self.request)?;
+        self.ranges.load(memory, &self.request, work, &judge)?;
+        Ok(work)
     }
 
     fn execute(&mut self, work: Work, memory: &Arc<Memory>) -> Result<Begun, Refusal> {
@@ -324,8 +362,11 @@ impl Block {
             }
             Work::Flush => (Task::Flush, &[]),
             Work::Serial => return self.tell_serial(memory).map(|()| Begun::Done(Ok(()))),
-            Work::Discard { ranges } => return self.clear(memory, ranges, false).map(Begun::Done),
-            Work::WriteZeroes { ranges } => return self.clear(memory, ranges, true).map(Begun::Done),
+            Work::Discard { .. } | Work::WriteZeroes { .. } => {
+                let zeroes = matches!(work, Work::WriteZeroes { .. });
+                let cleared = self.ranges.clear(&self.executor.disk, zeroes, self.durable());
+                return Ok(Begun::Done(cleared));
+            }
         };
         let mut vectors = self.executor.vectors();
         vectors.load(memory, parts).map_err(|_| Refusal::Memory)?;
@@ -344,25 +385,6 @@ impl Block {
             left = later;
         }
         Ok(())
-    }
-
-    /// Discards ranges or fills them with zeroes. All of them are judged before the first is touched.
-    fn clear(&self, memory: &Memory, count: usize, zeroes: bool) -> Result<io::Result<()>, Refusal> {
-        let judge = self.judge();
-        let ranges = ranges(memory, self.request.readable(), count)?;
-        let ranges: Vec<_> = ranges
-            .into_iter()
-            .map(|bytes| judge.range_of(bytes, zeroes))
-            .collect::<Result<_, _>>()?;
-        let disk = &self.executor.disk;
-        let cleared = ranges.into_iter().try_for_each(|range| match zeroes {
-            true => disk.zero(range),
-            false => disk.discard(range),
-        });
-        Ok(match self.durable() {
-            true => cleared.and_then(|()| disk.file.sync_data()),
-            false => cleared,
-        })
     }
 
     fn refuse(
@@ -432,6 +454,17 @@ impl Block {
     }
 }
 
+/// What was taken off a queue.
+#[derive(Debug, Clone, Copy, Default)]
+struct Taken {
+    /// At least a request.
+    some: bool,
+    /// At least one has its answer.
+    answered: bool,
+    /// There may be more, which has to wait: for the next turn, its rate, or room in the executor.
+    refused: bool,
+}
+
 /// What became of a request.
 enum Outcome {
     /// It has its answer.
@@ -440,51 +473,6 @@ enum Outcome {
     Running,
     /// Its rate does not allow it yet.
     Held,
-}
-
-/// Writes the status and gives the chain back. A status that vanished from memory is not ours to mourn:
-/// it was there when the request was taken.
-fn answer(
-    pending: Pending,
-    status: u32,
-    written: u32,
-    queue: &mut Queue,
-    memory: &Memory,
-) -> Result<(), virtio_queue::Error> {
-    let status = u8::try_from(status).unwrap_or(u8::MAX);
-    if let Err(cause) = memory.write_obj(status, pending.status) {
-        log::debug!("block: the status has no place any more: {cause}");
-    }
-    queue.add_used(memory, pending.head, written)
-}
-
-/// The first `count` ranges in `parts`, however they are cut.
-fn ranges(memory: &Memory, parts: &[Part], count: usize) -> Result<Vec<[u8; RANGE_BYTES]>, Refusal> {
-    let mut bytes = vec![0; count * RANGE_BYTES];
-    let mut left = bytes.as_mut_slice();
-    for &(address, len) in parts {
-        let (now, later) = left.split_at_mut(len.min(left.len()));
-        memory.read_slice(now, address).map_err(|_| Refusal::Memory)?;
-        left = later;
-    }
-    let (ranges, _) = bytes.as_chunks();
-    Ok(ranges.to_vec())
-}
-
-/// Which of the queues in `moved` deserve a signal.
-fn signals(memory: &Memory, queues: &mut [&mut Queue], moved: u64) -> Result<Signals, Fault> {
-    let mut signals = Signals::default();
-    for (index, queue) in (0u16..).zip(queues.iter_mut()) {
-        if moved >> index & 1 == 1 {
-            let wanted = queue.needs_notification(memory).map_err(fault(index))?;
-            signals = signals.with_queue(index, wanted);
-        }
-    }
-    Ok(signals)
-}
-
-fn fault(queue: u16) -> impl Fn(virtio_queue::Error) -> Fault {
-    move |cause| Fault { queue, cause }
 }
 
 impl Device for Block {

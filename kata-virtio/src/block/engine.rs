@@ -7,15 +7,26 @@
 //! ```
 //!
 //! Owns the disk and the choice between the two; knows no queues. What moves less than it should is
-//! carried on with; a file that ends before its disk does is an error.
+//! carried on with; a file that ends before its disk does is an error. What the kernel gives back undone
+//! is carried out in this thread.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::disk::Disk;
 use super::kernel::{Ring, Task, Vectors};
+
+/// Whether the kernel has not carried a task out for reasons of its own, rather than the disk's: a signal,
+/// a lack of room, or the end of the thread that submitted it, as after a pause.
+fn is_given_back(cause: &io::Error) -> bool {
+    let code = cause.raw_os_error();
+    [Errno::INTR, Errno::AGAIN, Errno::CANCELED]
+        .map(|errno| Some(errno.raw_os_error()))
+        .contains(&code)
+}
 
 /// Requests that the kernel works on at the same time.
 pub(super) const IN_FLIGHT_MAX: u16 = 128;
@@ -51,6 +62,8 @@ pub(super) struct Finished {
     pub(super) token: u16,
     /// Whether it succeeded.
     pub(super) result: io::Result<()>,
+    /// Some of it was carried out in this thread.
+    pub(super) here: bool,
 }
 
 /// What became of a task.
@@ -160,10 +173,28 @@ impl Executor {
     pub(super) fn finished(&mut self) -> Option<Finished> {
         let (token, moved, mut vectors) = self.ring.as_mut()?.finished()?;
         let task = self.tasks.get(usize::from(token)).copied().unwrap_or(Task::Flush);
-        let result = moved.and_then(|moved| self.disk.carry_on(task, moved, &mut vectors));
+        let (result, here) = self.conclude(task, moved, &mut vectors);
         self.free.push(token);
         self.keep(vectors);
-        Some(Finished { token, result })
+        Some(Finished { token, result, here })
+    }
+
+    /// Carries out here what the kernel has left of a task; says whether it has left anything.
+    fn conclude(
+        &self,
+        task: Task,
+        moved: io::Result<usize>,
+        vectors: &mut Vectors,
+    ) -> (io::Result<()>, bool) {
+        match moved {
+            Ok(moved) => {
+                let here =
+                    task != Task::Flush && u64::try_from(moved).is_ok_and(|moved| moved < vectors.bytes());
+                (self.disk.carry_on(task, moved, vectors), here)
+            }
+            Err(cause) if is_given_back(&cause) => (self.disk.carry_out(task, vectors), true),
+            Err(cause) => (Err(cause), false),
+        }
     }
 
     /// Waits until all tasks are over, whatever comes of them.
@@ -197,5 +228,49 @@ impl Executor {
         if self.spare.len() < usize::from(IN_FLIGHT_MAX) {
             self.spare.push(vectors);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fs::MemfdFlags;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::Memory;
+
+    fn executor() -> (Executor, File) {
+        let file = File::from(rustix::fs::memfd_create("disk", MemfdFlags::CLOEXEC).unwrap());
+        file.write_all_at(&[7; 4096], 0).unwrap();
+        let disk = Disk::open(file.try_clone().unwrap(), false).unwrap();
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        (Executor::new(disk, Engine::IoUring, event.as_fd()).unwrap(), file)
+    }
+
+    fn vectors() -> (Vectors, Arc<Memory>) {
+        let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 4096)]).unwrap());
+        let mut vectors = Vectors::default();
+        vectors.load(&memory, &[(GuestAddress(0), 512)]).unwrap();
+        (vectors, memory)
+    }
+
+    #[test]
+    fn what_the_kernel_gives_back_is_carried_out_here() {
+        let (executor, _) = executor();
+        for cause in [Errno::INTR, Errno::AGAIN, Errno::CANCELED] {
+            let (mut vectors, memory) = vectors();
+            let outcome = executor.conclude(Task::Read { offset: 0 }, Err(cause.into()), &mut vectors);
+            assert!(matches!(outcome, (Ok(()), true)), "{outcome:?}");
+            assert_eq!(memory.read_obj::<[u8; 32]>(GuestAddress(0)).unwrap(), [7; 32]);
+        }
+        let (mut vectors, _) = vectors();
+        let outcome = executor.conclude(Task::Read { offset: 0 }, Err(Errno::IO.into()), &mut vectors);
+        assert!(matches!(outcome, (Err(_), false)), "{outcome:?}");
     }
 }

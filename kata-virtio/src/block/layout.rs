@@ -4,7 +4,8 @@
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
-    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
 use crate::COMMON_FEATURES;
@@ -18,8 +19,15 @@ pub(super) const QUEUE_SIZE: u16 = 256;
 /// Data segments of a request, as offered: what fits a queue with header and status.
 const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
 
-/// Sectors of one range to discard: 2 GiB, which file systems unmap without a noticeable wait.
-pub(super) const DISCARD_SECTORS_MAX: u32 = 1 << 22;
+/// Bytes of a data segment, as offered. With as many segments as there may be, no request has more than
+/// 16 MiB: nobody waits long behind one that is carried out in the worker's thread.
+const SEGMENT_BYTES_MAX: u32 = 64 << 10;
+
+/// Bytes of data of one read or write: what fits the segments.
+pub(super) const DATA_BYTES_MAX: u64 = SEGMENTS_MAX as u64 * SEGMENT_BYTES_MAX as u64;
+
+/// Sectors of one range to discard: 256 MiB, which file systems unmap without a noticeable wait.
+pub(super) const DISCARD_SECTORS_MAX: u32 = 1 << 19;
 
 /// Ranges of one discard.
 pub(super) const DISCARD_RANGES_MAX: u32 = 16;
@@ -52,6 +60,7 @@ impl Layout {
     /// The features to offer.
     pub(super) fn features(&self) -> u64 {
         let mut bits = vec![
+            VIRTIO_BLK_F_SIZE_MAX,
             VIRTIO_BLK_F_SEG_MAX,
             VIRTIO_BLK_F_BLK_SIZE,
             VIRTIO_BLK_F_TOPOLOGY,
@@ -75,10 +84,9 @@ impl Layout {
     pub(super) fn config(&self, writeback: bool) -> Vec<u8> {
         let mut space = Vec::with_capacity(60);
         space.extend(self.sectors.to_le_bytes());
-        // size_max is not offered.
-        space.extend(0u32.to_le_bytes());
+        space.extend(SEGMENT_BYTES_MAX.to_le_bytes());
         space.extend(SEGMENTS_MAX.to_le_bytes());
-        // Nor is a geometry of cylinders.
+        // A geometry of cylinders is not offered.
         space.extend([0; 4]);
         space.extend(self.block_bytes.to_le_bytes());
         let exponent = (self.physical_block_bytes / self.block_bytes.max(1))
@@ -126,11 +134,11 @@ mod tests {
         assert_eq!(space.len(), 60);
         let word = |at: usize| u32::from_le_bytes(space[at..at + 4].try_into().unwrap());
         assert_eq!(space[..8], 0x0102_0304_0506u64.to_le_bytes());
-        assert_eq!((word(8), word(12), word(16), word(20)), (0, 254, 0, 512));
+        assert_eq!((word(8), word(12), word(16), word(20)), (64 << 10, 254, 0, 512));
         assert_eq!(space[24..32], [3, 0, 8, 0, 8, 0, 0, 0]);
         assert_eq!((space[WRITEBACK_OFFSET], space[33]), (1, 0));
         assert_eq!(space[34..36], [3, 0]);
-        assert_eq!((word(36), word(40), word(44)), (1 << 22, 16, 1));
+        assert_eq!((word(36), word(40), word(44)), (1 << 19, 16, 1));
         assert_eq!((word(48), word(52), word(56)), (1 << 14, 1, 1));
     }
 

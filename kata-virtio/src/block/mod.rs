@@ -14,7 +14,8 @@
 //!
 //! - `request` the layout of a request · `verdict` what it comes to · `layout` features and configuration
 //!   space: all three pure · `disk` the file · `kernel` guest memory for system calls, the only unsafe code
-//!   · `engine` at once or in the ring · `events` what wakes the worker · `device` the queues.
+//!   · `engine` at once or in the ring · `events` what wakes the worker · `turn` how much is done at once · `clear` discards and zeroes ·
+//!   `answer` the end of a request · `device` the queues.
 //! - The worker is one thread. Plain requests, discards and writes of zeroes are carried out in it, one
 //!   after the other; what the ring has, the kernel works on meanwhile.
 //! - A read that was answered from a file that was cut short since, a full disk, a broken disk: the driver
@@ -32,18 +33,22 @@
 //! | unknown type, unknown flag | `UNSUPP` |
 //! | discard or zeroes that it did not negotiate | `UNSUPP` |
 //! | more ranges or sectors than the configuration space says | `IOERR`; not even the first range is touched |
+//! | more data than `seg_max` segments of `size_max` have | `IOERR` |
 //! | any write to a read-only disk | `IOERR`; the file need not even be open for writing |
 //! | header or range changed after the check | they are copied once, then judged |
 //! | data changed while it is written | that version or this is on its own disk |
 //! | half blocks where direct I/O has larger ones | `IOERR`; it was told the block size |
 //! | buffers at odd addresses in direct I/O | copied through memory of at most 1 MiB |
-//! | flood of any requests | 128 a turn, then the worker looks at everything else |
+//! | flood of any requests | 128 or 4 MiB a turn, and one request of 16 MiB at most beyond that; then answers are signalled and the worker looks at everything else |
+//! | flood on one queue | every turn begins with another one when there is more than it takes |
 //! | all requests at once | 128 are in the kernel, the others stay in the queue |
-//! | more than its rate | requests stay in the queue until the timer says so |
+//! | more than its rate | requests stay in the queue until the timer says so; zeroes count as what is written |
 //! | available index that jumps, rings outside of memory | queues are dead until the driver resets the device |
 //! | reset while the kernel works for it | waits for the kernel; then nothing touches guest memory any more |
 
+mod answer;
 mod builder;
+mod clear;
 mod counters;
 mod device;
 mod disk;
@@ -52,6 +57,7 @@ mod events;
 mod kernel;
 mod layout;
 mod request;
+mod turn;
 mod verdict;
 
 pub use builder::{BuildError, Builder};

@@ -9,7 +9,8 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::layout::{
-    DISCARD_RANGES_MAX, DISCARD_SECTORS_MAX, Layout, SECTOR_BYTES, ZERO_RANGES_MAX, ZERO_SECTORS_MAX,
+    DATA_BYTES_MAX, DISCARD_RANGES_MAX, DISCARD_SECTORS_MAX, Layout, SECTOR_BYTES, ZERO_RANGES_MAX,
+    ZERO_SECTORS_MAX,
 };
 use super::request::Request;
 
@@ -37,13 +38,30 @@ pub(super) enum Work {
 }
 
 impl Work {
-    /// Bytes of the disk that it moves.
-    pub(super) fn moves(self, request: &Request) -> u64 {
+    /// Bytes of the disk that it is about; `ranges` are those in its ranges.
+    pub(super) fn bytes(self, request: &Request, ranges: u64) -> u64 {
         match self {
             Self::Read { .. } => request.writable_bytes(),
             Self::Write { .. } => request.readable_bytes(),
-            Self::Flush | Self::Serial | Self::Discard { .. } | Self::WriteZeroes { .. } => 0,
+            Self::Discard { .. } | Self::WriteZeroes { .. } => ranges,
+            Self::Flush | Self::Serial => 0,
         }
+    }
+
+    /// Those of its `bytes` that are moved, or may be: not every disk has a better way to write zeroes.
+    pub(super) fn moves(self, bytes: u64) -> u64 {
+        match self {
+            Self::Discard { .. } => 0,
+            _ => bytes,
+        }
+    }
+
+    /// Whether the disk is another afterwards.
+    pub(super) fn writes(self) -> bool {
+        matches!(
+            self,
+            Self::Write { .. } | Self::Discard { .. } | Self::WriteZeroes { .. }
+        )
     }
 }
 
@@ -125,7 +143,7 @@ impl Judge {
         match request.kind {
             VIRTIO_BLK_T_IN if readable > 0 => Err(Refusal::Direction),
             VIRTIO_BLK_T_IN => {
-                let offset = self.range(request.sector, writable)?;
+                let offset = self.data(request.sector, writable)?;
                 Ok(Work::Read { offset })
             }
             VIRTIO_BLK_T_OUT => {
@@ -133,7 +151,7 @@ impl Judge {
                 if writable > 0 {
                     return Err(Refusal::Direction);
                 }
-                let offset = self.range(request.sector, readable)?;
+                let offset = self.data(request.sector, readable)?;
                 Ok(Work::Write { offset })
             }
             VIRTIO_BLK_T_FLUSH => Ok(Work::Flush),
@@ -208,6 +226,14 @@ impl Judge {
         }
         let within = u32::try_from(ranges).is_ok_and(|ranges| ranges <= most);
         within.then_some(ranges).ok_or(Refusal::TooMany(bytes / 16))
+    }
+
+    /// The offset of a read or write that lies within the disk and is not too large.
+    fn data(&self, sector: u64, bytes: u64) -> Result<u64, Refusal> {
+        match bytes > DATA_BYTES_MAX {
+            true => Err(Refusal::Length(bytes)),
+            false => self.range(sector, bytes),
+        }
     }
 
     /// The offset of a stretch that lies within the disk.

@@ -4,6 +4,7 @@
 mod host;
 mod hostile;
 mod requests;
+mod turns;
 
 use std::fs::File;
 use std::io::Write;
