@@ -11,7 +11,7 @@ mod bed;
 
 use std::time::Duration;
 
-use bed::{Bed, script, text};
+use bed::{Bed, eventually, script, text};
 use kata_sandbox::{Backend, ErrorKind, Sandbox};
 
 /// How long an answer is waited for that must not come. A guest answers in a tenth of it.
@@ -66,5 +66,23 @@ on_every_backend! {
         assert!(info.exits["mmio read"] > 0 && info.exits["port write"] > 0, "{info:?}");
         let resident = info.resident_bytes.unwrap();
         assert!(resident > 16 << 20 && resident <= sandbox.info().memory_bytes, "{info:?}");
+    }
+
+    async fn what_a_guest_frees_comes_back_to_the_host(bed: Bed) {
+        if bed.backend != Backend::Kvm {
+            return;
+        }
+        const FILE_MIB: u64 = 64;
+        let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
+        let resident = async || sandbox.machine().await.unwrap().resident_bytes.unwrap();
+        let before = resident().await;
+        script(&sandbox, &format!("head -c {FILE_MIB}M /dev/urandom > /file")).await;
+        let full = resident().await;
+        assert!(full >= before + (FILE_MIB << 20) / 2, "{before} {full}");
+        script(&sandbox, "rm /file").await;
+        eventually("the host has its memory back", async || {
+            resident().await < full - (FILE_MIB << 20) / 2
+        })
+        .await;
     }
 }
