@@ -1,16 +1,20 @@
 //! A device as the vhost-user framework wants to see it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::time::Timespec;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackendMut, VringT};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
+use super::gate::Gate;
 use super::starts::{Start, Starts};
 use super::vring::Vring;
 use crate::transport::name;
@@ -19,14 +23,21 @@ use crate::{Device, Signals};
 /// Largest queue that is taken; QEMU's have 128 entries unless it is told otherwise.
 const MAX_QUEUE_SIZE: usize = 1024;
 
+/// How long the host may take to answer what is in flight when a queue is stopped.
+const SETTLE: Duration = Duration::from_secs(5);
+
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
 pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// See the module.
 pub(super) struct Backend {
-    /// Never locked: the framework wants to share the backend between threads, and a device is `Send`.
+    /// Its own lock is never waited for: the framework wants to share the backend between threads, which
+    /// it does behind a lock around the whole, and a device is only `Send`.
     device: Mutex<Box<dyn Device>>,
+    gate: Gate,
+    /// The host's side cannot be followed: nothing is served until a new driver comes.
+    lost: bool,
     queues: usize,
     /// The worker shall end.
     pub(super) stopping: bool,
@@ -38,17 +49,24 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    pub(super) fn new(device: Box<dyn Device>) -> Self {
+    pub(super) fn new(device: Box<dyn Device>) -> io::Result<Self> {
         let queues = device.queue_sizes().len();
-        Self {
+        Ok(Self {
             device: Mutex::new(device),
+            gate: Gate::new()?,
+            lost: false,
             queues,
             stopping: false,
             memory: None,
             features: 0,
             starts: Starts::new(queues),
             vrings: Vec::new(),
-        }
+        })
+    }
+
+    /// What the worker watches for the host's side.
+    pub(super) fn events(&self) -> io::Result<OwnedFd> {
+        Ok(self.gate.events().try_clone_to_owned()?)
     }
 
     pub(super) fn device(&mut self) -> &mut dyn Device {
@@ -83,7 +101,7 @@ impl Backend {
                 self.start(index, queue, &memory);
             }
         }
-        if !self.starts.any_active() {
+        if self.lost || !self.starts.any_active() {
             return Ok(());
         }
         // Queues that do not run are not ready to the device.
@@ -126,6 +144,7 @@ impl Backend {
             .starts
             .start(index, queue.is_valid(memory), position, features);
         if start == Start::NewDriver {
+            self.lost = false;
             self.device().reset();
         }
         if start != Start::Further {
@@ -145,30 +164,60 @@ impl Backend {
         }
     }
 
-    /// Waits until the device has answered everything that it took.
-    fn finish(&mut self) {
-        let vrings = self.vrings.clone();
-        while !self.device().settled() {
-            let device = self.device();
-            if !wait_for_host(device) {
-                log::error!("{}: requests cannot be waited for", name(device.kind()));
-                return;
-            }
-            if let Err(cause) = device.poll().and_then(|()| self.serve(&vrings, true)) {
-                log::error!("vhost-user: requests are not answered: {cause}");
-                return;
-            }
+    /// Takes note of what happened on the host's side. Without it the device is of no use to the driver.
+    fn poll(&mut self) {
+        if let Err(cause) = self.device().poll() {
+            let name = name(self.device().kind());
+            log::error!(
+                "{name}: nothing is served until a new driver comes: the host's side is lost: {cause}"
+            );
+            self.lost = true;
+            self.starts.broke();
         }
+    }
+
+    /// Watches the host's side as long as somebody acts on it: a queue, or output that waits for a host
+    /// to take it. An event that nobody acts on stays, and would wake the worker without end.
+    fn watch_host(&mut self) {
+        let device = self.device.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let open = !self.lost && (self.starts.any_active() || !device.drained());
+        if let Some(events) = device.events()
+            && let Err(cause) = self.gate.set(events, open)
+        {
+            let name = name(device.kind());
+            log::error!("{name}: the host's side cannot be watched: {cause}");
+        }
+    }
+
+    /// Waits until the device has answered everything that it took.
+    ///
+    /// # Errors
+    /// When it does not within [`SETTLE`], or cannot.
+    fn finish(&mut self) -> io::Result<()> {
+        let vrings = self.vrings.clone();
+        let deadline = Instant::now() + SETTLE;
+        while !self.device().settled() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.lost || left.is_zero() || !wait_for_host(self.device(), left) {
+                let name = name(self.device().kind());
+                log::error!("{name}: the host does not answer what the guest has asked for");
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.poll();
+            self.serve(&vrings, true)?;
+        }
+        Ok(())
     }
 }
 
 /// Waits for the device's side on the host; returns whether that is possible.
-fn wait_for_host(device: &dyn Device) -> bool {
+fn wait_for_host(device: &dyn Device, timeout: Duration) -> bool {
     let Some(events) = device.events() else {
         return false;
     };
+    let timeout = Timespec::try_from(timeout).unwrap_or_default();
     let mut fds = [PollFd::from_borrowed_fd(events, PollFlags::IN)];
-    matches!(poll(&mut fds, None), Ok(_) | Err(Errno::INTR))
+    matches!(poll(&mut fds, Some(&timeout)), Ok(_) | Err(Errno::INTR))
 }
 
 impl VhostUserBackendMut for Backend {
@@ -201,7 +250,9 @@ impl VhostUserBackendMut for Backend {
 
     fn reset_device(&mut self) {
         self.starts = Starts::new(self.queues);
+        self.lost = false;
         self.device().reset();
+        self.watch_host();
     }
 
     /// The framework has set it on the queues.
@@ -236,13 +287,15 @@ impl VhostUserBackendMut for Backend {
         Ok(())
     }
 
-    /// The frontend is told the queue's position next: by then everything before it is answered.
+    /// The frontend is told the queue's position next: by then everything before it is answered. An error
+    /// ends the connection: a position would be a lie, and a frontend that waits could not even quit.
     fn stop_vring(&mut self, queue_index: u32) -> io::Result<()> {
-        self.finish();
+        let finished = self.finish();
         if let Ok(index) = usize::try_from(queue_index) {
             self.starts.stop(index);
         }
-        Ok(())
+        self.watch_host();
+        finished
     }
 
     /// An error here would end the worker, so only the stop event is one.
@@ -256,12 +309,11 @@ impl VhostUserBackendMut for Backend {
         }
         let name = name(self.device().kind());
         if event == self.host_event() {
-            self.device()
-                .poll()
-                .unwrap_or_else(|cause| log::error!("{name}: the host's side cannot be followed: {cause}"));
+            self.poll();
         }
         self.serve(vrings, false)
             .unwrap_or_else(|cause| log::error!("{name}: cannot signal the driver: {cause}"));
+        self.watch_host();
         Ok(())
     }
 }

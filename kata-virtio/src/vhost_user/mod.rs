@@ -7,11 +7,13 @@
 //! ```text
 //!                 SET_FEATURES, SET_MEM_TABLE, SET_VRING_*
 //!  frontend ──────────────────────────────────────────────► thread "vhost-user-blk" (requests)
-//!     │  kick ─────────────► thread "worker-blk": the only one that touches the device
+//!     │                          │ start, stop, reset, configuration: the device, behind one lock
+//!     │  kick ─────────────► thread "worker-blk": everything else that the device does
 //!     │  ◄──────────── call
 //!
 //!   each queue:   Stopped ── started and enabled ──► Active ── stopped ──► Stopped
-//!                    │                                  │       everything taken is answered before
+//!                    │                                  │       everything taken is answered before, or
+//!                    │                                  │       after five seconds the connection ends
 //!                    │                                  └─ its position is kept
 //!                    └─ at the start: another position or other features mean a new driver: the device
 //!                       is reset; the same mean that the machine was only paused (see `starts`)
@@ -38,6 +40,7 @@ use crate::{Device, Kind};
 use backend::Backend;
 
 mod backend;
+mod gate;
 mod starts;
 mod vring;
 
@@ -88,17 +91,13 @@ pub fn serve(device: impl Device + 'static) -> Result<(Served, OwnedFd), Error> 
 /// # Errors
 /// See [`Error`].
 pub fn serve_boxed(device: Box<dyn Device>) -> Result<(Served, OwnedFd), Error> {
-    let host = device
-        .events()
-        .map(|events| events.try_clone_to_owned())
-        .transpose()
-        .map_err(Error::Device)?;
     let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|cause| Error::Socket(cause.into()))?;
     let (listener, frontend) = connected_listener().map_err(Error::Socket)?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let thread = format!("vhost-user-{}", short_name(device.kind()));
-    let backend = Backend::new(device);
+    let backend = Backend::new(device).map_err(Error::Device)?;
+    let host = backend.events().map_err(Error::Device)?;
     let (host_event, stop_event) = (backend.host_event(), backend.stop_event());
     let backend = Arc::new(Mutex::new(backend));
     let daemon = VhostUserDaemon::new(thread, Arc::clone(&backend), memory).map_err(start)?;
@@ -113,9 +112,7 @@ pub fn serve_boxed(device: Box<dyn Device>) -> Result<(Served, OwnedFd), Error> 
         stop,
     };
     if let Some(daemon) = &mut served.daemon {
-        if let Some(host) = &host {
-            watch(daemon, host, host_event)?;
-        }
+        watch(daemon, &host, host_event)?;
         daemon.start(&mut Listener::from(listener)).map_err(start)?;
     }
     Ok((served, frontend))
