@@ -50,6 +50,8 @@ pub struct Block {
     complaints: Complaints,
     troubles: Complaints,
     broken: bool,
+    /// What an earlier driver wanted could not be waited for.
+    unsettled: bool,
 }
 
 /// What the driver has negotiated: with the settings, all that a device is made of.
@@ -112,6 +114,7 @@ impl Block {
             complaints: Complaints::new("block"),
             troubles: Complaints::new("block"),
             broken: false,
+            unsettled: false,
         })
     }
 
@@ -165,6 +168,28 @@ impl Block {
         match &self.memory {
             Some(kept) if same(kept, memory) => Arc::clone(kept),
             _ => Arc::clone(self.memory.insert(Arc::new(memory.clone()))),
+        }
+    }
+
+    /// Ends what the executor has; returns whether it has.
+    fn settle(&mut self) -> bool {
+        let settled = self.executor.settle(self.events.finished());
+        self.executor.signal(true);
+        settled
+            .inspect_err(|cause| {
+                self.troubles
+                    .warn(&format_args!("requests cannot be waited for: {cause}"));
+            })
+            .is_ok()
+    }
+
+    /// The device is of no use while the kernel may still work for an earlier driver: the next reset tries
+    /// again to wait for it.
+    fn give_up(&mut self) -> Signals {
+        self.broken = true;
+        Signals {
+            needs_reset: true,
+            ..Signals::default()
         }
     }
 
@@ -518,27 +543,24 @@ impl Device for Block {
         if self.broken {
             return Signals::default();
         }
+        if self.unsettled {
+            return self.give_up();
+        }
         self.run(memory, queues).unwrap_or_else(|fault| {
             self.complaints.warn(&fault);
             self.reset();
-            self.broken = true;
-            Signals {
-                needs_reset: true,
-                ..Signals::default()
-            }
+            self.give_up()
         })
     }
 
-    /// Waits for what the kernel is working on: afterwards nothing touches the guest's memory.
+    /// Waits for what the kernel is working on, and gives up what it was not given: afterwards nothing
+    /// touches the guest's memory, or the device stays broken.
     fn reset(&mut self) {
         self.counters.device_resets.add(1);
-        if let Err(cause) = self.executor.settle() {
-            log::error!("block: requests cannot be waited for: {cause}");
-        }
-        self.executor.signal(true);
         self.negotiated = State::NEW;
         self.memory = None;
         self.broken = false;
+        self.unsettled = !self.settle();
     }
 
     fn drained(&self) -> bool {

@@ -197,17 +197,25 @@ impl Executor {
         }
     }
 
-    /// Waits until all tasks are over, whatever comes of them.
+    /// Gives all tasks up: waits for those that the kernel has, whatever comes of them, and never submits
+    /// the others. Without a new ring for those that follow, they are carried out in this thread.
     ///
     /// # Errors
-    /// When they cannot be waited for.
-    pub(super) fn settle(&mut self) -> io::Result<()> {
-        while self.in_flight() > 0 {
-            if let Some(ring) = &mut self.ring {
-                ring.wait()?;
-            }
-            while self.finished().is_some() {}
+    /// When they cannot be waited for: the kernel may still work on them.
+    pub(super) fn settle(&mut self, event: BorrowedFd<'_>) -> io::Result<()> {
+        let Some(ring) = &mut self.ring else {
+            return Ok(());
+        };
+        ring.settle()?;
+        if ring.waiting() > 0 {
+            let fresh = Ring::new(&self.disk.file, event, IN_FLIGHT_MAX);
+            self.ring = fresh
+                .inspect_err(|cause| {
+                    log::warn!("block: no io_uring any more, requests are carried out in turn: {cause}");
+                })
+                .ok();
         }
+        self.free = (0..IN_FLIGHT_MAX).rev().collect();
         Ok(())
     }
 
@@ -234,9 +242,10 @@ impl Executor {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, AsRawFd, OwnedFd};
     use std::os::unix::fs::FileExt;
     use std::sync::Arc;
+    use std::time::{Duration, Instant};
 
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::MemfdFlags;
@@ -245,12 +254,49 @@ mod tests {
     use super::*;
     use crate::Memory;
 
-    fn executor() -> (Executor, File) {
+    fn executor() -> (Executor, File, OwnedFd) {
         let file = File::from(rustix::fs::memfd_create("disk", MemfdFlags::CLOEXEC).unwrap());
         file.write_all_at(&[7; 4096], 0).unwrap();
         let disk = Disk::open(file.try_clone().unwrap(), false).unwrap();
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
-        (Executor::new(disk, Engine::IoUring, event.as_fd()).unwrap(), file)
+        let executor = Executor::new(disk, Engine::IoUring, event.as_fd()).unwrap();
+        (executor, file, event)
+    }
+
+    #[test]
+    fn what_was_not_submitted_before_a_reset_never_reaches_the_disk() {
+        let (mut executor, file, event) = executor();
+        let before = std::fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        for submitted in [0, 3] {
+            for number in 0..IN_FLIGHT_MAX {
+                let (vectors, _) = vectors();
+                let offset = if number < submitted { 0 } else { 512 };
+                let begun = executor.begin(
+                    Task::Write {
+                        offset,
+                        durable: false,
+                    },
+                    vectors,
+                );
+                assert!(matches!(begun, Begun::Running(_)), "{begun:?}");
+                if number + 1 == submitted {
+                    executor.submit().unwrap();
+                }
+            }
+            executor.settle(event.as_fd()).unwrap();
+            assert!(executor.in_flight() == 0 && executor.finished().is_none());
+            let (vectors, memory) = vectors();
+            let begun = executor.begin(Task::Read { offset: 512 }, vectors);
+            assert!(matches!(begun, Begun::Running(_)), "{begun:?}");
+            executor.submit().unwrap();
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while executor.finished().is_none() {
+                assert!(Instant::now() < deadline);
+            }
+            assert_eq!(memory.read_obj::<[u8; 32]>(GuestAddress(0)).unwrap(), [7; 32]);
+            let after = std::fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+            assert_eq!((submitted, &after[512..]), (submitted, &before[512..]));
+        }
     }
 
     fn vectors() -> (Vectors, Arc<Memory>) {
@@ -262,7 +308,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_gives_back_is_carried_out_here() {
-        let (executor, _) = executor();
+        let (executor, _, _) = executor();
         for cause in [Errno::INTR, Errno::AGAIN, Errno::CANCELED] {
             let (mut vectors, memory) = vectors();
             let outcome = executor.conclude(Task::Read { offset: 0 }, Err(cause.into()), &mut vectors);

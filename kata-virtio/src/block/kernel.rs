@@ -5,7 +5,7 @@
 //!
 //! - A [`Vectors`] keeps the guest memory mapped that its addresses are in.
 //! - While a ring works on a [`Vectors`], the ring owns it, unmoved and unchanged; a ring that ends waits
-//!   for what it was given.
+//!   for what the kernel was given; what was only started never gets there.
 //!
 //! The kernel copies to and from guest memory while the guest may change it. No Rust reference to that
 //! memory ever exists, so that is no data race of this program.
@@ -22,7 +22,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use io_uring::types::{Fixed, FsyncFlags};
-use io_uring::{IoUring, opcode, squeue};
+use io_uring::{EnterFlags, IoUring, opcode, squeue};
 use vm_memory::{GuestMemory, GuestMemoryBackend, GuestMemoryError, Permissions};
 
 use super::request::Part;
@@ -218,7 +218,7 @@ pub(super) enum Task {
 /// One io_uring for one file.
 ///
 /// ```text
-///   free ── start ──► owned by the kernel ── finished ──► free
+///   free ── start ──► waiting ── submit ──► owned by the kernel ── finished ──► free
 /// ```
 pub(super) struct Ring {
     ring: ManuallyDrop<IoUring>,
@@ -311,16 +311,45 @@ impl Ring {
         Some((token, moved, vectors))
     }
 
-    /// Waits until something is finished.
+    /// Tasks that were started and not submitted.
+    pub(super) fn waiting(&mut self) -> usize {
+        self.ring.submission().len()
+    }
+
+    /// Waits until something of what was submitted is finished. Submits nothing, so that it needs nothing
+    /// of the kernel that could be lacking.
     ///
     /// # Errors
     /// When it cannot be waited for.
     pub(super) fn wait(&mut self) -> io::Result<()> {
-        match self.ring.submit_and_wait(1) {
+        let flags = EnterFlags::GETEVENTS.bits();
+        // SAFETY: without an argument and with nothing to submit, the kernel reads no memory of ours.
+        let woken = unsafe { self.ring.submitter().enter::<()>(0, 1, flags, None) };
+        match woken {
             Ok(_) => Ok(()),
             Err(cause) if cause.kind() == io::ErrorKind::Interrupted => Ok(()),
             Err(cause) => Err(cause),
         }
+    }
+
+    /// Waits for everything that was submitted, whatever comes of it; the rest never reaches the kernel if
+    /// the ring ends now.
+    ///
+    /// # Errors
+    /// When it cannot be waited for: the kernel may still work on it.
+    pub(super) fn settle(&mut self) -> io::Result<()> {
+        while self.in_flight > self.waiting() {
+            let waited = self.wait();
+            let mut some = false;
+            while self.finished().is_some() {
+                some = true;
+            }
+            // The kernel may have waited for room for what is finished now.
+            if !some {
+                waited?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether finished tasks make the event readable from now on.
@@ -340,17 +369,14 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        while self.in_flight > 0 {
-            if let Err(cause) = self.wait() {
-                // The kernel may still write there: that memory is never given back.
-                log::error!("block: {} requests are abandoned: {cause}", self.in_flight);
-                return;
-            }
-            while self.finished().is_some() {}
+        if let Err(cause) = self.settle() {
+            // The kernel may still write there: that memory is never given back.
+            log::error!("block: {} requests are abandoned: {cause}", self.in_flight);
+            return;
         }
         // SAFETY: nothing uses it after the drop.
         unsafe { ManuallyDrop::drop(&mut self.ring) };
-        // SAFETY: the kernel has finished all of it, and nothing uses it after the drop.
+        // SAFETY: the kernel has finished all of it that it was ever given, and nothing uses it after the drop.
         unsafe { ManuallyDrop::drop(&mut self.busy) };
     }
 }

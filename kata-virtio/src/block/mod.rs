@@ -44,7 +44,7 @@
 //! | all requests at once | 128 are in the kernel, the others stay in the queue |
 //! | more than its rate | requests stay in the queue until the timer says so; zeroes count as what is written |
 //! | available index that jumps, rings outside of memory | queues are dead until the driver resets the device |
-//! | reset while the kernel works for it | waits for the kernel; then nothing touches guest memory any more |
+//! | reset while the kernel works for it | waits for the kernel; what the kernel was not given yet never gets there, and nothing touches guest memory any more |
 
 mod answer;
 mod builder;
