@@ -2,17 +2,15 @@
 //!
 //! Knows guest memory and the handle's wishes; not the transport that set the queues up.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 
 use super::config::Config;
-use super::handle::{Answer, Handle, Shared};
+use super::handle::{Handle, Shared};
 use super::pages::Range;
 use super::requests::{About, Budget, RequestError};
 use super::statistics::{MOST_BYTES, Statistics};
@@ -31,14 +29,9 @@ const QUEUES_WITHOUT_REPORTING: usize = 3;
 /// Entries of each queue. Linux reports 32 ranges at once and refuses a shorter queue.
 const QUEUE_SIZE: u16 = 32;
 
-/// Questions for statistics that can wait.
-const MOST_QUESTIONS: usize = 64;
-
 /// The device: moved into the worker that serves it.
 pub struct Balloon {
     pub(super) shared: Arc<Shared>,
-    questions: Receiver<Answer>,
-    waiting: VecDeque<Answer>,
     reporting: bool,
     pub(super) config: Config,
     config_changed: bool,
@@ -87,15 +80,11 @@ impl Balloon {
     /// When the process has no descriptors left.
     pub fn new() -> io::Result<(Self, Handle)> {
         let shared = Arc::new(Shared::new()?);
-        let (sender, questions) = channel();
         let handle = Handle {
             shared: Arc::clone(&shared),
-            questions: sender,
         };
         let device = Self {
             shared,
-            questions,
-            waiting: VecDeque::new(),
             reporting: true,
             config: Config::default(),
             config_changed: false,
@@ -221,7 +210,7 @@ impl Balloon {
             match read {
                 Ok(statistics) => {
                     self.held = Some(head);
-                    for answer in self.waiting.drain(..) {
+                    for answer in self.shared.take_questions() {
                         answer(statistics);
                     }
                 }
@@ -246,7 +235,7 @@ impl Balloon {
 
     /// Returns the buffer if somebody waits for what comes back in it.
     fn ask(&mut self, memory: &Memory, queue: &mut Queue) -> Result<(), virtio_queue::Error> {
-        if !self.waiting.is_empty()
+        if self.shared.is_asked()
             && let Some(head) = self.held.take()
         {
             queue.add_used(memory, head, 0)?;
@@ -305,9 +294,6 @@ impl Device for Balloon {
         let target = self.shared.target();
         self.config_changed |= target != self.config.target;
         self.config.target = target;
-        self.waiting.extend(self.questions.try_iter());
-        let excess = self.waiting.len().saturating_sub(MOST_QUESTIONS);
-        self.waiting.drain(..excess);
         Ok(())
     }
 
@@ -316,7 +302,7 @@ impl Device for Balloon {
             return Signals::default();
         }
         if self.features & F_STATS_VQ == 0 {
-            self.waiting.clear();
+            drop(self.shared.take_questions());
         }
         let mut signals = self.run(memory, queues).unwrap_or_else(|fault| {
             self.complain(&fault);
@@ -331,9 +317,12 @@ impl Device for Balloon {
         signals
     }
 
-    /// The balloon is empty again; the target stays.
+    /// The balloon is empty again; the target stays, and questions that no driver has seen.
     fn reset(&mut self) {
         self.shared.figures.resets.add(1);
+        if self.features != 0 {
+            drop(self.shared.take_questions());
+        }
         self.config.actual = 0;
         self.config.poison = 0;
         self.shared.set_actual(0);
@@ -348,12 +337,18 @@ impl Device for Balloon {
     }
 }
 
+impl Drop for Balloon {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
 impl std::fmt::Debug for Balloon {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Balloon")
             .field("config", &self.config)
             .field("features", &self.features)
-            .field("waiting", &self.waiting.len())
+            .field("asked", &self.shared.is_asked())
             .finish_non_exhaustive()
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! Owns what device and handle share; knows no queue and no memory.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
@@ -19,20 +19,25 @@ use crate::Meter;
 /// Who asked for statistics.
 pub(super) type Answer = Box<dyn FnOnce(Statistics) + Send>;
 
+/// Questions for statistics that can wait.
+const MOST_QUESTIONS: usize = 64;
+
+/// Those that wait; `None` when the device is gone.
+type Questions = Option<VecDeque<Answer>>;
+
 /// Tells the balloon what to do, and asks it. Cloneable, for any thread.
 #[derive(Clone)]
 pub struct Handle {
     pub(super) shared: Arc<Shared>,
-    pub(super) questions: Sender<Answer>,
 }
 
 /// What device and handle share.
-#[derive(Debug)]
 pub(super) struct Shared {
     target: AtomicU32,
     actual: AtomicU32,
     /// Wakes the device.
     wake: OwnedFd,
+    questions: Mutex<Questions>,
     pub(super) figures: Figures,
 }
 
@@ -84,15 +89,16 @@ impl Handle {
     }
 
     /// Asks the guest for its statistics. `then` is called with them on the device's thread, so it must
-    /// not wait, or never: when the driver did not choose the feature, or the device is gone, it is
-    /// dropped. A guest may take any time to answer; 64 questions can wait, the oldest is dropped for
-    /// another.
+    /// not wait, or never: when the driver did not choose the feature, or resets the device, or the device
+    /// is gone, it is dropped. Before there is a driver, a question waits for it; and a guest may take any
+    /// time to answer. At most 64 questions wait, whether or not the device is served: the oldest is
+    /// dropped, on this thread, for another.
     ///
     /// To wait for them: send them through a channel, whose receiver also sees the drop.
     pub fn statistics(&self, then: impl FnOnce(Statistics) + Send + 'static) {
-        if self.questions.send(Box::new(then)).is_ok() {
-            self.shared.wake();
-        }
+        let dropped = self.shared.ask(Box::new(then));
+        self.shared.wake();
+        drop(dropped);
     }
 }
 
@@ -111,6 +117,7 @@ impl Shared {
             target: AtomicU32::new(0),
             actual: AtomicU32::new(0),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            questions: Mutex::new(Some(VecDeque::new())),
             figures: Figures::default(),
         })
     }
@@ -133,6 +140,43 @@ impl Shared {
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(cause) => Err(cause.into()),
         }
+    }
+
+    /// A question waits; returns what has to go for it: the oldest, or itself when the device is gone.
+    fn ask(&self, answer: Answer) -> Option<Answer> {
+        let mut questions = self.questions();
+        let Some(waiting) = questions.as_mut() else {
+            return Some(answer);
+        };
+        waiting.push_back(answer);
+        if waiting.len() > MOST_QUESTIONS {
+            waiting.pop_front()
+        } else {
+            None
+        }
+    }
+
+    /// Whether anybody waits for statistics.
+    pub(super) fn is_asked(&self) -> bool {
+        self.questions()
+            .as_ref()
+            .is_some_and(|waiting| !waiting.is_empty())
+    }
+
+    /// The questions so far, to be answered or dropped.
+    pub(super) fn take_questions(&self) -> VecDeque<Answer> {
+        self.questions().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The device is gone: nobody can ask any more.
+    pub(super) fn close(&self) {
+        let waiting = self.questions().take();
+        drop(waiting);
+    }
+
+    /// Never held while an answer is called or dropped: those are the host's code.
+    fn questions(&self) -> MutexGuard<'_, Questions> {
+        self.questions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn target(&self) -> u32 {

@@ -66,7 +66,7 @@ impl Backend {
 
     /// What the worker watches for the host's side.
     pub(super) fn events(&self) -> io::Result<OwnedFd> {
-        Ok(self.gate.events().try_clone_to_owned()?)
+        self.gate.events().try_clone_to_owned()
     }
 
     pub(super) fn device(&mut self) -> &mut dyn Device {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod own_queues;
+mod questions;
 mod registers;
 mod script;
 
@@ -224,49 +225,6 @@ fn statistics_are_asked_for_and_delivered() {
     }
     let gone = receiver.recv_timeout(Duration::ZERO);
     assert_eq!(gone, Err(RecvTimeoutError::Disconnected));
-}
-
-#[test]
-fn a_question_can_be_there_before_the_driver() {
-    let (device, handle) = Balloon::new().unwrap();
-    let (sender, receiver) = channel();
-    handle.statistics(move |statistics| sender.send(statistics).unwrap());
-    let mut bench = Bench::new(device).unwrap();
-    bench.reset();
-    bench.rings.offer(STATISTICS_QUEUE, &[&entry(5, 3)], &[]).unwrap();
-    bench.step().unwrap();
-    assert_eq!(receiver.try_recv().unwrap().total_bytes, Some(3));
-}
-
-#[test]
-fn a_question_that_nobody_can_answer_is_dropped() {
-    let ask = |handle: &Handle| {
-        let (sender, receiver) = channel();
-        handle.statistics(move |statistics| sender.send(statistics).unwrap());
-        receiver
-    };
-    let (device, handle) = Balloon::new().unwrap();
-    let mut bench = Bench::with_features(device, COMMON_FEATURES).unwrap();
-    let unknown = ask(&handle);
-    bench.step().unwrap();
-    assert_eq!(
-        unknown.recv_timeout(Duration::ZERO),
-        Err(RecvTimeoutError::Disconnected)
-    );
-
-    let (mut bench, handle) = balloon();
-    let questions: Vec<_> = (0..70).map(|_| ask(&handle)).collect();
-    bench.step().unwrap();
-    let dropped = questions
-        .iter()
-        .filter(|question| question.recv_timeout(Duration::ZERO) == Err(RecvTimeoutError::Disconnected));
-    assert_eq!(dropped.count(), 6);
-    drop(bench);
-    let last = ask(&handle);
-    assert_eq!(
-        last.recv_timeout(Duration::ZERO),
-        Err(RecvTimeoutError::Disconnected)
-    );
 }
 
 #[test]
