@@ -19,6 +19,7 @@ use super::packet::MAX_PAYLOAD_BYTES;
 use super::session::Ports;
 use super::transfer::{Buffers, ChainError};
 use super::{RX_QUEUE, TX_QUEUE};
+use crate::queue::Chains;
 use crate::{COMMON_FEATURES, Device, Kind, Memory, Meter, Signals};
 
 /// Entries of each queue: as many buffers as Linux' driver keeps for its largest packets.
@@ -133,7 +134,7 @@ impl Vsock {
         event: &mut Queue,
     ) -> Result<Option<bool>, virtio_queue::Error> {
         const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
-        let Some(chain) = event.iter(memory)?.next() else {
+        let Some(chain) = event.next_chain(memory)? else {
             return Ok(None);
         };
         let head = chain.head_index();
@@ -179,7 +180,7 @@ impl Vsock {
     ) -> Result<(), virtio_queue::Error> {
         tx.disable_notification(memory)?;
         while *budget > 0 && !self.muxer.backlogged() {
-            let Some(chain) = tx.iter(memory)?.next() else {
+            let Some(chain) = tx.next_chain(memory)? else {
                 if tx.enable_notification(memory)? {
                     continue;
                 }
@@ -218,7 +219,7 @@ impl Vsock {
     ) -> Result<(), virtio_queue::Error> {
         rx.disable_notification(memory)?;
         while *budget > 0 && self.muxer.has_turn() {
-            let Some(chain) = rx.iter(memory)?.next() else {
+            let Some(chain) = rx.next_chain(memory)? else {
                 if rx.enable_notification(memory)? {
                     continue;
                 }
