@@ -35,7 +35,7 @@
 //!
 //! # What is needed
 //!
-//! A guest kernel, an initramfs with the agent, and the programs `kata-vmm` and QEMU.
+//! A guest kernel, an initramfs with the agent, the program `kata-vmm`, and QEMU where KVM cannot be used.
 //! `cargo xtask quickstart` in the project's checkout makes all of them; each can also be named on a
 //! [`Container`] or by `KATA_KERNEL`, `KATA_INITRAMFS`, `KATA_VMM` and `KATA_QEMU`.
 //!
