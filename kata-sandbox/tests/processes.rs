@@ -64,14 +64,15 @@ on_every_backend! {
 
     async fn a_signal_is_delivered_exactly_once(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
-        let counting = "n=0; trap 'n=$((n+1))' TERM; trap 'echo $n; exit' USR1; echo ready; while :; do sleep 0.05; done";
+        let counting = "n=0; trap 'n=$((n+1)); echo taken' TERM; trap 'echo $n; exit' USR1; echo taken; while :; do sleep 0.05; done";
         let mut process = sandbox.exec(sh(counting)).await.unwrap();
         let mut stdout = process.stdout.take().unwrap();
         let mut line = [0; 6];
         tokio::io::AsyncReadExt::read_exact(&mut stdout, &mut line).await.unwrap();
         process.signal(15).await.unwrap();
-        // The shell runs a trap when its sleep ends; a second delivery would have its chance until then.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        // The shell runs a trap when its sleep ends, and of two that wait the lower number first.
+        tokio::io::AsyncReadExt::read_exact(&mut stdout, &mut line).await.unwrap();
+        assert_eq!(&line, b"taken\n");
         process.signal(10).await.unwrap();
         let mut count = String::new();
         tokio::io::AsyncReadExt::read_to_string(&mut stdout, &mut count).await.unwrap();
