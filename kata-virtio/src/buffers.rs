@@ -2,7 +2,10 @@
 //! whose requests are streams of bytes or ranges of memory.
 //!
 //! Owns the walk over the chain and its bound; knows no device. What it holds are the driver's claims:
-//! an address is checked when it is used, or by [`Buffers::check`].
+//! an address is checked when it is used, or by [`Buffers::check`]. The walk over stretches of a chain is every
+//! device's.
+
+use std::ops::Range;
 
 use virtio_queue::DescriptorChain;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
@@ -123,32 +126,46 @@ impl Buffers {
         })
     }
 
-    /// Calls `piece` with the address of each stretch, and which of the `len` bytes it is.
+    /// As [`pieces`], of these buffers.
     fn pieces(
         &self,
         from: usize,
         len: usize,
-        mut piece: impl FnMut(GuestAddress, std::ops::Range<usize>) -> Result<(), GuestMemoryError>,
+        piece: impl FnMut(GuestAddress, Range<usize>) -> Result<(), GuestMemoryError>,
     ) -> Result<(), ChainError> {
-        let (mut skip, mut done) = (from, 0);
-        for &(address, size) in &self.parts {
-            if done == len {
-                break;
-            }
-            if skip >= size {
-                skip -= size;
-                continue;
-            }
-            let count = (size - skip).min(len - done);
-            let start = address
-                .checked_add(u64::try_from(skip).unwrap_or(u64::MAX))
-                .ok_or(GuestMemoryError::GuestAddressOverflow)?;
-            piece(start, done..done + count)?;
-            done += count;
-            skip = 0;
-        }
-        Ok(())
+        Ok(pieces(&self.parts, from, len, piece)?)
     }
+}
+
+/// Calls `piece` for each stretch of `len` bytes that begin `from` bytes into the parts (address, bytes): the
+/// stretch's address, and which of those bytes it is. Ends early where the parts do.
+///
+/// # Errors
+/// What `piece` says, or an address beyond all.
+pub(crate) fn pieces(
+    parts: &[(GuestAddress, usize)],
+    from: usize,
+    len: usize,
+    mut piece: impl FnMut(GuestAddress, Range<usize>) -> Result<(), GuestMemoryError>,
+) -> Result<(), GuestMemoryError> {
+    let (mut skip, mut done) = (from, 0);
+    for &(address, size) in parts {
+        if done == len {
+            break;
+        }
+        if skip >= size {
+            skip -= size;
+            continue;
+        }
+        let count = (size - skip).min(len - done);
+        let start = address
+            .checked_add(u64::try_from(skip).unwrap_or(u64::MAX))
+            .ok_or(GuestMemoryError::GuestAddressOverflow)?;
+        piece(start, done..done + count)?;
+        done += count;
+        skip = 0;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -101,7 +101,8 @@ pub enum Event {
     },
     /// Answer to [`Request::Info`].
     Info(MachineInfo),
-    /// Answer to a request that could not be met; the machine is as it was.
+    /// Answer to a request that could not be met. A hold is taken back; a machine that was to go on does, but
+    /// for what the reason names.
     Refused {
         /// What was asked.
         operation: String,

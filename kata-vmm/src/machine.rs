@@ -32,7 +32,7 @@ pub struct Machine {
     pub name: String,
     /// Virtual processors, 1 to 32.
     pub vcpus: u8,
-    /// Guest memory, a memfd shared with the devices.
+    /// Guest memory, a file in memory that the devices share.
     pub memory: MiB,
     /// What runs in it.
     pub boot: Boot,

@@ -5,9 +5,10 @@
 //! memory is read once, so that the driver cannot change a header after it was judged.
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
 
 use super::packet::{HEADER_BYTES, Header, MAX_PAYLOAD_BYTES};
+use crate::buffers::pieces;
 
 /// A chain that holds no packet, or no room for one.
 #[derive(Debug, thiserror::Error)]
@@ -134,32 +135,14 @@ impl Buffers {
         })
     }
 
-    /// Calls `piece` for each stretch of `len` bytes that begin `from` bytes into the buffers: the
-    /// stretch's address and the range that it is of those bytes.
+    /// As [`pieces`], of these buffers.
     fn copy(
         &self,
         from: usize,
         len: usize,
-        mut piece: impl FnMut(GuestAddress, std::ops::Range<usize>) -> Result<(), GuestMemoryError>,
+        piece: impl FnMut(GuestAddress, std::ops::Range<usize>) -> Result<(), GuestMemoryError>,
     ) -> Result<(), ChainError> {
-        let (mut skip, mut done) = (from, 0);
-        for &(address, size) in &self.parts {
-            if done == len {
-                break;
-            }
-            if skip >= size {
-                skip -= size;
-                continue;
-            }
-            let count = (size - skip).min(len - done);
-            let start = address
-                .checked_add(u64::try_from(skip).unwrap_or(u64::MAX))
-                .ok_or(ChainError::Memory(GuestMemoryError::GuestAddressOverflow))?;
-            piece(start, done..done + count).map_err(ChainError::Memory)?;
-            done += count;
-            skip = 0;
-        }
-        Ok(())
+        pieces(&self.parts, from, len, piece).map_err(ChainError::Memory)
     }
 }
 

@@ -66,7 +66,8 @@ pub(crate) trait Vm {
     /// [`Occurrence::Paused`], or is one of the machine's end.
     ///
     /// # Errors
-    /// What this hypervisor cannot do; the machine is as it was.
+    /// What this hypervisor cannot do. A hold that fails is taken back; after a failure to go on the processors
+    /// run, and the device that the reason names may not.
     fn pause(&mut self, paused: bool) -> Result<(), Refusal>;
 
     /// Its figures now.

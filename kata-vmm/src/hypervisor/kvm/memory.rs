@@ -1,4 +1,4 @@
-//! Guest memory: a memfd, mapped here and given to KVM.
+//! Guest memory: a file in memory, mapped here and given to KVM.
 //!
 //! Owns the file, its mapping and the memory slots. Fresh memory is mapped shared, so that devices in other
 //! processes see it too; memory that comes from a template is mapped privately: the guest's writes stay its
@@ -24,7 +24,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion,
 /// Where the contents come from.
 #[derive(Debug)]
 pub(super) enum Contents {
-    /// Zeroes, in a memfd of its own.
+    /// Zeroes, in a file of its own.
     Fresh,
     /// A file that others may have mapped too and that is never written.
     #[cfg_attr(not(test), expect(dead_code, reason = "restoring a machine comes later"))]
@@ -46,7 +46,7 @@ impl Ram {
     pub(super) fn new(ranges: &[(GuestAddress, u64)], contents: Contents) -> io::Result<Self> {
         let total = ranges.iter().map(|(_, bytes)| bytes).sum();
         let (file, flags) = match contents {
-            Contents::Fresh => (huge(total).or_else(|_| fresh(total))?, libc::MAP_SHARED),
+            Contents::Fresh => (largest_pages(total)?, libc::MAP_SHARED),
             Contents::Template(file) => (file, libc::MAP_PRIVATE),
         };
         if file.metadata()?.len() < total {
@@ -106,6 +106,14 @@ impl Ram {
         }
         Ok(())
     }
+}
+
+/// A file with pages of 2 MiB if this process may have them, else one without.
+fn largest_pages(bytes: u64) -> io::Result<File> {
+    huge(bytes).or_else(|cause| {
+        log::info!("guest memory has pages of 4 KiB only: no file system for larger ones: {cause}");
+        fresh(bytes)
+    })
 }
 
 /// A file in a file system of its own that takes pages of 2 MiB where it can (Linux
