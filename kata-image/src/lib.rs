@@ -31,14 +31,19 @@ pub mod erofs;
 pub mod guest;
 pub mod initramfs;
 pub mod kernel;
+#[expect(dead_code, unused_imports, reason = "the sources that use it come next")]
+mod oci;
 mod progress;
 mod source;
 mod store;
+mod transfer;
 mod tree;
 
 pub use archive::ArchiveError;
 pub use cache::{CacheDirectoryError, cache_directory};
+pub use oci::{Digest, DigestError, DocumentError, ImageConfig, Platform};
 pub use progress::{Progress, Stage};
 pub use source::{Source, SourceError};
 pub use store::{Rootfs, Store, StoreError};
+pub use transfer::TransferError;
 pub use tree::EntryError;
