@@ -31,6 +31,7 @@ pub mod erofs;
 pub mod guest;
 pub mod initramfs;
 pub mod kernel;
+pub mod layer;
 #[expect(dead_code, unused_imports, reason = "the sources that use it come next")]
 mod oci;
 mod progress;

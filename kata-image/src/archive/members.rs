@@ -119,6 +119,11 @@ impl<R: Read> Members<R> {
         }
     }
 
+    /// What the archive is read from.
+    pub(crate) fn into_input(self) -> R {
+        self.input
+    }
+
     /// The next member, or `None` after the end marker.
     pub(crate) fn next(&mut self) -> Result<Option<Member>, ArchiveError> {
         self.skip(self.contents.stored_bytes)?;
@@ -140,7 +145,7 @@ impl<R: Read> Members<R> {
             return Err(ArchiveError::Truncated);
         }
         let rest = self.input.by_ref().take(MAX_TRAILING_BYTES + 1);
-        let trailing = io::copy(&mut { rest }, &mut io::sink()).map_err(ArchiveError::Read)?;
+        let trailing = io::copy(&mut { rest }, &mut io::sink()).map_err(read_error)?;
         if trailing > MAX_TRAILING_BYTES {
             return Err(ArchiveError::Trailing {
                 limit: MAX_TRAILING_BYTES,
@@ -430,9 +435,13 @@ pub(super) fn without_nul(bytes: &[u8]) -> &[u8] {
 
 /// What a failed read means: an end of the input is a truncated archive.
 pub(crate) fn read_error(error: io::Error) -> ArchiveError {
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => ArchiveError::Truncated,
-        _ => ArchiveError::Read(error),
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return ArchiveError::Truncated;
+    }
+    // What unpacks the archive has its own words for some of what is wrong with it.
+    match error.downcast::<ArchiveError>() {
+        Ok(error) => error,
+        Err(error) => ArchiveError::Read(error),
     }
 }
 

@@ -10,14 +10,13 @@ mod decoder;
 mod members;
 mod pax;
 mod sparse;
+mod unpack;
 
-use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io;
+use std::path::PathBuf;
 
 pub(crate) use members::{Member, MemberKind, Members, read_error};
+pub(crate) use unpack::{BytesRead, Packed, Unpacked};
 
 /// What is wrong with a tar archive. Entries are named as the archive names them.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +80,14 @@ pub enum ArchiveError {
         /// The type flag.
         kind: char,
     },
+    /// A compressed archive unpacks to more than it may.
+    #[error("{packed_bytes} bytes of the archive unpack to more than the limit of {limit} bytes")]
+    Bomb {
+        /// Bytes of the archive as stored that were read.
+        packed_bytes: u64,
+        /// The most that is accepted.
+        limit: u64,
+    },
     /// More than padding follows the end marker.
     #[error("more than {limit} bytes follow the archive's end marker")]
     Trailing {
@@ -118,68 +125,14 @@ pub(crate) fn recognize(head: &[u8]) -> Recognized {
     if members::is_header(head) {
         return Recognized::Readable(Compression::None);
     }
+    if is_skippable_frame(head) {
+        return Recognized::Readable(Compression::Zstd);
+    }
     let by_magic = MAGICS.iter().find(|(magic, _)| head.starts_with(magic));
     by_magic.map_or(Recognized::Unknown, |(_, recognized)| *recognized)
 }
 
-/// How many bytes of the archive, as stored, have been read; shared with the reader.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct BytesRead(Arc<AtomicU64>);
-
-impl BytesRead {
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// An archive that is open for reading.
-pub(crate) struct Archive {
-    pub(crate) members: Members<Box<dyn Read>>,
-    pub(crate) bytes_read: BytesRead,
-    pub(crate) size_bytes: u64,
-}
-
-/// Opens an archive; `None` when its first bytes are not those of a readable archive.
-pub(crate) fn open(path: &Path) -> io::Result<Option<Archive>> {
-    let file = File::open(path)?;
-    let size_bytes = file.metadata()?.len();
-    let bytes_read = BytesRead::default();
-    let mut input = BufReader::with_capacity(
-        BUFFER_BYTES,
-        Counted {
-            input: file,
-            count: bytes_read.clone(),
-        },
-    );
-    let mut head = Vec::new();
-    input.by_ref().take(members::BLOCK_BYTES).read_to_end(&mut head)?;
-    let Recognized::Readable(compression) = recognize(&head) else {
-        return Ok(None);
-    };
-    let whole = io::Cursor::new(head).chain(input);
-    let unpacked: Box<dyn Read> = match compression {
-        Compression::None => Box::new(whole),
-        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(whole)),
-        Compression::Zstd => Box::new(zstd::Decoder::new(whole)?),
-    };
-    Ok(Some(Archive {
-        members: Members::new(unpacked),
-        bytes_read,
-        size_bytes,
-    }))
-}
-
-const BUFFER_BYTES: usize = 256 << 10;
-
-struct Counted {
-    input: File,
-    count: BytesRead,
-}
-
-impl Read for Counted {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.input.read(buffer)?;
-        self.count.0.fetch_add(count as u64, Ordering::Relaxed);
-        Ok(count)
-    }
+/// Frames without contents may stand before those of zstd (RFC 8878 section 3.1.2).
+fn is_skippable_frame(head: &[u8]) -> bool {
+    matches!(head, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
 }

@@ -1,5 +1,8 @@
 //! The growing image file: blocks are appended and hashed, blocks of zeros left as holes, last pieces of files
 //! kept for their inodes. Knows nothing of what the blocks mean.
+//!
+//! Last pieces wait in a buffer, and where they are more than it holds, in the output file itself, behind the last
+//! byte that the image may have: that costs neither memory nor a second file, and the end of the work cuts it off.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,10 +15,6 @@ use sha2::{Digest, Sha256};
 use super::{BLOCK_BYTES, Error, Limits};
 use crate::progress::{Progress, Stage};
 use crate::tree::Content;
-
-/// The most that is kept in memory of files' last pieces. In a source with more of them the rest get blocks of
-/// their own, which makes the image larger but not wrong.
-pub const MAX_TAIL_BYTES: usize = 128 << 20;
 
 pub(super) const BLOCK: usize = 4096;
 /// The largest inode without attributes.
@@ -45,12 +44,50 @@ pub(crate) struct Image<'a> {
     buffer: Vec<u8>,
     /// Where the buffer will be written.
     buffer_block: u64,
-    tails: Vec<u8>,
-    /// Of all blocks that are not zeros, and of their places.
-    digest: Sha256,
+    tails: Tails,
+    /// Of all blocks that are not zeros, and of their places; `None` where the source has a digest.
+    digest: Option<Sha256>,
     /// The block after the last that was hashed: as long as it is the next, its place need not be.
     hashed_block: u64,
     xattrs_left_out: u64,
+}
+
+/// Last pieces of files, one behind the other.
+struct Tails {
+    /// Those that are not in the file.
+    buffer: Vec<u8>,
+    /// How many bytes of them are in the file.
+    in_file: u64,
+    /// Where in the file they are.
+    file_offset: u64,
+}
+
+impl Tails {
+    /// Appends a piece and tells its place.
+    fn push(&mut self, out: &File, contents: &mut impl Read, bytes: usize) -> Result<u64, StoreFileError> {
+        if self.buffer.len() + bytes > BUFFER_BYTES {
+            out.write_all_at(&self.buffer, self.file_offset + self.in_file)
+                .map_err(StoreFileError::Write)?;
+            self.in_file += self.buffer.len() as u64;
+            self.buffer.clear();
+        }
+        let start = self.buffer.len();
+        self.buffer.resize(start + bytes, 0);
+        contents
+            .read_exact(&mut self.buffer[start..])
+            .map_err(StoreFileError::Read)?;
+        Ok(self.in_file + start as u64)
+    }
+
+    fn read(&self, out: &File, place: u64, bytes: &mut [u8]) -> io::Result<()> {
+        match place.checked_sub(self.in_file).map(usize::try_from) {
+            Some(Ok(start)) => {
+                bytes.copy_from_slice(&self.buffer[start..start + bytes.len()]);
+                Ok(())
+            }
+            _ => out.read_exact_at(bytes, self.file_offset + place),
+        }
+    }
 }
 
 /// Which side of a copy failed.
@@ -69,6 +106,11 @@ impl<'a> Image<'a> {
             total_bytes: None,
             entries: 0,
         };
+        let tails = Tails {
+            buffer: Vec::new(),
+            in_file: 0,
+            file_offset: max_blocks(limits) * BLOCK_BYTES,
+        };
         Self {
             out,
             limits,
@@ -76,11 +118,27 @@ impl<'a> Image<'a> {
             reported,
             buffer: Vec::with_capacity(BUFFER_BYTES),
             buffer_block: 1,
-            tails: Vec::new(),
-            digest: Sha256::new(),
+            tails,
+            digest: Some(Sha256::new()),
             hashed_block: 0,
             xattrs_left_out: 0,
         }
+    }
+
+    /// An image whose source has a digest: its blocks need none.
+    pub(crate) fn of_known_source(
+        out: &'a File,
+        limits: Limits,
+        progress: &'a mut dyn FnMut(Progress),
+    ) -> Self {
+        Self {
+            digest: None,
+            ..Self::new(out, limits, progress)
+        }
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Says how many bytes the source has.
@@ -148,7 +206,7 @@ impl<'a> Image<'a> {
 
     /// The most blocks that the image may have.
     pub(super) fn max_blocks(&self) -> u64 {
-        (self.limits.image_bytes / BLOCK_BYTES).min(u64::from(u32::MAX))
+        max_blocks(self.limits)
     }
 
     /// Copies a file's contents into the image; `xattr_bytes` is what its inode carries besides them.
@@ -168,7 +226,7 @@ impl<'a> Image<'a> {
             return Err(too_large);
         };
         let tail_bytes = usize::try_from(size_bytes % BLOCK_BYTES).unwrap_or(BLOCK);
-        if !fits_inline(xattr_bytes, tail_bytes) || self.tails.len() + tail_bytes > MAX_TAIL_BYTES {
+        if !fits_inline(xattr_bytes, tail_bytes) {
             self.append_from(contents, size_bytes)?;
             return Ok(Content {
                 size_bytes,
@@ -177,11 +235,7 @@ impl<'a> Image<'a> {
             });
         }
         self.append_from(contents, size_bytes - tail_bytes as u64)?;
-        let tail = self.tails.len();
-        self.tails.resize(tail + tail_bytes, 0);
-        contents
-            .read_exact(&mut self.tails[tail..])
-            .map_err(StoreFileError::Read)?;
+        let tail = self.tails.push(self.out, contents, tail_bytes)?;
         Ok(Content {
             size_bytes,
             first_block,
@@ -190,8 +244,8 @@ impl<'a> Image<'a> {
     }
 
     /// The last piece of a file whose [`Content::tail`] this is.
-    pub(super) fn tail(&self, start: usize, bytes: usize) -> &[u8] {
-        &self.tails[start..start + bytes]
+    pub(super) fn tail(&self, place: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.tails.read(self.out, place, bytes)
     }
 
     fn append_from(&mut self, contents: &mut impl Contents, bytes: u64) -> Result<(), StoreFileError> {
@@ -259,12 +313,14 @@ impl<'a> Image<'a> {
         for run in runs(&self.buffer) {
             let end = self.buffer_block + (run.len() / BLOCK) as u64;
             if !starts_with_zeros(run) {
-                if self.hashed_block != self.buffer_block {
-                    self.digest.update(self.buffer_block.to_le_bytes());
+                if let Some(digest) = &mut self.digest {
+                    if self.hashed_block != self.buffer_block {
+                        digest.update(self.buffer_block.to_le_bytes());
+                    }
+                    digest.update(run);
+                    self.hashed_block = end;
                 }
-                self.digest.update(run);
                 self.out.write_all_at(run, self.buffer_block * BLOCK_BYTES)?;
-                self.hashed_block = end;
             }
             self.buffer_block = end;
         }
@@ -272,15 +328,27 @@ impl<'a> Image<'a> {
         Ok(())
     }
 
-    /// Writes the first block, which `first_block` makes from the digest of all others, and sets the size.
-    pub(super) fn finish(mut self, first_block: impl FnOnce([u8; 32]) -> Vec<u8>) -> io::Result<u64> {
+    /// Writes the first block, which `first_block` makes from the source's digest or that of all others, and sets the
+    /// size.
+    pub(super) fn finish(
+        mut self,
+        source: [u8; 32],
+        first_block: impl FnOnce([u8; 32]) -> Vec<u8>,
+    ) -> io::Result<u64> {
         self.flush()?;
-        let digest = std::mem::take(&mut self.digest).finalize();
-        self.out.write_all_at(&first_block(digest.into()), 0)?;
+        let digest = self
+            .digest
+            .take()
+            .map_or(source, |digest| digest.finalize().into());
+        self.out.write_all_at(&first_block(digest), 0)?;
         let size_bytes = self.buffer_block * BLOCK_BYTES;
         self.out.set_len(size_bytes)?;
         Ok(size_bytes)
     }
+}
+
+fn max_blocks(limits: Limits) -> u64 {
+    (limits.image_bytes / BLOCK_BYTES).min(u64::from(u32::MAX))
 }
 
 fn starts_with_zeros(blocks: &[u8]) -> bool {

@@ -16,8 +16,9 @@ use super::{BLOCK_BYTES, Error, Summary};
 use crate::tree::{Body, Node, NodeId, Time, Tree};
 use std::path::PathBuf;
 
-/// Writes everything but file contents, which are in the image already.
-pub(super) fn write(mut image: Image<'_>, tree: &Tree) -> Result<Summary, Error> {
+/// Writes everything but file contents, which are in the image already. `source` counts where the image hashes no
+/// blocks.
+pub(crate) fn write(mut image: Image<'_>, tree: &Tree, source: [u8; 32]) -> Result<Summary, Error> {
     let plan = Plan::new(tree, image.next_block());
     let blocks = plan.meta_block + plan.meta_blocks as u64;
     let limit = image.max_blocks();
@@ -33,7 +34,7 @@ pub(super) fn write(mut image: Image<'_>, tree: &Tree) -> Result<Summary, Error>
     plan.write_inodes(&mut image).map_err(Error::Write)?;
     let xattrs_left_out = image.xattrs_left_out();
     let size_bytes = image
-        .finish(|digest| first_block(plan.superblock(digest, blocks)))
+        .finish(source, |digest| first_block(plan.superblock(digest, blocks)))
         .map_err(Error::Write)?;
     Ok(Summary {
         size_bytes,
@@ -162,7 +163,7 @@ impl<'a> Plan<'a> {
         let mut position = 0;
         for (index, placed) in by_offset.iter().enumerate() {
             image.append(&vec![0; placed.offset - position])?;
-            let bytes = self.inode_with_tail(placed, image);
+            let bytes = self.inode_with_tail(placed, image)?;
             image.append(&bytes)?;
             position = placed.offset + bytes.len();
             if index % REPORT_INODES == 0 {
@@ -174,18 +175,17 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    fn inode_with_tail(&self, placed: &Placed, image: &Image<'_>) -> Vec<u8> {
+    fn inode_with_tail(&self, placed: &Placed, image: &Image<'_>) -> io::Result<Vec<u8>> {
         let node = self.tree.node(placed.id);
         let tail_bytes = layout(node).tail_bytes;
         let mut bytes = inode::encode(node, &placed.inode, self.build_time);
         match &node.body {
             Body::File(content) => {
-                bytes.extend(
-                    content
-                        .tail
-                        .map(|start| image.tail(start, tail_bytes))
-                        .unwrap_or_default(),
-                );
+                if let Some(place) = content.tail {
+                    let start = bytes.len();
+                    bytes.resize(start + tail_bytes, 0);
+                    image.tail(place, &mut bytes[start..])?;
+                }
             }
             _ if tail_bytes > 0 => {
                 let contents = self.contents(placed.id);
@@ -193,7 +193,7 @@ impl<'a> Plan<'a> {
             }
             _ => {}
         }
-        bytes
+        Ok(bytes)
     }
 
     fn superblock(&self, digest: [u8; 32], blocks: u32) -> Superblock {

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Contents are copied while the source is read, and blocks of zeros become holes of the image file. In memory
-//! are the names and metadata, which [`Limits::metadata_bytes`] bounds, and up to [`MAX_TAIL_BYTES`] of last pieces.
+//! are the names and metadata, which [`Limits::metadata_bytes`] bounds.
 //!
 //! [EROFS]: https://docs.kernel.org/filesystems/erofs.html
 
@@ -36,8 +36,8 @@ use crate::progress::{Progress, Stage};
 use crate::source::Source;
 use crate::tree::{self, EntryError};
 
-pub use image::MAX_TAIL_BYTES;
 pub(crate) use image::{Contents, Image, StoreFileError};
+pub(crate) use metadata::write as write_metadata;
 pub(crate) use superblock::has_magic;
 pub use superblock::{Superblock, SuperblockError};
 
@@ -59,15 +59,15 @@ pub struct Summary {
 /// Bounds on what is written, against hostile sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Size of the image. At most 16 TiB, which is what the format can address. Space on the disk is what bounds
+    /// Size of the image, and of a compressed archive's unpacked bytes. At most 16 TiB, which is what the format can address. Space on the disk is what bounds
     /// an image in practice: a small archive can ask for all of it, and where it ends, so does the conversion.
     pub image_bytes: u64,
     /// Files, directories and everything else, those that a later entry of an archive replaces too.
     pub entries: usize,
     /// Memory while the image is made: names, targets of symbolic links, names and values of extended attributes, and
-    /// some 350 bytes for each entry. What a later entry of an archive replaces counts too. Besides these there are
-    /// up to [`MAX_TAIL_BYTES`] of files' last pieces, and what reading takes: a decompressor's window (zstd: at most
-    /// 128 MiB) and some tens of MiB for what one entry may say about itself.
+    /// some 350 bytes for each entry. What a later entry of an archive replaces counts too. Besides these there is
+    /// what reading takes: a decompressor's window (zstd: at most 128 MiB, 8 MiB or less in practice), some MiB of
+    /// buffers, and some tens of MiB for what one entry may say about itself.
     pub metadata_bytes: usize,
 }
 
@@ -191,7 +191,7 @@ pub fn write_within(
         Source::Directory(path) => tree::directory::read(path, &mut image)?,
         Source::Archive(path) | Source::Erofs(path) => tree::archive::read(path, &mut image)?,
     };
-    metadata::write(image, &tree)
+    metadata::write(image, &tree, [0; 32])
 }
 
 fn copy(path: &Path, out: &File, progress: &mut dyn FnMut(Progress)) -> Result<Summary, Error> {

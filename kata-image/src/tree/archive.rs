@@ -1,11 +1,12 @@
 //! From a tar archive to a tree. Contents go into the image while they are read; a path of the archive never
 //! touches the host's filesystem.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
 use super::{Body, EntryError, EntryPath, Metadata, Tree, Xattrs};
-use crate::archive::{self, ArchiveError, BytesRead, Member, MemberKind, Members};
+use crate::archive::{self, ArchiveError, BytesRead, Member, MemberKind, Members, Packed};
 use crate::erofs::{BLOCK_BYTES, Contents, Error, Image, StoreFileError};
 
 /// Reads the archive at `path` to its end.
@@ -14,24 +15,25 @@ pub(crate) fn read(path: &Path, image: &mut Image<'_>) -> Result<Tree, Error> {
         path: path.to_path_buf(),
         source,
     };
-    let opened = archive::open(path).map_err(read_error)?;
-    let mut archive = opened.ok_or_else(|| Error::NotAnArchive {
+    let file = File::open(path).map_err(read_error)?;
+    image.expect(Some(file.metadata().map_err(read_error)?.len()));
+    let packed = Packed::new(file).map_err(read_error)?;
+    let packed = packed.ok_or_else(|| Error::NotAnArchive {
         path: path.to_path_buf(),
     })?;
-    image.expect(Some(archive.size_bytes));
-    let mut reader = Reader {
-        path,
-        tree: Tree::new(),
-        image,
+    let limits = image.limits();
+    let read = |unpacked, bytes_read: &BytesRead| {
+        let mut members = Members::new(unpacked);
+        let mut reader = Reader::new(path, Tree::new(), image);
+        while let Some(member) = members.next().map_err(|error| reader.archive_error(error))? {
+            reader.member(member, &mut members, bytes_read)?;
+        }
+        Ok(reader.into_tree())
     };
-    while let Some(member) = archive
-        .members
-        .next()
-        .map_err(|error| reader.archive_error(error))?
-    {
-        reader.member(member, &mut archive.members, &archive.bytes_read)?;
-    }
-    Ok(reader.tree)
+    packed
+        .limit(limits.image_bytes)
+        .unpack(read)
+        .map_err(read_error)?
 }
 
 impl<R: Read> Contents for Members<R> {
@@ -40,14 +42,24 @@ impl<R: Read> Contents for Members<R> {
     }
 }
 
-struct Reader<'a, 'b> {
+/// Puts members into a tree and an image.
+pub(crate) struct Reader<'a, 'b> {
     path: &'a Path,
-    tree: Tree,
-    image: &'a mut Image<'b>,
+    pub(crate) tree: Tree,
+    pub(crate) image: &'a mut Image<'b>,
 }
 
-impl Reader<'_, '_> {
-    fn member(
+impl<'a, 'b> Reader<'a, 'b> {
+    /// `path` is what the archive is called in errors.
+    pub(crate) fn new(path: &'a Path, tree: Tree, image: &'a mut Image<'b>) -> Self {
+        Self { path, tree, image }
+    }
+
+    pub(crate) fn into_tree(self) -> Tree {
+        self.tree
+    }
+
+    pub(crate) fn member(
         &mut self,
         member: Member,
         contents: &mut impl Contents,
@@ -92,14 +104,14 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn archive_error(&self, source: ArchiveError) -> Error {
+    pub(crate) fn archive_error(&self, source: ArchiveError) -> Error {
         Error::Archive {
             path: self.path.to_path_buf(),
             source,
         }
     }
 
-    fn entry_error(&self, source: EntryError) -> Error {
+    pub(crate) fn entry_error(&self, source: EntryError) -> Error {
         Error::Entry {
             path: self.path.to_path_buf(),
             source,

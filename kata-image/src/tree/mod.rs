@@ -6,89 +6,16 @@
 
 pub(crate) mod archive;
 pub(crate) mod directory;
+mod entry_error;
 mod host_file;
 mod path;
 mod xattr;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
+pub use entry_error::EntryError;
 pub(crate) use path::EntryPath;
-pub(crate) use xattr::{HEADER_BYTES as XATTR_HEADER_BYTES, XattrPair, Xattrs};
-
-/// An entry of a source that cannot stand in a filesystem. Paths are relative to the root.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum EntryError {
-    /// A path with `..` in it.
-    #[error("{} leaves the root", .path.display())]
-    LeavesRoot {
-        /// The entry.
-        path: PathBuf,
-    },
-    /// A path through a symbolic link; where it led would depend on the link.
-    #[error("{} lies below the symbolic link {}", .path.display(), .link.display())]
-    BelowSymlink {
-        /// The entry.
-        path: PathBuf,
-        /// The link.
-        link: PathBuf,
-    },
-    /// A path through something that is no directory.
-    #[error("{} lies below {}, which is no directory", .path.display(), .parent.display())]
-    BelowFile {
-        /// The entry.
-        path: PathBuf,
-        /// What is in its way.
-        parent: PathBuf,
-    },
-    /// A directory and something else under one name.
-    #[error("{} is both a directory and something else", .path.display())]
-    TypeClash {
-        /// The entry.
-        path: PathBuf,
-    },
-    /// A hard link to what is not there, or to a directory.
-    #[error("{} is a hard link to {}, which is not an earlier file of the archive", .path.display(), .target.display())]
-    HardLink {
-        /// The entry.
-        path: PathBuf,
-        /// Its target.
-        target: PathBuf,
-    },
-    /// A name with a zero byte or of more than 255 bytes, or a path of more than 4095.
-    #[error("{} has a name that no Linux filesystem can hold", .path.display())]
-    Name {
-        /// The entry.
-        path: PathBuf,
-    },
-    /// A symbolic link whose target is empty, too long, or has a zero byte.
-    #[error("{} is a symbolic link with a target that Linux does not accept", .path.display())]
-    Target {
-        /// The entry.
-        path: PathBuf,
-    },
-    /// An extended attribute that an image cannot hold.
-    #[error("{} has an extended attribute {name:?} that an image cannot hold: {reason}", .path.display())]
-    Xattr {
-        /// The entry.
-        path: PathBuf,
-        /// Name of the attribute.
-        name: String,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// A device number beyond 12 bits of major or 20 bits of minor.
-    #[error("{} has the device number {major}:{minor}, which Linux does not accept", .path.display())]
-    Device {
-        /// The entry.
-        path: PathBuf,
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-}
+pub(crate) use xattr::{HEADER_BYTES as XATTR_HEADER_BYTES, Xattr, XattrPair, Xattrs, is_supported};
 
 /// Seconds and nanoseconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -109,7 +36,7 @@ pub(crate) struct Metadata {
 
 impl Metadata {
     /// A directory that no entry describes.
-    fn implied() -> Self {
+    pub(crate) fn implied() -> Self {
         Self {
             mode: 0o755,
             uid: 0,
@@ -126,8 +53,8 @@ pub(crate) struct Content {
     pub(crate) size_bytes: u64,
     /// First block of the part that is stored in whole blocks.
     pub(crate) first_block: u32,
-    /// Where in the buffer of tails the rest begins, when it is to be stored beside the inode.
-    pub(crate) tail: Option<usize>,
+    /// Where among all tails the rest begins, when it is to be stored beside the inode.
+    pub(crate) tail: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,7 +81,7 @@ impl Body {
         }
     }
 
-    fn is_directory(&self) -> bool {
+    pub(crate) fn is_directory(&self) -> bool {
         matches!(self, Self::Directory(_))
     }
 
@@ -220,12 +147,19 @@ const DIRECTORY_BYTES: usize = 160;
 pub(crate) struct Tree {
     nodes: Vec<Node>,
     metadata_bytes: usize,
+    /// What directories get that no entry describes.
+    implied: Metadata,
 }
 
 impl Tree {
     pub(crate) fn new() -> Self {
+        Self::with_implied(Metadata::implied())
+    }
+
+    /// A tree whose directories have this metadata until an entry says otherwise.
+    pub(crate) fn with_implied(implied: Metadata) -> Self {
         let root = Node {
-            metadata: Metadata::implied(),
+            metadata: implied.clone(),
             body: Body::directory(),
             parent: NodeId::ROOT,
             links: 2,
@@ -233,6 +167,7 @@ impl Tree {
         Self {
             nodes: vec![root],
             metadata_bytes: 0,
+            implied,
         }
     }
 
@@ -338,7 +273,12 @@ impl Tree {
         self.set_metadata(NodeId::ROOT, metadata);
     }
 
-    fn set_metadata(&mut self, id: NodeId, metadata: Metadata) {
+    /// Adds a directory that no entry describes to a directory that does not have that name.
+    pub(crate) fn add_implied(&mut self, parent: NodeId, name: &[u8]) -> NodeId {
+        self.add(parent, name, self.implied.clone(), Body::directory())
+    }
+
+    pub(crate) fn set_metadata(&mut self, id: NodeId, metadata: Metadata) {
         self.metadata_bytes += metadata.xattrs.memory_bytes();
         self.nodes[id.0].metadata = metadata;
     }
@@ -366,11 +306,22 @@ impl Tree {
         let mut directory = NodeId::ROOT;
         for (depth, parent) in parents.iter().enumerate() {
             directory = match self.child(directory, parent) {
-                None => self.add(directory, parent, Metadata::implied(), Body::directory()),
+                None => self.add_implied(directory, parent),
                 Some(child) => self.passable(child, path, depth + 1)?,
             };
         }
         Ok(Some((directory, name)))
+    }
+
+    /// The directory at `path`, made if need be.
+    pub(crate) fn directory(&mut self, path: &EntryPath) -> Result<NodeId, EntryError> {
+        let Some((parent, name)) = self.parent_of(path)? else {
+            return Ok(NodeId::ROOT);
+        };
+        match self.child(parent, name) {
+            None => Ok(self.add_implied(parent, name)),
+            Some(child) => self.passable(child, path, path.names().len()),
+        }
     }
 
     /// Refuses to walk through anything but a directory.
@@ -388,7 +339,7 @@ impl Tree {
         }
     }
 
-    fn child(&self, directory: NodeId, name: &[u8]) -> Option<NodeId> {
+    pub(crate) fn child(&self, directory: NodeId, name: &[u8]) -> Option<NodeId> {
         match &self.node(directory).body {
             Body::Directory(children) => children.get(name).copied(),
             _ => None,
@@ -396,12 +347,13 @@ impl Tree {
     }
 
     /// Follows names only, never links.
-    fn find(&self, path: &EntryPath) -> Option<NodeId> {
+    pub(crate) fn find(&self, path: &EntryPath) -> Option<NodeId> {
         path.names()
             .iter()
             .try_fold(NodeId::ROOT, |directory, name| self.child(directory, name))
     }
 
+    /// Takes a name of something that is no directory out of its directory.
     fn unlink(&mut self, parent: NodeId, name: &[u8]) {
         if let Body::Directory(children) = &mut self.nodes[parent.0].body
             && let Some(id) = children.remove(name)
@@ -409,128 +361,45 @@ impl Tree {
             self.nodes[id.0].links -= 1;
         }
     }
+
+    /// Takes a name out of a directory, with everything below it.
+    pub(crate) fn remove(&mut self, parent: NodeId, name: &[u8]) {
+        let Some(id) = self.child(parent, name) else {
+            return;
+        };
+        if self.node(id).body.is_directory() {
+            self.clear(id);
+            self.nodes[parent.0].links -= 1;
+        }
+        self.unlink(parent, name);
+    }
+
+    /// Empties a directory.
+    pub(crate) fn clear(&mut self, directory: NodeId) {
+        let mut pending = vec![directory];
+        while let Some(id) = pending.pop() {
+            let Body::Directory(children) = &mut self.nodes[id.0].body else {
+                continue;
+            };
+            for child in std::mem::take(children).into_values() {
+                let node = &mut self.nodes[child.0];
+                node.links -= 1;
+                if node.body.is_directory() {
+                    // Its `..`.
+                    self.nodes[id.0].links -= 1;
+                    pending.push(child);
+                }
+            }
+        }
+    }
+
+    /// Says where the contents of a file are.
+    pub(crate) fn set_content(&mut self, id: NodeId, content: Content) {
+        if let Body::File(place) = &mut self.nodes[id.0].body {
+            *place = content;
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn path(text: &str) -> EntryPath {
-        EntryPath::new(text.as_bytes()).expect("path")
-    }
-
-    fn file(size_bytes: u64) -> Body {
-        Body::File(Content {
-            size_bytes,
-            ..Content::default()
-        })
-    }
-
-    fn insert(tree: &mut Tree, at: &str, body: Body) -> Result<NodeId, EntryError> {
-        tree.insert(&path(at), Metadata::implied(), body)
-    }
-
-    #[test]
-    fn missing_parents_are_made_and_counted() {
-        let mut tree = Tree::new();
-        insert(&mut tree, "a/b/c", file(1)).unwrap();
-        assert_eq!(tree.node(NodeId::ROOT).links, 3);
-        let b = tree.find(&path("a/b")).unwrap();
-        assert_eq!(tree.node(b).metadata, Metadata::implied());
-        assert_eq!(tree.node(b).links, 2);
-    }
-
-    #[test]
-    fn the_last_entry_of_a_name_wins_and_a_directory_keeps_what_is_in_it() {
-        let mut tree = Tree::new();
-        insert(&mut tree, "d/f", file(1)).unwrap();
-        insert(&mut tree, "d/f", Body::Symlink(b"x"[..].into())).unwrap();
-        insert(&mut tree, "d/f", file(2)).unwrap();
-        insert(&mut tree, "d", Body::directory()).unwrap();
-        let found = tree.find(&path("d/f")).unwrap();
-        assert_eq!(tree.node(found).body, file(2));
-        assert_eq!(tree.node(NodeId::ROOT).links, 3);
-    }
-
-    #[test]
-    fn whatever_takes_memory_is_charged() {
-        let mut tree = Tree::new();
-        let mut charged = |at: &str, body: Body| {
-            let before = tree.metadata_bytes();
-            insert(&mut tree, at, body).unwrap();
-            tree.metadata_bytes() - before
-        };
-        let file_bytes = NODE_BYTES + NAME_BYTES + 1;
-        assert_eq!(charged("f", file(1)), file_bytes);
-        assert_eq!(charged("f", file(2)), file_bytes, "what is replaced is kept");
-        assert_eq!(charged("l", Body::Symlink(b"target"[..].into())), file_bytes + 6);
-        let directory_bytes = file_bytes + DIRECTORY_BYTES;
-        assert_eq!(charged("d/e/f", file(1)), 2 * directory_bytes + file_bytes);
-        let before = tree.metadata_bytes();
-        tree.link(&path("name"), &path("f")).unwrap();
-        assert_eq!(tree.metadata_bytes() - before, NAME_BYTES + 4);
-        let pair = (b"user.abc".to_vec(), b"value".to_vec());
-        let metadata = Metadata {
-            xattrs: Xattrs::new(std::path::Path::new("d"), [pair]).unwrap(),
-            ..Metadata::implied()
-        };
-        let before = tree.metadata_bytes();
-        tree.insert(&path("d"), metadata, Body::directory()).unwrap();
-        assert!(
-            tree.metadata_bytes() - before > 8,
-            "an entry for a directory that exists"
-        );
-    }
-
-    #[test]
-    fn hard_links_share_a_node() {
-        let mut tree = Tree::new();
-        let id = insert(&mut tree, "f", file(1)).unwrap();
-        tree.link(&path("g"), &path("f")).unwrap();
-        tree.link(&path("g"), &path("f")).unwrap();
-        tree.link(&path("f"), &path("f")).unwrap();
-        assert_eq!(tree.node(id).links, 2);
-        insert(&mut tree, "f", file(2)).unwrap();
-        assert_eq!(tree.node(id).links, 1);
-        assert_eq!(tree.find(&path("g")), Some(id));
-    }
-
-    #[test]
-    fn what_cannot_stand_is_refused_by_name() {
-        let mut tree = Tree::new();
-        insert(&mut tree, "link", Body::Symlink(b"/etc"[..].into())).unwrap();
-        insert(&mut tree, "file", file(0)).unwrap();
-        insert(&mut tree, "dir", Body::directory()).unwrap();
-        let check = |result: Result<NodeId, EntryError>, text: &str| {
-            assert_eq!(result.unwrap_err().to_string(), text);
-        };
-        check(
-            insert(&mut tree, "link/passwd", file(0)),
-            "link/passwd lies below the symbolic link link",
-        );
-        check(
-            insert(&mut tree, "file/x", file(0)),
-            "file/x lies below file, which is no directory",
-        );
-        check(
-            insert(&mut tree, "dir", file(0)),
-            "dir is both a directory and something else",
-        );
-        check(
-            insert(&mut tree, "link", Body::directory()),
-            "link is both a directory and something else",
-        );
-        check(
-            insert(&mut tree, ".", file(0)),
-            ". is both a directory and something else",
-        );
-        let missing = "new is a hard link to gone, which is not an earlier file of the archive";
-        assert_eq!(
-            tree.link(&path("new"), &path("gone")).unwrap_err().to_string(),
-            missing
-        );
-        assert!(tree.link(&path("new"), &path("dir")).is_err());
-        assert!(tree.link(&path("new"), &path("link/x")).is_err());
-        assert!(tree.link(&path("dir"), &path("file")).is_err());
-    }
-}
+mod tests;

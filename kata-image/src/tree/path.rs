@@ -11,7 +11,7 @@ pub(super) const MAX_NAME_BYTES: usize = 255;
 const MAX_PATH_BYTES: usize = 4095;
 
 /// The names that lead from the root to an entry; none for the root itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct EntryPath(Vec<Box<[u8]>>);
 
 impl EntryPath {
@@ -40,6 +40,11 @@ impl EntryPath {
         &self.0
     }
 
+    /// The names with slashes between them.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        self.0.join(&b'/')
+    }
+
     pub(crate) fn to_path_buf(&self) -> PathBuf {
         if self.0.is_empty() {
             PathBuf::from(".")
@@ -48,8 +53,14 @@ impl EntryPath {
         }
     }
 
+    /// The entry's directory; `None` for the root.
+    pub(crate) fn parent(&self) -> Option<Self> {
+        let (_, parents) = self.0.split_last()?;
+        Some(Self(parents.to_vec()))
+    }
+
     /// The path of the first `depth` names.
-    pub(super) fn ancestor(&self, depth: usize) -> PathBuf {
+    pub(crate) fn ancestor(&self, depth: usize) -> PathBuf {
         self.0.iter().take(depth).map(|name| path_buf(name)).collect()
     }
 }

@@ -81,6 +81,14 @@ impl Xattrs {
         Ok(xattrs)
     }
 
+    /// From what an image holds: namespace, name without it, and value.
+    pub(crate) fn from_stored(xattrs: impl IntoIterator<Item = Xattr>) -> Self {
+        let mut xattrs: Vec<_> = xattrs.into_iter().collect();
+        xattrs.sort_unstable();
+        xattrs.dedup_by(|one, other| (one.namespace, &one.name) == (other.namespace, &other.name));
+        Self(xattrs.into())
+    }
+
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, Xattr> {
         self.0.iter()
     }

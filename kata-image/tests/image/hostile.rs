@@ -6,59 +6,8 @@ use std::io::Write;
 use kata_image::{Source, erofs};
 use tar::{EntryType, Header};
 
+use crate::forged::Forged;
 use crate::oracle::{Image, can_mount, chain, list};
-
-/// An archive that is put together byte by byte, with paths that honest writers refuse.
-#[derive(Default)]
-pub(crate) struct Forged(Vec<u8>);
-
-impl Forged {
-    pub(crate) fn add(self, kind: EntryType, path: &[u8], link: &[u8], contents: &[u8]) -> Self {
-        let mut header = Header::new_gnu();
-        header.as_old_mut().name[..path.len()].copy_from_slice(path);
-        header.as_old_mut().linkname[..link.len()].copy_from_slice(link);
-        header.set_entry_type(kind);
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(1_700_000_000);
-        header.set_size(contents.len() as u64);
-        header.set_device_major(0).unwrap();
-        header.set_device_minor(0).unwrap();
-        header.set_cksum();
-        self.raw(&header, contents)
-    }
-
-    pub(crate) fn raw(mut self, header: &Header, contents: &[u8]) -> Self {
-        self.0.extend(header.as_bytes());
-        self.0.extend(contents);
-        self.0.resize(self.0.len().next_multiple_of(512), 0);
-        self
-    }
-
-    pub(crate) fn file(self, path: &str, contents: &str) -> Self {
-        self.add(EntryType::Regular, path.as_bytes(), b"", contents.as_bytes())
-    }
-
-    pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> Self {
-        let mut contents = Vec::new();
-        for (key, value) in records {
-            let rest = key.len() + value.len() + 3;
-            let length = (rest..)
-                .find(|length| length.to_string().len() + rest == *length)
-                .unwrap();
-            contents.extend(format!("{length} {key}=").as_bytes());
-            contents.extend(*value);
-            contents.push(b'\n');
-        }
-        self.add(EntryType::XHeader, b"pax", b"", &contents)
-    }
-
-    pub(crate) fn end(mut self) -> Vec<u8> {
-        self.0.extend([0; 1024]);
-        self.0
-    }
-}
 
 fn write(archive: &[u8]) -> Result<Image, String> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -286,13 +235,18 @@ fn a_bomb_of_entries_stops_at_the_limit() {
     for index in 0..100 {
         bomb = bomb.file(&format!("{index}"), "");
     }
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(&zstd::encode_all(&bomb.end()[..], 1).unwrap())
-        .unwrap();
-    let source = Source::Archive(file.path().into());
+    let mut plain = tempfile::NamedTempFile::new().unwrap();
+    plain.write_all(&bomb.end()).unwrap();
+    let mut packed = tempfile::NamedTempFile::new().unwrap();
+    let bytes = zstd::encode_all(&fs::read(plain.path()).unwrap()[..], 1).unwrap();
+    packed.write_all(&bytes).unwrap();
     let out = tempfile::tempfile().unwrap();
-    let within =
-        |limits| erofs::write_within(&source, &out, &limits, &mut |_| {}).map_err(|error| error.to_string());
+    let write = |file: &tempfile::NamedTempFile, limits| {
+        let source = Source::Archive(file.path().into());
+        let written = erofs::write_within(&source, &out, &limits, &mut |_| {});
+        written.map_err(|error| chain(&error).replace(&file.path().display().to_string(), "ARCHIVE"))
+    };
+    let within = |limits| write(&packed, limits);
     let limits = erofs::Limits {
         entries: 100,
         ..erofs::Limits::default()
@@ -310,9 +264,11 @@ fn a_bomb_of_entries_stops_at_the_limit() {
         ..erofs::Limits::default()
     };
     assert_eq!(
-        within(small),
+        write(&plain, small),
         Err(". makes the image larger than 4096 bytes".to_owned())
     );
+    let unpacks = format!("{} bytes of the archive unpack to more than the limit of 4096 bytes", bytes.len());
+    assert_eq!(within(small), Err(format!("the archive ARCHIVE is broken: {unpacks}")));
 }
 
 #[test]

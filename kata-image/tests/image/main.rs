@@ -8,6 +8,7 @@
 
 mod archives;
 mod corpus;
+mod forged;
 mod hostile;
 mod oracle;
 mod random;

@@ -11,7 +11,7 @@ use kata_image::{Rootfs, Source, Store, StoreError};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use sha2::{Digest, Sha256};
 
-use crate::hostile::Forged;
+use crate::forged::Forged;
 use crate::oracle::{can_mount, chain, run};
 use crate::trees::pattern;
 
