@@ -37,7 +37,8 @@
 //!
 //! A guest kernel, an initramfs with the agent, the program `kata-vmm`, and QEMU where KVM cannot be used.
 //! `cargo xtask quickstart` in the project's checkout makes all of them; each can also be named on a
-//! [`Container`] or by `KATA_KERNEL`, `KATA_INITRAMFS`, `KATA_VMM` and `KATA_QEMU`.
+//! [`Container`] or by `KATA_KERNEL`, `KATA_INITRAMFS`, `KATA_VMM` and `KATA_QEMU`. Where there is an agent and
+//! no kernel, one of `/boot` that has what a guest needs is made ready, once, and kept in the cache.
 //!
 //! This library starts no threads but those of the caller's runtime, installs no signal handler and no
 //! log subscriber (it logs by `tracing`), and changes neither the environment nor the working directory.

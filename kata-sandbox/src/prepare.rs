@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use kata_image::Rootfs;
-use kata_image::guest::{self, AssetError};
+use kata_image::guest::{self, AssetError, Assets};
 use kata_vmm::machine::Machine;
 
 use crate::container::Overrides;
@@ -29,12 +29,13 @@ pub(crate) struct Prepared {
 pub(crate) fn prepare(plan: &Plan, rootfs: Rootfs, overrides: &Overrides) -> Result<Prepared, Error> {
     let monitor = find_monitor(overrides.monitor.as_deref())?;
     let mut rootfs = Some(rootfs.file);
+    let mut boot: Option<Assets> = None;
     let mut fds = Vec::with_capacity(plan.assets.len());
     for asset in &plan.assets {
         let file = match asset {
-            Asset::Kernel => open(guest::Asset::Kernel.find(&overrides.guest))?,
-            Asset::Initramfs => open(guest::Asset::Initramfs.find(&overrides.guest))?,
-            Asset::Agent => open(guest::Asset::Agent.find(&overrides.guest))?,
+            Asset::Kernel => open(&boot_files(&mut boot, &overrides.guest)?.kernel)?,
+            Asset::Initramfs => open(&boot_files(&mut boot, &overrides.guest)?.initramfs)?,
+            Asset::Agent => open(&guest::Asset::Agent.find(&overrides.guest).map_err(missing)?)?,
             Asset::Kvm => open_kvm()?,
             Asset::Rootfs => rootfs.take().ok_or_else(|| {
                 Error::new(ErrorKind::Image, Stage::Prepare, "a plan has one root filesystem")
@@ -58,16 +59,25 @@ fn open_kvm() -> Result<File, Error> {
         .map_err(|cause| Error::new(ErrorKind::Io, Stage::Prepare, "cannot open /dev/kvm").with_source(cause))
 }
 
-fn open(path: Result<PathBuf, AssetError>) -> Result<File, Error> {
-    let path = path.map_err(|cause| {
-        Error::new(
-            ErrorKind::MissingAsset,
-            Stage::Prepare,
-            "a guest asset is missing",
-        )
-        .with_source(cause)
-    })?;
-    File::open(&path).map_err(|cause| {
+/// Kernel and initramfs, which are found together.
+fn boot_files<'a>(found: &'a mut Option<Assets>, overrides: &guest::Overrides) -> Result<&'a Assets, Error> {
+    match found {
+        Some(assets) => Ok(assets),
+        None => Ok(found.insert(Assets::provide(overrides).map_err(missing)?)),
+    }
+}
+
+fn missing(cause: AssetError) -> Error {
+    Error::new(
+        ErrorKind::MissingAsset,
+        Stage::Prepare,
+        "a guest asset is missing",
+    )
+    .with_source(cause)
+}
+
+fn open(path: &Path) -> Result<File, Error> {
+    File::open(path).map_err(|cause| {
         let message = format!("cannot open {}", path.display());
         Error::new(ErrorKind::MissingAsset, Stage::Prepare, message).with_source(cause)
     })

@@ -53,7 +53,10 @@ on_every_backend! {
         if !bed.has_guest() {
             return;
         }
-        let error = Sandbox::boot(bed.idle().kernel("/etc/passwd")).await.unwrap_err();
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("initramfs.cpio");
+        std::fs::write(&image, no_init()).unwrap();
+        let error = Sandbox::boot(bed.idle().kernel("/etc/passwd").initramfs(&image)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Hypervisor, "{}", chain(&error));
         if bed.backend == Backend::Kvm {
             assert!(

@@ -1,55 +1,30 @@
-//! `cargo xtask guest`: what a sandbox boots, made from a distribution's kernel and our agent.
+//! `cargo xtask guest`: what a sandbox boots, made from kernels and our agent.
 //!
 //! ```text
-//!  kernel package ──► vmlinux            (extracted once, so that no boot pays for it)
+//!  kernel package ──► vmlinux, its configuration   (extracted once, so that no boot pays for it)
 //!                └──► modules ─┐
-//!  kata-agent, static ─────────┴─► initramfs.cpio      /init, /lib/modules/{order,*.ko}
-//!                └───────────────► kata-agent          for sandboxes that are processes
+//!  kata-agent, static ─────────┼─► distribution/initramfs.cpio    /init, /lib/modules/{order,*.ko}
+//!                ├─────────────┴─► tailored/initramfs.cpio        /init, where there is a tailored kernel
+//!                └───────────────► kata-agent                     for sandboxes that are processes
 //! ```
 //!
-//! It must not know how a machine is built; what the agent finds in its initramfs is in [`layout`].
-
-mod elf;
-mod layout;
+//! It must not know how a machine is built; what the agent finds in its initramfs is in [`kata_image::guest`].
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kata_image::guest::{Asset, AssetError, directory, install};
+use kata_image::guest::{
+    Asset, AssetError, LayoutError, NotStatic, Set, check_static, directory, initramfs, install,
+};
 use kata_image::kernel::{ExtractError, ModuleError, ModuleTree, extract_vmlinux};
 use sha2::{Digest, Sha256};
 
-use self::elf::{NotStatic, check_static};
-use self::layout::{Found, LayoutError, initramfs};
-use crate::kernel::{self, Kernel, KernelError};
+use crate::kernel::{self, Kernel, KernelError, Tailored};
 use crate::process::{self, ProcessError};
 use crate::progress::{self, Step};
 use crate::units::mib;
 use crate::workspace::Workspace;
-
-/// What a guest needs of its kernel beyond what is built in, with what it depends on: a root filesystem on a
-/// block device, a way to the host, an overlay.
-const MODULES: &[&str] = &[
-    "virtio_mmio",
-    "virtio_blk",
-    "vsock",
-    "vmw_vsock_virtio_transport",
-    "overlay",
-    "erofs",
-];
-
-/// What a machine may have beside that, by the start of its modalias (VIRTIO 1.2 §5; ACPI): a balloon, which
-/// gives free pages back; an entropy source; a device that is told of a panic.
-const FOUND: &[(&str, &str)] = &[
-    ("virtio:d00000005", "virtio_balloon"),
-    ("virtio:d00000004", "virtio-rng"),
-    ("acpi:QEMU0001:", "pvpanic-mmio"),
-];
-
-/// What a module of the list needs and does not name: until Linux 6.14 erofs asks the crypto API for the
-/// algorithm crc32c, which some module must have brought by then. Later kernels have no such module.
-const ALGORITHMS: &[&str] = &["crc32c-intel"];
 
 /// An initramfs above this is worth a word: every boot copies it.
 const INITRAMFS_BYTES: u64 = 4 << 20;
@@ -58,8 +33,11 @@ const INITRAMFS_BYTES: u64 = 4 << 20;
 /// megabyte of itself first, and the agent starts itself anew for every container.
 const STATIC: &str = "-C target-feature=+crt-static -C relocation-model=static";
 
-/// Name of the file beside the assets that says what the kernel was extracted from.
+/// Name of the file beside the kernel that says what it was extracted from.
 const ORIGIN: &str = "vmlinux.origin";
+
+/// Name of the kernel's configuration beside it.
+const CONFIGURATION: &str = "vmlinux.config";
 
 /// Why the guest could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -94,15 +72,6 @@ pub(crate) enum GuestError {
         #[source]
         source: ExtractError,
     },
-    /// A module is missing or broken.
-    #[error("cannot take the guest's modules from {}", path.display())]
-    Modules {
-        /// The tree.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: ModuleError,
-    },
     /// The initramfs could not be put together.
     #[error("cannot make the initramfs")]
     Initramfs(#[from] LayoutError),
@@ -123,7 +92,8 @@ pub(crate) enum GuestError {
     Cache(#[from] kata_image::CacheDirectoryError),
 }
 
-/// Makes what is missing or has changed, says what there is, and gives back the kernel it is made for.
+/// Makes what is missing or has changed, says what there is, and gives back the kernel package that the
+/// distribution's part is made of.
 ///
 /// # Errors
 /// When a part cannot be made; what was installed before stays.
@@ -131,40 +101,90 @@ pub(crate) fn make(workspace: &Workspace) -> Result<Kernel, GuestError> {
     let kernel = kernel::provide(&kata_image::cache_directory()?)?;
     let agent = build_static(workspace, &AGENT)?;
     let step = Step::start("guest");
+    let place = Set::Distribution.directory()?;
+    let archive = initramfs(&agent, Some(&kernel.modules))?;
+    let mut made = vec![
+        install_vmlinux(&place, &kernel)?,
+        install_if_changed(&place, Asset::Initramfs.file_name(), &archive, 0o644)?,
+        install_if_changed(&directory()?, Asset::Agent.file_name(), &agent, 0o755)?,
+    ];
+    if let Some(config) = &kernel.config {
+        install_if_changed(&place, CONFIGURATION, &read(config)?, 0o644)?;
+    }
+    if tailored_kernel()?.is_some() {
+        made.push(install_tailored_initramfs(&agent)?);
+    }
+    step.done(format!("kernel {}, {}", kernel.version, summary(&made)));
+    check_size(&archive);
+    Ok(kernel)
+}
+
+/// Installs a tailored kernel with its initramfs; from then on guests boot it.
+///
+/// # Errors
+/// When a part cannot be made; what was installed before stays.
+pub(crate) fn install_tailored(workspace: &Workspace, tailored: &Tailored) -> Result<(), GuestError> {
+    let agent = build_static(workspace, &AGENT)?;
+    let step = Step::start(format!("guest ({} kernel)", tailored.variant.name()));
+    let place = Set::Tailored.directory()?;
     let made = [
-        install_vmlinux(&kernel)?,
+        install_if_changed(&place, CONFIGURATION, &read(&tailored.config())?, 0o644)?,
         install_if_changed(
-            Asset::Initramfs.file_name(),
-            &initramfs(&agent, &modules(&kernel)?, &found(&kernel)?)?,
+            &place,
+            Asset::Kernel.file_name(),
+            &read(&tailored.vmlinux())?,
             0o644,
         )?,
-        install_if_changed(Asset::Agent.file_name(), &agent, 0o755)?,
+        install_tailored_initramfs(&agent)?,
     ];
-    step.done(summary(&kernel, &made));
-    if made[1].bytes > INITRAMFS_BYTES {
+    step.done(summary(&made));
+    Ok(())
+}
+
+/// The tailored kernel, where it is installed.
+///
+/// # Errors
+/// When there is no cache directory.
+pub(crate) fn tailored_kernel() -> Result<Option<PathBuf>, GuestError> {
+    let vmlinux = Set::Tailored.directory()?.join(Asset::Kernel.file_name());
+    Ok(vmlinux.is_file().then_some(vmlinux))
+}
+
+/// The agent alone: everything else is built in.
+fn install_tailored_initramfs(agent: &[u8]) -> Result<Installed, GuestError> {
+    let archive = initramfs(agent, None)?;
+    check_size(&archive);
+    install_if_changed(
+        &Set::Tailored.directory()?,
+        Asset::Initramfs.file_name(),
+        &archive,
+        0o644,
+    )
+}
+
+fn check_size(archive: &[u8]) {
+    if len(archive) > INITRAMFS_BYTES {
         progress::note(format!(
             "the initramfs is larger than {}: every boot copies it",
             mib(INITRAMFS_BYTES)
         ));
     }
-    Ok(kernel)
 }
 
 /// A file in the guest directory.
 #[derive(Debug)]
 struct Installed {
-    name: &'static str,
+    name: String,
     bytes: u64,
     changed: bool,
 }
 
-fn summary(kernel: &Kernel, made: &[Installed]) -> String {
-    let mut text = format!("kernel {}", kernel.version);
-    for file in made {
+fn summary(made: &[Installed]) -> String {
+    let told = made.iter().map(|file| {
         let state = if file.changed { "new" } else { "unchanged" };
-        text.push_str(&format!(", {} {} ({state})", file.name, mib(file.bytes)));
-    }
-    text
+        format!("{} {} ({state})", file.name, mib(file.bytes))
+    });
+    told.collect::<Vec<_>>().join(", ")
 }
 
 /// A static program that a guest starts as its init.
@@ -214,29 +234,6 @@ fn guest_target() -> String {
     format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
-/// The modules' file names and contents, in the order that loads.
-fn modules(kernel: &Kernel) -> Result<Vec<(String, Vec<u8>)>, GuestError> {
-    modules_of(&kernel.modules, ALGORITHMS, MODULES).map_err(|source| GuestError::Modules {
-        path: kernel.modules.clone(),
-        source,
-    })
-}
-
-/// The modules for devices that a machine may have; those that the kernel has.
-fn found(kernel: &Kernel) -> Result<Vec<Found>, GuestError> {
-    let mut found = Vec::new();
-    for &(device, module) in FOUND {
-        let modules = modules_of(&kernel.modules, &[module], &[]).map_err(|source| GuestError::Modules {
-            path: kernel.modules.clone(),
-            source,
-        })?;
-        if !modules.is_empty() {
-            found.push((device, modules));
-        }
-    }
-    Ok(found)
-}
-
 /// The modules to load for these to be there; of those in `where_present` only what the kernel has.
 ///
 /// # Errors
@@ -246,50 +243,36 @@ pub(crate) fn modules_of(
     where_present: &[&'static str],
     required: &[&'static str],
 ) -> Result<Vec<(String, Vec<u8>)>, ModuleError> {
-    let tree = ModuleTree::open(directory)?;
-    let mut names = Vec::new();
-    for name in where_present {
-        match tree.resolve(&[name]) {
-            Ok(_) => names.push(*name),
-            Err(ModuleError::Missing { needed_by: None, .. }) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    names.extend(required);
-    tree.resolve(&names)?
-        .iter()
-        .map(|module| Ok((format!("{}.ko", module.name), module.read()?)))
-        .collect()
+    ModuleTree::open(directory)?.contents(where_present, required)
 }
 
 /// Installs the kernel, unless what is there came from the same bzImage and is whole.
-fn install_vmlinux(kernel: &Kernel) -> Result<Installed, GuestError> {
-    let name = Asset::Kernel.file_name();
+fn install_vmlinux(place: &Path, kernel: &Kernel) -> Result<Installed, GuestError> {
+    let file = Asset::Kernel.file_name();
     let bzimage = read(&kernel.image)?;
     let digest = hex::encode(Sha256::digest(&bzimage));
-    let installed = fs::metadata(directory()?.join(name)).map(|metadata| metadata.len());
-    if let Ok(bytes) = installed
-        && fs::read_to_string(directory()?.join(ORIGIN))
-            .is_ok_and(|text| text == origin(kernel, &digest, bytes))
+    if let Ok(bytes) = fs::metadata(place.join(file)).map(|metadata| metadata.len())
+        && fs::read_to_string(place.join(ORIGIN)).is_ok_and(|text| text == origin(kernel, &digest, bytes))
     {
-        return Ok(Installed {
-            name,
-            bytes,
-            changed: false,
-        });
+        return Ok(installed(place, file, bytes, false));
     }
     let vmlinux = extract_vmlinux(&bzimage).map_err(|source| GuestError::Extract {
         path: kernel.image.clone(),
         source,
     })?;
     let bytes = len(&vmlinux);
-    install(name, &vmlinux, 0o644)?;
-    install(ORIGIN, origin(kernel, &digest, bytes).as_bytes(), 0o644)?;
-    Ok(Installed {
-        name,
-        bytes,
-        changed: true,
-    })
+    install(place, file, &vmlinux, 0o644)?;
+    install(place, ORIGIN, origin(kernel, &digest, bytes).as_bytes(), 0o644)?;
+    Ok(installed(place, file, bytes, true))
+}
+
+fn installed(place: &Path, file: &str, bytes: u64, changed: bool) -> Installed {
+    let set = place.file_name().unwrap_or_default().to_string_lossy();
+    let name = match Set::ALL.iter().any(|known| known.name() == set) {
+        true => format!("{set}/{file}"),
+        false => file.to_owned(),
+    };
+    Installed { name, bytes, changed }
 }
 
 /// What [`ORIGIN`] says of a kernel.
@@ -301,16 +284,12 @@ fn origin(kernel: &Kernel, digest: &str, bytes: u64) -> String {
 }
 
 /// Installs a file, unless it is there and the same.
-fn install_if_changed(name: &'static str, content: &[u8], mode: u32) -> Result<Installed, GuestError> {
-    let changed = fs::read(directory()?.join(name)).ok().as_deref() != Some(content);
+fn install_if_changed(place: &Path, name: &str, content: &[u8], mode: u32) -> Result<Installed, GuestError> {
+    let changed = fs::read(place.join(name)).ok().as_deref() != Some(content);
     if changed {
-        install(name, content, mode)?;
+        install(place, name, content, mode)?;
     }
-    Ok(Installed {
-        name,
-        bytes: len(content),
-        changed,
-    })
+    Ok(installed(place, name, len(content), changed))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, GuestError> {

@@ -1,4 +1,5 @@
-//! One entry point for people and CI: `cargo xtask quickstart`, `test`, `bed`, `bench`, `guest`, `tidy`.
+//! One entry point for people and CI: `cargo xtask quickstart`, `test`, `bed`, `bench`, `guest`, `kernel`,
+//! `tidy`.
 //!
 //! It owns how this repository is set up, built and judged on a machine.
 //! It must not know how a sandbox works: it makes the files that the libraries look for, and runs programs.
@@ -54,6 +55,12 @@ enum Task {
     Bench(bench::Bench),
     /// Make the guest's kernel, initramfs and agent, as far as something changed
     Guest,
+    /// Build the tailored kernel of guests from the distribution's source, and make it theirs
+    Kernel {
+        /// What it is for
+        #[arg(long, value_enum, default_value = "default")]
+        variant: kernel::Variant,
+    },
     /// Check the laws of this repository that no compiler checks
     Tidy,
 }
@@ -78,6 +85,7 @@ fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
         Task::Guest => {
             guest::make(&workspace)?;
         }
+        Task::Kernel { variant } => setup::provide_tailored_kernel(&workspace, variant)?,
         Task::Tidy => {
             tidy::check(&workspace)?;
             println!("tidy: every law is kept");

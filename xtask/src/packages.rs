@@ -62,6 +62,65 @@ const TEST: &[Need] = &[
     },
 ];
 
+/// What it takes to build a kernel (Linux Documentation/process/changes.rst).
+const KERNEL: &[Need] = &[
+    Need {
+        what: "a C compiler",
+        package: "gcc",
+        present: || process::find("gcc").is_some(),
+    },
+    Need {
+        what: "the C library's headers",
+        package: "libc6-dev",
+        present: || has_header("stdlib.h"),
+    },
+    Need {
+        what: "make",
+        package: "make",
+        present: || process::find("make").is_some(),
+    },
+    Need {
+        what: "objcopy",
+        package: "binutils",
+        present: || process::find("objcopy").is_some(),
+    },
+    Need {
+        what: "flex",
+        package: "flex",
+        present: || process::find("flex").is_some(),
+    },
+    Need {
+        what: "bison",
+        package: "bison",
+        present: || process::find("bison").is_some(),
+    },
+    Need {
+        what: "bc",
+        package: "bc",
+        present: || process::find("bc").is_some(),
+    },
+    Need {
+        what: "libelf's headers",
+        package: "libelf-dev",
+        present: || has_header("gelf.h"),
+    },
+    Need {
+        what: "OpenSSL's headers",
+        package: "libssl-dev",
+        present: || has_header("openssl/bio.h"),
+    },
+    Need {
+        what: "depmod",
+        package: "kmod",
+        present: || process::find("depmod").is_some(),
+    },
+    Need {
+        what: "xz",
+        package: "xz-utils",
+        present: || process::find("xz").is_some(),
+    },
+];
+
 /// Why something is still missing.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PackageError {
@@ -116,7 +175,15 @@ pub(crate) fn provide_for_running() -> Result<(), PackageError> {
 /// # Errors
 /// When something is missing and cannot be installed; the error says what to do.
 pub(crate) fn provide_for_testing() -> Result<(), PackageError> {
-    provide(&[RUN, TEST].concat())
+    provide(&[RUN, TEST, KERNEL].concat())
+}
+
+/// Installs what building a kernel needs and this machine lacks.
+///
+/// # Errors
+/// When something is missing and cannot be installed; the error says what to do.
+pub(crate) fn provide_for_kernel() -> Result<(), PackageError> {
+    provide(KERNEL)
 }
 
 fn provide(needs: &[Need]) -> Result<(), PackageError> {
@@ -141,7 +208,14 @@ fn provide(needs: &[Need]) -> Result<(), PackageError> {
 }
 
 fn missing(needs: &[Need]) -> Vec<Need> {
-    needs.iter().copied().filter(|need| !(need.present)()).collect()
+    let mut missing: Vec<Need> = Vec::new();
+    for need in needs {
+        let known = missing.iter().any(|other| other.package == need.package);
+        if !known && !(need.present)() {
+            missing.push(*need);
+        }
+    }
+    missing
 }
 
 fn names(needs: &[Need], name: fn(&Need) -> &'static str, separator: &str) -> String {
@@ -160,6 +234,12 @@ fn has_static_libc() -> bool {
     // The compiler answers with the bare name when it does not find the file.
     process::read(&mut process::command("cc", ["-print-file-name=libc.a"]))
         .is_ok_and(|path| path.trim().starts_with('/'))
+}
+
+/// Whether the compiler finds a header.
+fn has_header(name: &str) -> bool {
+    let words = ["-E", "-x", "c", "-include", name, "/dev/null"];
+    process::read(&mut process::command("gcc", words)).is_ok()
 }
 
 fn is_root() -> bool {
@@ -274,6 +354,17 @@ mod tests {
     #[test]
     fn only_what_is_not_there_is_missing() {
         assert_eq!(package_names(&missing(NEEDS)), "thing");
+    }
+
+    #[test]
+    fn a_package_that_is_needed_twice_is_installed_once() {
+        assert_eq!(package_names(&missing(&[NEEDS, NEEDS].concat())), "thing");
+    }
+
+    #[test]
+    fn headers_are_asked_of_the_compiler() {
+        assert!(has_header("stdlib.h"));
+        assert!(!has_header("no/such/header.h"));
     }
 
     #[test]

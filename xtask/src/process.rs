@@ -70,9 +70,17 @@ pub(crate) fn line(command: &Command) -> String {
 /// # Errors
 /// When it cannot be started or does not end with status 0.
 pub(crate) fn run(step: &Step, command: &mut Command) -> Result<(), ProcessError> {
+    run_with(command, |line| step.says(line))
+}
+
+/// As [`run`], with the lines for `sink`.
+///
+/// # Errors
+/// When it cannot be started or does not end with status 0.
+pub(crate) fn run_with(command: &mut Command, mut sink: impl FnMut(&str)) -> Result<(), ProcessError> {
     let mut tail = Tail::default();
     let status = stream(command, |line| {
-        step.says(line);
+        sink(line);
         tail.push(line);
     })?;
     finish(command, status, tail)

@@ -4,14 +4,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kata_image::guest::Asset;
+use kata_image::guest::{Asset, Set};
 
 use crate::guest::{self, GuestError};
-use crate::kernel::Kernel;
+use crate::kernel::{self, Kernel, TailorError, Variant};
 use crate::packages::{self, PackageError};
 use crate::partial::Partial;
 use crate::process::{self, ProcessError};
-use crate::progress::Step;
+use crate::progress::{self, Step};
 use crate::rootfs::{self, RootfsError};
 use crate::workspace::Workspace;
 
@@ -22,18 +22,20 @@ pub(crate) struct Ready {
     pub(crate) rootfs: PathBuf,
     /// The monitor's executable.
     pub(crate) monitor: PathBuf,
-    /// The guest's kernel.
+    /// The distribution's kernel.
     pub(crate) vmlinux: PathBuf,
-    /// The kernel package that the guest is made from.
+    /// The tailored kernel, where it was built.
+    pub(crate) tailored: Option<PathBuf>,
+    /// The package that the distribution's kernel comes from.
     pub(crate) kernel: Kernel,
 }
 
 /// For what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// To run programs: optimized.
+    /// To run programs: optimized, on the best kernel that is there.
     Run,
-    /// To test: with its assertions, and the tools that tests ask.
+    /// To test: with its assertions, the tools that tests ask, and the tailored kernel.
     Test,
 }
 
@@ -46,6 +48,9 @@ pub(crate) enum SetupError {
     /// The guest's files.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// The tailored kernel.
+    #[error(transparent)]
+    Tailored(#[from] TailorError),
     /// The root filesystem.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
@@ -76,14 +81,39 @@ pub(crate) fn provide(workspace: &Workspace, purpose: Purpose) -> Result<Ready, 
         Purpose::Test => packages::provide_for_testing()?,
     }
     let kernel = guest::make(workspace)?;
+    if purpose == Purpose::Test {
+        tailor(workspace, Variant::Default)?;
+    }
     let rootfs = rootfs::provide(&kata_image::cache_directory()?)?;
     let monitor = build_monitor(workspace, purpose).map_err(SetupError::Monitor)?;
     Ok(Ready {
         rootfs,
         monitor,
-        vmlinux: kata_image::guest::directory()?.join(Asset::Kernel.file_name()),
+        vmlinux: Set::Distribution.directory()?.join(Asset::Kernel.file_name()),
+        tailored: guest::tailored_kernel()?,
         kernel,
     })
+}
+
+/// Builds the tailored kernel unless it is in the cache, and makes guests boot it.
+///
+/// # Errors
+/// When it cannot be built; the error says what to do.
+pub(crate) fn provide_tailored_kernel(workspace: &Workspace, variant: Variant) -> Result<(), SetupError> {
+    packages::provide_for_kernel()?;
+    let directory = tailor(workspace, variant)?;
+    progress::note(format!(
+        "guests boot the tailored kernel now; what decodes its traces is {}",
+        directory.join("vmlinux.unstripped").display()
+    ));
+    Ok(())
+}
+
+/// The directory that the kernel was built into.
+fn tailor(workspace: &Workspace, variant: Variant) -> Result<PathBuf, SetupError> {
+    let tailored = kernel::tailor(&kata_image::cache_directory()?, variant)?;
+    guest::install_tailored(workspace, &tailored)?;
+    Ok(tailored.directory)
 }
 
 fn build_monitor(workspace: &Workspace, purpose: Purpose) -> Result<PathBuf, ProcessError> {

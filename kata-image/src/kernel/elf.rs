@@ -1,9 +1,72 @@
-//! The little of ELF-64 (elf(5)) that tells a module's own description: its section `.modinfo`.
+//! The little of ELF-64 (elf(5)) that is asked for: a module's own description, which is its section `.modinfo`,
+//! and a program's segments and notes. Any bytes may be given to it.
+
+/// Where the program headers are, and how large and how many they are.
+const SEGMENT_TABLE_OFFSET: usize = 32;
+const SEGMENT_ENTRY_SIZE: usize = 54;
+const SEGMENT_COUNT: usize = 56;
+
+/// Program header type of the path of a dynamic loader.
+pub(crate) const PT_INTERP: u32 = 3;
+/// Program header type of notes.
+const PT_NOTE: u32 = 4;
 
 const SECTION_TABLE_OFFSET: usize = 40;
 const SECTION_ENTRY_SIZE: usize = 58;
 const SECTION_COUNT: usize = 60;
 const NAMES_INDEX: usize = 62;
+
+/// A segment of a program: its type and its bytes, fewer where the file is cut short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Segment<'a> {
+    pub(crate) kind: u32,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// The segments of a program. `None` when this is no 64-bit little-endian ELF file, or the table is cut short.
+pub(crate) fn segments(file: &[u8]) -> Option<Vec<Segment<'_>>> {
+    if !file.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    let table = u64_at(file, SEGMENT_TABLE_OFFSET)?;
+    let entry = usize::from(u16_at(file, SEGMENT_ENTRY_SIZE)?);
+    (0..usize::from(u16_at(file, SEGMENT_COUNT)?))
+        .map(|index| {
+            let header = file.get(table.checked_add(index.checked_mul(entry)?)?..)?;
+            let (start, size) = (u64_at(header, 8)?, u64_at(header, 32)?);
+            let bytes = start.checked_add(size).and_then(|end| file.get(start..end));
+            Some(Segment {
+                kind: u32_at(header, 0)?,
+                bytes: bytes.unwrap_or_default(),
+            })
+        })
+        .collect()
+}
+
+/// Whether a program has a note of this owner and type (elf(5), "Notes").
+pub(super) fn has_note(segments: &[Segment<'_>], owner: &[u8], kind: u32) -> bool {
+    let notes = segments.iter().filter(|segment| segment.kind == PT_NOTE);
+    notes.map(|segment| segment.bytes).any(|mut rest| {
+        while let Some((name, found, next)) = note(rest) {
+            if name.strip_suffix(b"\0").unwrap_or(name) == owner && found == kind {
+                return true;
+            }
+            rest = next;
+        }
+        false
+    })
+}
+
+/// The first note's owner and type, and what follows it.
+fn note(bytes: &[u8]) -> Option<(&[u8], u32, &[u8])> {
+    let size = |offset| usize::try_from(u32_at(bytes, offset)?).ok();
+    let (name, description) = (size(0)?, size(4)?);
+    let padded = |size: usize| size.checked_next_multiple_of(4);
+    let after_name = padded(name)?.checked_add(12)?;
+    let end = after_name.checked_add(padded(description)?)?;
+    let rest = bytes.get(end..)?;
+    Some((bytes.get(12..name.checked_add(12)?)?, u32_at(bytes, 8)?, rest))
+}
 
 /// The values of `key` in the module's description, which is a list of `key=value` ended by zero bytes.
 /// `None` when this is no ELF file with such a section.
@@ -36,7 +99,7 @@ fn header(file: &[u8], index: usize) -> Option<(usize, &[u8])> {
     let table = u64_at(file, SECTION_TABLE_OFFSET)?;
     let entry = usize::from(u16_at(file, SECTION_ENTRY_SIZE)?);
     let header = file.get(table.checked_add(index.checked_mul(entry)?)?..)?;
-    let name = u32::from_le_bytes(header.get(..4)?.try_into().ok()?);
+    let name = u32_at(header, 0)?;
     let (start, size) = (u64_at(header, 24)?, u64_at(header, 32)?);
     Some((
         usize::try_from(name).ok()?,
@@ -50,13 +113,19 @@ fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
     ))
 }
 
+fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(
+        bytes.get(offset..offset.checked_add(4)?)?.try_into().ok()?,
+    ))
+}
+
 fn u64_at(bytes: &[u8], offset: usize) -> Option<usize> {
     let number = u64::from_le_bytes(bytes.get(offset..offset + 8)?.try_into().ok()?);
     usize::try_from(number).ok()
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A relocatable file with nothing but this description.
@@ -88,6 +157,49 @@ pub(super) mod tests {
         file[SECTION_COUNT] = 3;
         file[NAMES_INDEX] = 2;
         file
+    }
+
+    /// A program with these segments.
+    pub(crate) fn program(segments: &[(u32, &[u8])]) -> Vec<u8> {
+        let mut file = vec![0; 64 + 56 * segments.len()];
+        file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        file[SEGMENT_TABLE_OFFSET] = 64;
+        file[SEGMENT_ENTRY_SIZE] = 56;
+        file[SEGMENT_COUNT] = segments.len().try_into().unwrap();
+        for (index, (kind, bytes)) in segments.iter().enumerate() {
+            let (at, start) = (64 + 56 * index, file.len());
+            file[at..at + 4].copy_from_slice(&kind.to_le_bytes());
+            file[at + 8..at + 16].copy_from_slice(&start.to_le_bytes());
+            file[at + 32..at + 40].copy_from_slice(&bytes.len().to_le_bytes());
+            file.extend(*bytes);
+        }
+        file
+    }
+
+    /// A note, as it stands in a segment.
+    pub(in crate::kernel) fn note_of(owner: &[u8], kind: u32, description: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for number in [owner.len() + 1, description.len()] {
+            bytes.extend(u32::try_from(number).unwrap().to_le_bytes());
+        }
+        bytes.extend(kind.to_le_bytes());
+        for part in [&[owner, b"\0"].concat(), description] {
+            bytes.extend(part);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_note_is_found_by_owner_and_type_behind_others() {
+        let notes = [note_of(b"GNU", 18, b"abc"), note_of(b"Xen", 18, b"1234")].concat();
+        let file = program(&[(1, b"code"), (PT_NOTE, &notes)]);
+        let segments = segments(&file).unwrap();
+        assert!(has_note(&segments, b"Xen", 18) && has_note(&segments, b"GNU", 18));
+        assert!(!has_note(&segments, b"Xen", 19) && !has_note(&segments, b"Xe", 18));
+        for length in 0..file.len() {
+            super::segments(&file[..length]).map(|segments| has_note(&segments, b"Xen", 19));
+        }
     }
 
     #[test]

@@ -157,6 +157,49 @@ impl ModuleTree {
         Ok(resolution.order)
     }
 
+    /// File names and contents of the modules to load for these to be there, in the order that loads; of those
+    /// in `where_present` only what the kernel has.
+    ///
+    /// # Errors
+    ///
+    /// When a module is missing or broken.
+    pub fn contents(
+        &self,
+        where_present: &[&str],
+        required: &[&str],
+    ) -> Result<Vec<(String, Vec<u8>)>, ModuleError> {
+        let mut names = Vec::new();
+        for name in where_present {
+            match self.resolve(&[name]) {
+                Ok(_) => names.push(*name),
+                Err(ModuleError::Missing { needed_by: None, .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        names.extend(required);
+        self.resolve(&names)?
+            .iter()
+            .map(|module| Ok((format!("{}.ko", module.name), module.read()?)))
+            .collect()
+    }
+
+    /// The patterns of the devices that a module is for (`alias` of modinfo(8)); none of one that is built in or
+    /// not there.
+    ///
+    /// # Errors
+    ///
+    /// When the module is broken.
+    pub fn aliases(&self, name: &str) -> Result<Vec<String>, ModuleError> {
+        let Some(module) = self.module(&normalized(name)) else {
+            return Ok(Vec::new());
+        };
+        let contents = module.read()?;
+        match elf::modinfo(&contents, "alias") {
+            Some(aliases) => Ok(aliases.into_iter().map(str::to_owned).collect()),
+            None => Err(ModuleError::NotAModule { path: module.path }),
+        }
+    }
+
     fn module(&self, name: &str) -> Option<Module> {
         let path = self.directory.join(self.files.get(name)?);
         Some(Module {

@@ -9,6 +9,7 @@
 //! | `KATA_TEST_BACKENDS=fake,qemu_tcg` | limits the backends; the others are skipped |
 //! | `KATA_TEST_ELSEWHERE=kvm,qemu_kvm` | these run elsewhere in the same suite, in the nested bed: not a skip |
 //! | `KATA_TEST_VCPUS=2` | processors of a sandbox that asks for no number itself; 1 without it |
+//! | `KATA_KERNEL=…/vmlinux` | the guest's kernel; the initramfs is the one beside it |
 //! | `KATA_TEST_PATIENCE=4` | deadlines are so many times longer, where the host itself is emulated |
 
 #![allow(dead_code, reason = "each test program uses a part of the bed")]

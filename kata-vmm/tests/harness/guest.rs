@@ -33,8 +33,9 @@ pub(crate) fn skipped(reason: &str) {
 
 /// The guest kernel: the variable `KATA_KERNEL`, else the quickstart's.
 pub(crate) fn kernel() -> Option<PathBuf> {
+    const QUICKSTARTS: &str = ".cache/kata/guest/distribution/vmlinux";
     let found = std::env::var_os("KATA_KERNEL").map_or_else(
-        || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/kata/guest/vmlinux")),
+        || Some(PathBuf::from(std::env::var_os("HOME")?).join(QUICKSTARTS)),
         |kernel| Some(kernel.into()),
     );
     match found {
@@ -129,7 +130,7 @@ fn module_content(name: &str) -> Option<Vec<u8>> {
     let kernel = kernel()?;
     let root = match std::env::var_os("KATA_KERNEL_MODULES") {
         Some(root) => PathBuf::from(root),
-        None => kernel.parent()?.parent()?.join("kernel"),
+        None => kernel.ancestors().nth(3)?.join("kernel"),
     };
     let path = find(&root, name, &release(&kernel)?)?;
     if path.extension()? != "xz" {

@@ -24,7 +24,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kata_image::guest::Asset;
+use kata_image::guest::{Asset, Set};
 use kata_image::{Source, SourceError, Store, StoreError};
 
 use crate::process;
@@ -45,8 +45,11 @@ pub(crate) const PROGRAMS: &str = "/kata";
 /// The tests' root filesystem, an image, in the bed.
 const ROOTFS: &str = "/bed/rootfs.erofs";
 
-/// The guest's kernel in the bed.
-pub(crate) const KERNEL: &str = "/root/.cache/kata/guest/vmlinux";
+/// The distribution's kernel in the bed, for the guests in it.
+pub(crate) const KERNEL: &str = "/root/.cache/kata/guest/distribution/vmlinux";
+
+/// The tailored kernel in the bed, where there is one.
+pub(crate) const TAILORED: &str = "/root/.cache/kata/guest/tailored/vmlinux";
 
 /// Where the SDK looks for the guest's files when `HOME` is `/root`.
 const ASSETS: &str = "/root/.cache/kata/guest";
@@ -178,9 +181,16 @@ impl Bed {
     /// The uppermost layer: what changes with every build, and the orders.
     fn job_layer(&self, job: &Job, terminal: bool) -> Result<Layer, LayerError> {
         let mut layer = Layer::default();
-        for asset in [Asset::Kernel, Asset::Initramfs, Asset::Agent] {
-            let name = asset.file_name();
-            layer.copy(Path::new(ASSETS).join(name), self.assets.join(name));
+        let agent = Asset::Agent.file_name();
+        layer.copy(Path::new(ASSETS).join(agent), self.assets.join(agent));
+        for set in Set::ALL {
+            for asset in [Asset::Kernel, Asset::Initramfs] {
+                let name = Path::new(set.name()).join(asset.file_name());
+                // The distribution's is there always; a layer says so if it is not.
+                if *set == Set::Distribution || self.assets.join(&name).is_file() {
+                    layer.copy(Path::new(ASSETS).join(&name), self.assets.join(&name));
+                }
+            }
         }
         layer.link(MONITOR, &self.monitor);
         for (at, from) in &job.programs {

@@ -1,9 +1,11 @@
 //! `cargo xtask test`: the whole suite, and what it needs.
 //!
 //! ```text
-//!  setup ─► tidy ─► fmt ─► clippy ─► package ─► cargo test ─► nested beds ─► `N passed, M failed, K skipped`
+//!  setup ─► tidy ─► fmt ─► clippy ─► package ─► cargo test ─► again ─► nested beds ─► `N passed, M failed, …`
 //!           └── a gate that fails is a failure, and the next one runs all the same ──┘
 //! ```
+//!
+//! Guests boot the tailored kernel; what runs again does so with the distribution's, and says so.
 //!
 //! Where this machine's KVM runs stock guests, the tests that need it run under cargo like all others;
 //! elsewhere they run in [`nested`] beds.
@@ -68,6 +70,33 @@ impl Backend {
     }
 }
 
+/// What the sandboxes' guests boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GuestKernel {
+    /// The one that is built for guests.
+    Tailored,
+    /// The distribution's, with modules.
+    Distribution,
+}
+
+impl GuestKernel {
+    /// In front of what its tests say; nothing for the usual one.
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Tailored => "",
+            Self::Distribution => "distribution kernel",
+        }
+    }
+}
+
+/// Tests that run once more with the distribution's kernel: what loads its modules, and what differs with it.
+const WITH_DISTRIBUTION_KERNEL: &[&str] = &[
+    "a_dropped_sandbox_leaves_nothing",
+    "many_execs_at_once",
+    "memory_and_processors_are_what_was_asked_for",
+    "the_exit_code_is_the_code_and_streams_are_apart",
+];
+
 /// Why the suite could not run to its end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TestError {
@@ -102,6 +131,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode, 
         show(&mut tally, line);
     })?;
     tally.end(status.success());
+    if options.filter.is_none() {
+        tally.absorb(with_distribution_kernel(workspace, options, &ready)?);
+    }
     if nested {
         tally.absorb(in_beds(workspace, options, &ready)?);
     } else if options.filter.is_none() {
@@ -196,8 +228,55 @@ fn on_more_processors(workspace: &Workspace, options: &Options, ready: &Ready) -
         .args(["--show-output", "kvm::"])
         .env("KATA_TEST_VCPUS", "2")
         .env("KATA_TEST_BACKENDS", backends.join(","));
-    provide(&mut command, ready);
+    provide(&mut command, ready, GuestKernel::Tailored);
     let status = process::stream(&mut command, |line| show(&mut tally, line))?;
+    tally.end(status.success());
+    Ok(tally)
+}
+
+/// A part of the one test body again, with the distribution's kernel, on what runs under cargo.
+fn with_distribution_kernel(
+    workspace: &Workspace,
+    options: &Options,
+    ready: &Ready,
+) -> Result<Tally, TestError> {
+    let mut tally = Tally::default();
+    let here: &[Backend] = match has_kvm() {
+        true => &[Backend::QemuTcg, Backend::QemuKvm, Backend::Kvm],
+        false => &[Backend::QemuTcg],
+    };
+    let wanted = |backend: &&Backend| options.backend.is_none_or(|only| only == **backend);
+    let names: Vec<String> = here
+        .iter()
+        .filter(wanted)
+        .flat_map(|backend| {
+            WITH_DISTRIBUTION_KERNEL
+                .iter()
+                .map(move |test| (backend.name(), test))
+        })
+        .map(|(backend, test)| format!("{backend}::{test}"))
+        .collect();
+    if names.is_empty() {
+        return Ok(tally);
+    }
+    let kernel = GuestKernel::Distribution;
+    let words = [
+        "test",
+        "--package=kata-sandbox",
+        "--tests",
+        "--no-fail-fast",
+        "--",
+        "--show-output",
+        "--exact",
+    ];
+    let mut command = workspace.cargo(&words);
+    command.args(names);
+    provide(&mut command, ready, kernel);
+    let status = process::stream(&mut command, |line| {
+        if let Line::Shown = tally.read(line) {
+            println!("[{}] {line}", kernel.label());
+        }
+    })?;
     tally.end(status.success());
     Ok(tally)
 }
@@ -232,7 +311,7 @@ fn cargo_test(workspace: &Workspace, options: &Options, ready: &Ready, nested: b
     command
         .args(options.filter.as_deref())
         .args(["--", "--show-output"]);
-    provide(&mut command, ready);
+    provide(&mut command, ready, GuestKernel::Tailored);
     if nested {
         let elsewhere: Vec<_> = nested::BACKENDS.iter().map(|backend| backend.name()).collect();
         command.env("KATA_TEST_ELSEWHERE", elsewhere.join(","));
@@ -244,11 +323,16 @@ fn cargo_test(workspace: &Workspace, options: &Options, ready: &Ready, nested: b
 }
 
 /// Names what was set up.
-fn provide(command: &mut Command, ready: &Ready) {
+fn provide(command: &mut Command, ready: &Ready, kernel: GuestKernel) {
+    let vmlinux = match (kernel, &ready.tailored) {
+        (GuestKernel::Tailored, Some(tailored)) => tailored,
+        _ => &ready.vmlinux,
+    };
     command
         .env("KATA_VMM", &ready.monitor)
         .env("KATA_TEST_ROOTFS", &ready.rootfs)
-        .env("KATA_KERNEL", &ready.vmlinux)
+        .env("KATA_KERNEL", vmlinux)
+        .env_remove("KATA_INITRAMFS")
         .env("KATA_KERNEL_MODULES", &ready.kernel.modules)
         .env("CARGO_TERM_COLOR", "never");
 }
@@ -302,7 +386,7 @@ fn package(step: &Step, workspace: &Workspace) -> Result<(), Box<dyn Error>> {
         "--allow-dirty",
         "--offline",
     ]);
-    for end in ["examples", "benches", "xtask", "bed-init"] {
+    for end in ["examples", "benches", "device-guest", "xtask", "bed-init"] {
         command.arg(format!("--exclude={end}"));
     }
     let mut warnings = Vec::new();

@@ -1,8 +1,8 @@
 //! The tests that need a real KVM, where this machine has none: in nested beds.
 //!
 //! ```text
-//!  programs ─► passes (backend × processors × tests) ─┬─► script ─► bed ─┬─► lines for the tally
-//!                                                     └─► script ─► bed ─┘
+//!  programs ─► passes (kernel × backend × processors × tests) ─┬─► script ─► bed ─┬─► lines for the tally
+//!                                                              └─► script ─► bed ─┘
 //! ```
 //!
 //! It owns which tests run there how often, and for how long at most. It must not know how a bed is made.
@@ -17,8 +17,8 @@ use clap::ValueEnum;
 
 use super::programs::Programs;
 use super::tally::{Line, Tally};
-use super::{Backend, in_ci};
-use crate::bed::{Bed, BedError, Clock, End, Job, PROGRAMS};
+use super::{Backend, GuestKernel, WITH_DISTRIBUTION_KERNEL, in_ci};
+use crate::bed::{Bed, BedError, Clock, End, Job, KERNEL, PROGRAMS, TAILORED};
 
 /// How much of the suite runs in the beds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -36,8 +36,12 @@ pub(crate) enum Extent {
 /// What runs in the beds, the best backend first.
 pub(super) const BACKENDS: &[Backend] = &[Backend::Kvm, Backend::QemuKvm];
 
-/// Processors of a sandbox.
-const VCPUS: [u8; 2] = [1, 2];
+/// Processors of a sandbox, and what its guest boots.
+const GUESTS: [(GuestKernel, u8); 3] = [
+    (GuestKernel::Tailored, 1),
+    (GuestKernel::Tailored, 2),
+    (GuestKernel::Distribution, 1),
+];
 
 /// Tests that stand for the body where all of it would take too long: lives from boot to stop, deaths on
 /// both sides, streams, processes, a refusal.
@@ -67,6 +71,7 @@ const PATIENCE: &str = "4";
 /// The tests of one program that run at once under the same conditions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Unit {
+    kernel: GuestKernel,
     backend: Backend,
     vcpus: u8,
     program: String,
@@ -77,8 +82,8 @@ struct Unit {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
     units: Vec<Unit>,
-    /// Tests that are left out, by backend and processors.
-    left_out: BTreeMap<(&'static str, u8), usize>,
+    /// Tests that are left out, by backend, processors and kernel.
+    left_out: BTreeMap<(&'static str, u8, &'static str), usize>,
 }
 
 /// Which tests are asked for.
@@ -92,14 +97,17 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// Whether a test runs on a backend with so many processors.
-    fn wants(&self, backend: Backend, vcpus: u8, name: &str) -> bool {
+    /// Whether a test runs on a backend with such a guest.
+    fn wants(&self, backend: Backend, (kernel, vcpus): (GuestKernel, u8), name: &str) -> bool {
         // Who names tests or a backend means them.
         if self.extent == Extent::Full || self.filter.is_some() {
             return true;
         }
+        if kernel == GuestKernel::Distribution {
+            return WITH_DISTRIBUTION_KERNEL.contains(&name);
+        }
         let best = self.backend.is_some() || BACKENDS.first() == Some(&backend);
-        let whole = best && vcpus == VCPUS[0] && !LONG.contains(&name);
+        let whole = best && vcpus == 1 && !LONG.contains(&name);
         whole || SELECTION.contains(&name)
     }
 }
@@ -115,14 +123,15 @@ impl Plan {
             .iter()
             .filter(|backend| asked.backend.is_none_or(|only| only == **backend));
         for backend in backends.copied() {
-            for vcpus in VCPUS {
-                plan.add(programs, backend, vcpus, asked);
+            for guest in GUESTS {
+                plan.add(programs, backend, guest, asked);
             }
         }
         plan
     }
 
-    fn add(&mut self, programs: &Programs, backend: Backend, vcpus: u8, asked: Asked<'_>) {
+    fn add(&mut self, programs: &Programs, backend: Backend, guest: (GuestKernel, u8), asked: Asked<'_>) {
+        let (kernel, vcpus) = guest;
         for program in &programs.tests {
             let module = format!("{}::", backend.name());
             let (tests, others): (Vec<_>, Vec<_>) = program
@@ -130,12 +139,14 @@ impl Plan {
                 .iter()
                 .filter_map(|test| Some((test, test.strip_prefix(&module)?)))
                 .filter(|(test, _)| asked.filter.is_none_or(|part| test.contains(part)))
-                .partition(|(_, name)| asked.wants(backend, vcpus, name));
+                .partition(|(_, name)| asked.wants(backend, guest, name));
             if !others.is_empty() {
-                *self.left_out.entry((backend.name(), vcpus)).or_default() += others.len();
+                let place = (backend.name(), vcpus, kernel.label());
+                *self.left_out.entry(place).or_default() += others.len();
             }
             if !tests.is_empty() {
                 self.units.push(Unit {
+                    kernel,
                     backend,
                     vcpus,
                     program: program.name.clone(),
@@ -154,8 +165,16 @@ impl Plan {
     pub(super) fn omissions(&self) -> Vec<String> {
         self.left_out
             .iter()
-            .map(|((backend, vcpus), count)| {
-                format!("left out of the bed: {count} test(s) on {backend} with {vcpus} vCPU; --bed full runs them")
+            .map(|((backend, vcpus, kernel), count)| {
+                let kernel = if kernel.is_empty() {
+                    "tailored kernel"
+                } else {
+                    kernel
+                };
+                format!(
+                    "left out of the bed: {count} test(s) on {backend} with {vcpus} vCPU and the {kernel}; \
+                     --bed full runs them"
+                )
             })
             .collect()
     }
@@ -193,9 +212,16 @@ impl Plan {
                 })
                 .collect();
             drop(sender);
+            let mut kernels = vec![GuestKernel::Tailored; shares.len()];
             for (number, line) in lines {
+                if let (Some(now), Some(kernel)) = (kernels.get_mut(number), announced(&line)) {
+                    *now = kernel;
+                }
                 if let Some(Line::Shown) = tallies.get_mut(number).map(|tally| tally.read(&line)) {
-                    show(&format!("[bed {}] {line}", number + 1));
+                    show(&format!(
+                        "{} {line}",
+                        prefix(number + 1, kernels.get(number).copied())
+                    ));
                 }
             }
             let ends = threads.into_iter().map(|thread| thread.join());
@@ -206,6 +232,26 @@ impl Plan {
                 })
                 .collect()
         })
+    }
+}
+
+/// What stands at the end of the line that announces a unit.
+const ANNOUNCED: &str = ", distribution kernel";
+
+/// The kernel of the unit that a line announces.
+fn announced(line: &str) -> Option<GuestKernel> {
+    line.starts_with("Running ")
+        .then(|| match line.ends_with(ANNOUNCED) {
+            true => GuestKernel::Distribution,
+            false => GuestKernel::Tailored,
+        })
+}
+
+/// In front of a line of a bed.
+fn prefix(bed: usize, kernel: Option<GuestKernel>) -> String {
+    match kernel {
+        Some(GuestKernel::Distribution) => format!("[bed {bed}{ANNOUNCED}]"),
+        _ => format!("[bed {bed}]"),
     }
 }
 
@@ -248,6 +294,7 @@ fn job(programs: &Programs, share: &[&Unit]) -> Job {
 fn script(share: &[&Unit]) -> String {
     let mut script = format!("cd {PROGRAMS}\nworst=0\n");
     for Unit {
+        kernel,
         backend,
         vcpus,
         program,
@@ -255,11 +302,15 @@ fn script(share: &[&Unit]) -> String {
     } in share
     {
         let (backend, limit) = (backend.name(), PROGRAM.as_secs());
+        let (vmlinux, announced) = match kernel {
+            GuestKernel::Tailored => (TAILORED, ""),
+            GuestKernel::Distribution => (KERNEL, ANNOUNCED),
+        };
         // Writing to a string cannot fail. Names of tests are Rust's, which no shell misreads.
         let _ = writeln!(
             script,
-            "echo 'Running {program} on {backend}, {vcpus} vCPU'\n\
-             KATA_TEST_BACKENDS={backend} KATA_TEST_VCPUS={vcpus} timeout -k 5 {limit} \
+            "echo 'Running {program} on {backend}, {vcpus} vCPU{announced}'\n\
+             KATA_KERNEL={vmlinux} KATA_TEST_BACKENDS={backend} KATA_TEST_VCPUS={vcpus} timeout -k 5 {limit} \
              deps/{program} --exact --show-output --test-threads=1 {}\n\
              status=$?\n\
              [ $status = 0 ] || worst=101\n\
@@ -308,15 +359,15 @@ mod tests {
     #[test]
     fn a_normal_run_has_the_body_once_and_says_what_it_leaves_out() {
         let plan = Plan::new(&programs(), asked(Extent::Normal));
-        assert_eq!(tests(&plan), [(1, 2), (2, 1)]);
-        assert_eq!(plan.omissions().len(), 2);
-        assert!(plan.omissions()[1].contains("2 test(s) on qemu_kvm with 2 vCPU"));
+        assert_eq!(tests(&plan), [(1, 2), (2, 1), (1, 1)]);
+        assert_eq!(plan.omissions().len(), 3);
+        assert!(plan.omissions()[2].contains("2 test(s) on qemu_kvm with 2 vCPU and the tailored kernel"));
     }
 
     #[test]
     fn a_full_run_leaves_nothing_out_and_none_runs_nothing() {
         let plan = Plan::new(&programs(), asked(Extent::Full));
-        assert_eq!(tests(&plan), [(1, 3), (2, 3)]);
+        assert_eq!(tests(&plan), [(1, 3), (2, 3), (1, 3)]);
         assert!(plan.omissions().is_empty());
         assert!(Plan::new(&programs(), asked(Extent::None)).is_empty());
     }
@@ -327,7 +378,7 @@ mod tests {
             filter: Some("second"),
             ..asked(Extent::Normal)
         };
-        assert_eq!(tests(&Plan::new(&programs(), named)), [(1, 1), (2, 1)]);
+        assert_eq!(tests(&Plan::new(&programs(), named)), [(1, 1), (2, 1), (1, 1)]);
         let elsewhere = Asked {
             backend: Some(Backend::Fake),
             ..named
@@ -338,8 +389,22 @@ mod tests {
     #[test]
     fn work_is_shared_evenly() {
         let plan = Plan::new(&programs(), asked(Extent::Full));
-        assert_eq!(plan.shares(2).iter().map(Vec::len).collect::<Vec<_>>(), [1, 1]);
-        assert_eq!(plan.shares(3).len(), 2);
+        assert_eq!(plan.shares(3).iter().map(Vec::len).collect::<Vec<_>>(), [1, 1, 1]);
+        assert_eq!(plan.shares(4).len(), 3);
+    }
+
+    #[test]
+    fn lines_say_which_bed_and_which_kernel_if_not_the_usual_one() {
+        let kernels = [
+            "Running lifecycle-1 on kvm, 1 vCPU, distribution kernel",
+            "Running lifecycle-1 on kvm, 2 vCPU",
+            "test kvm::x ... ok",
+        ]
+        .map(announced);
+        let (usual, other) = (GuestKernel::Tailored, GuestKernel::Distribution);
+        assert_eq!(kernels, [Some(other), Some(usual), None]);
+        assert_eq!(prefix(2, Some(other)), "[bed 2, distribution kernel]");
+        assert_eq!(prefix(1, Some(usual)), "[bed 1]");
     }
 
     #[test]
@@ -347,6 +412,9 @@ mod tests {
         let plan = Plan::new(&programs(), asked(Extent::Full));
         let script = script(&plan.shares(1)[0]);
         assert!(script.contains("--exact"));
+        for kernel in [KERNEL, TAILORED] {
+            assert!(script.contains(&format!("KATA_KERNEL={kernel} ")), "{script}");
+        }
         let check = std::process::Command::new("sh")
             .args(["-n", "-c", &script])
             .status()

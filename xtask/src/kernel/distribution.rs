@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::version_key;
 use crate::distribution::{Distribution, DistributionError, Family};
 use crate::packages::Apt;
 use crate::partial::Partial;
@@ -27,6 +28,8 @@ pub(crate) struct Kernel {
     pub(crate) image: PathBuf,
     /// The tree of modules with its `modules.dep`.
     pub(crate) modules: PathBuf,
+    /// Its configuration, where the package has it.
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// Why there is no guest kernel.
@@ -112,10 +115,12 @@ fn kernel_in(unpacked: &Path) -> Option<Kernel> {
         .map(|parent| unpacked.join(parent).join(&version))
         .into_iter()
         .find(|path| path.is_dir())?;
+    let config = unpacked.join("boot").join(format!("config-{version}"));
     Some(Kernel {
         version,
         image,
         modules,
+        config: config.is_file().then_some(config),
     })
 }
 
@@ -218,14 +223,6 @@ fn ubuntu_image_and_modules(depends: &str) -> Vec<String> {
         .find_map(|name| Some((name, name.strip_prefix("linux-image-")?)))
         .map(|(image, version)| vec![image.to_owned(), format!("linux-modules-{version}")])
         .unwrap_or_default()
-}
-
-/// Orders versions by their numbers: 6.12.9 comes before 6.12.117.
-fn version_key(version: &str) -> Vec<u64> {
-    version
-        .split(|character: char| !character.is_ascii_digit())
-        .filter_map(|part| part.parse().ok())
-        .collect()
 }
 
 fn unpack_into(step: &Step, partial: &Path, packages: &[String]) -> Result<(), KernelError> {
