@@ -26,25 +26,32 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod build;
 mod cache;
 pub mod erofs;
 pub mod guest;
 pub mod initramfs;
 pub mod kernel;
 pub mod layer;
-#[expect(dead_code, unused_imports, reason = "the sources that use it come next")]
+mod layout;
 mod oci;
 mod progress;
+mod reference;
+mod registry;
 mod source;
 mod store;
 mod transfer;
 mod tree;
 
 pub use archive::ArchiveError;
+pub use build::{BuildError, Image, ImageBuilder, ImageLayer, LayerCompression};
 pub use cache::{CacheDirectoryError, cache_directory};
+pub use layout::LayoutError;
 pub use oci::{Digest, DigestError, DocumentError, ImageConfig, Platform};
 pub use progress::{Progress, Stage};
+pub use reference::{Reference, ReferenceError};
+pub use registry::{CredentialsError, HelperError, Registries, RegistryError};
 pub use source::{Source, SourceError};
 pub use store::{Rootfs, Store, StoreError};
-pub use transfer::TransferError;
+pub use transfer::{TransferError, Verified};
 pub use tree::EntryError;

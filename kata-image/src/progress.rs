@@ -12,6 +12,19 @@ pub enum Stage {
     Writing,
     /// Computing the image's digest.
     Hashing,
+    /// Making a layer of a directory or an archive.
+    Packing,
+    /// Reading an image's layers from where it is.
+    Downloading,
+    /// Writing an image's layers to a registry.
+    Uploading,
+}
+
+impl Stage {
+    /// Whether what is counted besides bytes are layers, not entries of a filesystem.
+    const fn counts_layers(self) -> bool {
+        matches!(self, Self::Packing | Self::Downloading | Self::Uploading)
+    }
 }
 
 /// How far an operation has come. Reported every few MiB or few hundred entries, and at each stage's end.
@@ -23,7 +36,7 @@ pub struct Progress {
     pub done_bytes: u64,
     /// Bytes of this stage in all, where they are known.
     pub total_bytes: Option<u64>,
-    /// Entries of the filesystem seen so far.
+    /// Entries of the filesystem seen so far; layers that are done, while an image is packed or transferred.
     pub entries: u64,
 }
 
@@ -33,6 +46,9 @@ impl fmt::Display for Stage {
             Self::Reading => "reading",
             Self::Writing => "writing",
             Self::Hashing => "hashing",
+            Self::Packing => "packing",
+            Self::Downloading => "downloading",
+            Self::Uploading => "uploading",
         })
     }
 }
@@ -43,7 +59,12 @@ impl fmt::Display for Progress {
         if let Some(total) = self.total_bytes {
             write!(formatter, " of {}", total >> 20)?;
         }
-        write!(formatter, " MiB, {} entries", self.entries)
+        let unit = if self.stage.counts_layers() {
+            "layers"
+        } else {
+            "entries"
+        };
+        write!(formatter, " MiB, {} {unit}", self.entries)
     }
 }
 
@@ -66,5 +87,10 @@ mod tests {
             ..progress
         };
         assert_eq!(progress.to_string(), "hashing 3 MiB, 7 entries");
+        let stage = Stage::Uploading;
+        assert_eq!(
+            Progress { stage, ..progress }.to_string(),
+            "uploading 3 MiB, 7 layers"
+        );
     }
 }

@@ -44,7 +44,11 @@ pub(crate) struct ConfigDocument {
     #[serde(default)]
     config: Option<Defaults>,
     pub(crate) rootfs: RootfsDocument,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_empty",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub(crate) history: Vec<serde_json::Value>,
 }
 
@@ -53,7 +57,15 @@ pub(crate) struct ConfigDocument {
 pub(crate) struct RootfsDocument {
     #[serde(rename = "type")]
     pub(crate) kind: String,
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub(crate) diff_ids: Vec<Digest>,
+}
+
+/// Go writes an empty list as `null`.
+pub(super) fn null_is_empty<'a, T: Deserialize<'a>, D: serde::Deserializer<'a>>(
+    input: D,
+) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(input)?.unwrap_or_default())
 }
 
 /// Every field may be absent or null.
@@ -103,22 +115,6 @@ impl ConfigDocument {
         Ok(document)
     }
 
-    /// A document for an image of these layers.
-    pub(crate) fn new(config: &ImageConfig, platform: &Platform, diff_ids: Vec<Digest>) -> Self {
-        Self {
-            architecture: platform.architecture.clone(),
-            os: platform.os.clone(),
-            variant: platform.variant.clone(),
-            created: None,
-            config: Some(Defaults::of(config)),
-            rootfs: RootfsDocument {
-                kind: "layers".into(),
-                diff_ids,
-            },
-            history: Vec::new(),
-        }
-    }
-
     /// What it says about containers.
     pub(crate) fn image_config(&self) -> ImageConfig {
         let defaults = self.config.clone().unwrap_or_default();
@@ -146,32 +142,6 @@ impl ConfigDocument {
             os: self.os.clone(),
             architecture: self.architecture.clone(),
             variant: self.variant.clone(),
-        }
-    }
-}
-
-impl Defaults {
-    fn of(config: &ImageConfig) -> Self {
-        let list = |words: &[String]| (!words.is_empty()).then(|| words.to_vec());
-        let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let set = |names: &BTreeSet<String>| {
-            (!names.is_empty()).then(|| names.iter().map(|name| (name.clone(), Empty {})).collect())
-        };
-        let env: Vec<String> = config
-            .env
-            .iter()
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
-        Self {
-            entrypoint: list(&config.entrypoint),
-            cmd: list(&config.cmd),
-            env: list(&env),
-            user: text(&config.user),
-            working_dir: text(&config.working_dir),
-            volumes: set(&config.volumes),
-            exposed_ports: set(&config.exposed_ports),
-            stop_signal: text(&config.stop_signal),
-            labels: (!config.labels.is_empty()).then(|| config.labels.clone()),
         }
     }
 }
@@ -205,9 +175,12 @@ mod tests {
             (config.stop_signal.as_str(), config.labels["a"].as_str()),
             ("SIGQUIT", "b")
         );
-        let again =
-            serde_json::to_vec(&ConfigDocument::new(&config, &document.platform(), Vec::new())).unwrap();
+        let again = serde_json::to_vec(&document).unwrap();
         assert_eq!(ConfigDocument::parse(&again).unwrap().image_config(), config);
+        let empty =
+            r#"{"architecture":"a","os":"b","rootfs":{"type":"layers","diff_ids":null},"history":null}"#;
+        let empty = ConfigDocument::parse(empty.as_bytes()).unwrap();
+        assert!(empty.rootfs.diff_ids.is_empty() && empty.image_config() == ImageConfig::default());
     }
 
     #[test]

@@ -12,8 +12,12 @@ pub(crate) mod media_type {
     pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
     pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
     pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+    pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+    pub(crate) const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
     pub(crate) const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
     pub(crate) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+    pub(crate) const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+    pub(crate) const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
     pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 }
 
@@ -97,6 +101,7 @@ pub(crate) struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) media_type: Option<String>,
     pub(crate) config: Descriptor,
+    #[serde(deserialize_with = "super::config::null_is_empty")]
     pub(crate) layers: Vec<Descriptor>,
 }
 
@@ -107,6 +112,7 @@ pub(crate) struct Index {
     pub(crate) schema_version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) media_type: Option<String>,
+    #[serde(deserialize_with = "super::config::null_is_empty")]
     pub(crate) manifests: Vec<Descriptor>,
 }
 

@@ -20,7 +20,7 @@ pub use manifest::DocumentError;
 pub(crate) use manifest::{Descriptor, Document, Index, Manifest, Parsed, media_type};
 pub use platform::Platform;
 
-use crate::transfer::TransferError;
+use crate::transfer::{Patience, TransferError};
 
 /// The most that a manifest, an index or a configuration may have: what registries accept too (OCI distribution
 /// specification 1.1, "Pushing Manifests").
@@ -39,4 +39,14 @@ pub(crate) trait Blobs: Sync {
 
     /// The bytes of a blob (a layer, a configuration) from byte `offset` on.
     fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<Box<dyn Read + Send>, TransferError>;
+
+    /// How long to bear with it when it fails for now.
+    fn patience(&self) -> Patience {
+        Patience::default()
+    }
+
+    /// Host and path of the repository that holds the blobs, where there is one.
+    fn repository(&self) -> Option<(&str, &str)> {
+        None
+    }
 }
