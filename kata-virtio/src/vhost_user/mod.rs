@@ -91,9 +91,18 @@ pub fn serve(device: impl Device + 'static) -> Result<(Served, OwnedFd), Error> 
 /// # Errors
 /// See [`Error`].
 pub fn serve_boxed(device: Box<dyn Device>) -> Result<(Served, OwnedFd), Error> {
+    let (listener, frontend) = connected_listener().map_err(Error::Socket)?;
+    Ok((serve_at(device, listener)?, frontend))
+}
+
+/// The same for a frontend that connects by itself, as QEMU's network card has to: serves the first that
+/// connects to `listener`. Waits for it, so it is best called when `listener` is readable.
+///
+/// # Errors
+/// See [`Error`].
+pub fn serve_at(device: Box<dyn Device>, listener: UnixListener) -> Result<Served, Error> {
     let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|cause| Error::Socket(cause.into()))?;
-    let (listener, frontend) = connected_listener().map_err(Error::Socket)?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let thread = format!("vhost-user-{}", short_name(device.kind()));
     let backend = Backend::new(device).map_err(Error::Device)?;
@@ -115,7 +124,7 @@ pub fn serve_boxed(device: Box<dyn Device>) -> Result<(Served, OwnedFd), Error> 
         watch(daemon, &host, host_event)?;
         daemon.start(&mut Listener::from(listener)).map_err(start)?;
     }
-    Ok((served, frontend))
+    Ok(served)
 }
 
 fn short_name(kind: Kind) -> &'static str {

@@ -1,13 +1,16 @@
 //! `cargo xtask bench`: whole-system measurements. It sets up and builds; the package `benches` measures.
 
+mod devices;
 mod nested;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use clap::Subcommand;
+use kata_image::kernel::ModuleError;
 
 use crate::bed::{Bed, BedError, End};
+use crate::guest::GuestError;
 use crate::process::{self, ProcessError};
 use crate::progress::Step;
 use crate::setup::{self, Purpose, SetupError};
@@ -25,6 +28,12 @@ pub(crate) enum Bench {
         /// Only the comparison in the nested bed
         #[arg(long)]
         nested_only: bool,
+    },
+    /// Our block and net devices with Linux's own drivers against QEMU's, in the nested bed
+    Devices {
+        /// Only contenders whose name contains this; writes no files
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
     },
 }
 
@@ -46,6 +55,12 @@ pub(crate) enum BenchError {
     /// The nested bed.
     #[error("cannot measure in the nested bed")]
     Bed(#[from] BedError),
+    /// The init of the guest.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The modules of the guest's kernel.
+    #[error("cannot take the guest's modules from the kernel's package")]
+    Modules(#[from] ModuleError),
     /// The benchmark failed in the bed.
     #[error("the benchmark failed in the nested bed ({0:?})")]
     Nested(End),
@@ -58,6 +73,7 @@ pub(crate) enum BenchError {
 pub(crate) fn run(workspace: &Workspace, what: &Bench) -> Result<(), BenchError> {
     match what {
         Bench::Boot { peers, nested_only } => boot(workspace, peers.as_deref(), *nested_only),
+        Bench::Devices { only } => devices::run(workspace, only.as_deref()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use kata_image::initramfs;
+use benches::guest::initramfs;
 use kata_sandbox::Sandbox;
 
 pub(crate) const HELLO: &str = "baseline-init-says-hello";
@@ -21,7 +21,7 @@ pub(crate) struct Baseline {
 impl Baseline {
     pub(crate) fn new(kernel: &Path, init: &Path) -> Result<Self, Box<dyn Error>> {
         let capabilities = Sandbox::probe();
-        let initramfs = initramfs(init)?;
+        let initramfs = initramfs(init, &[])?;
         let accelerator = if capabilities.kvm.is_ok() { "kvm" } else { "tcg" };
         Ok(Self {
             qemu: capabilities.qemu?.binary,
@@ -93,17 +93,6 @@ impl Baseline {
             .arg(self.initramfs.path());
         Ok(command)
     }
-}
-
-/// An initramfs with nothing but an init and its console.
-pub(crate) fn initramfs(init: &Path) -> Result<tempfile::NamedTempFile, Box<dyn Error>> {
-    let image = initramfs::Builder::new()
-        .file("/init", 0o755, &std::fs::read(init)?)?
-        .device("/dev/console", 0o600, 5, 1)?
-        .build()?;
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), image)?;
-    Ok(file)
 }
 
 /// The host's time-stamp counter frequency as proc(5) `cpuinfo` has it.

@@ -9,7 +9,6 @@ mod baseline;
 mod contenders;
 mod figures;
 mod nested;
-mod observe;
 mod plot;
 mod sandbox;
 
@@ -17,7 +16,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use figures::Figure;
+use benches::figure::{Figure, median};
 use kata_image::guest;
 
 /// Rounds that are measured; one more warms caches up.
@@ -101,13 +100,9 @@ fn report(
     )?;
     let medians: Vec<_> = stages
         .iter()
-        .map(|(stage, times)| (stage.clone(), figures::median(times)))
+        .map(|(stage, times)| (stage.clone(), median(times)))
         .collect();
-    plot::draw(
-        &arguments.out.join("boot.svg"),
-        figures::median(baselines),
-        &medians,
-    )?;
+    plot::draw(&arguments.out.join("boot.svg"), median(baselines), &medians)?;
     eprintln!("table and plot are in {}", arguments.out.display());
     Ok(())
 }

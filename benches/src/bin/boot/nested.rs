@@ -7,10 +7,12 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::baseline;
+use benches::figure::Figure;
+use benches::guest::initramfs;
+use benches::observe::{self, Cost};
+
 use crate::contenders::{self, Contender, Guest, MEMORY_MIB};
-use crate::figures::{self, Contest, Figure};
-use crate::observe::{self, Cost};
+use crate::figures::{self, Contest};
 
 /// Rounds that are measured; one more warms caches up, so that no disk is read while the clock runs.
 const ROUNDS: usize = 3;
@@ -30,7 +32,7 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = PathBuf>) -> Result<(), Bo
     let usage = "usage: boot nested KERNEL INIT DIRECTORY…; `cargo xtask bench boot` calls it";
     let (kernel, init) = (arguments.next().ok_or(usage)?, arguments.next().ok_or(usage)?);
     let directories: Vec<PathBuf> = arguments.collect();
-    let initramfs = baseline::initramfs(&init)?;
+    let initramfs = initramfs(&init, &[])?;
     let guest = Guest {
         kernel,
         initramfs: initramfs.path().to_owned(),
@@ -65,7 +67,7 @@ impl Samples {
         );
         if counts {
             self.times.push(greeted.after);
-            self.cost = Some(observe::cost(greeted.pid(), u64::from(MEMORY_MIB) << 20)?);
+            self.cost = Some(observe::cost(&[greeted.pid()], u64::from(MEMORY_MIB) << 20)?);
         }
         Ok(())
     }

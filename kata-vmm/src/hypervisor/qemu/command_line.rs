@@ -24,7 +24,7 @@ pub(super) struct Plan<'a> {
     pub(super) initramfs: RawFd,
     /// QEMU's ends of the disks' vhost-user connections, in the machine's order.
     pub(super) disks: Vec<RawFd>,
-    /// Those of the network cards', in the machine's order.
+    /// Places of the sockets that it connects to for the network cards, in the machine's order.
     pub(super) nets: Vec<RawFd>,
     /// QEMU's end of the QMP connection.
     pub(super) qmp: RawFd,
@@ -106,7 +106,10 @@ fn block(line: &mut Line, number: usize, fd: RawFd, queues: u8) {
 fn card(line: &mut Line, number: usize, fd: RawFd, net: &Net) {
     let queues = net.queues.len();
     let mq = if queues > 1 { "on" } else { "off" };
-    line.add("-chardev", format!("socket,id=net{number},fd={fd}"));
+    line.add(
+        "-chardev",
+        format!("socket,id=net{number},path=/proc/self/fd/{fd}"),
+    );
     line.add(
         "-netdev",
         format!("vhost-user,id=tap{number},chardev=net{number},queues={queues}"),
@@ -317,7 +320,7 @@ noreplace-smp no_timer_check tsc=reliable tsc_early_khz=2596124",
         assert_eq!(
             line.join(" ").replace(" -", "\n-"),
             "\
--chardev socket,id=net0,fd=15
+-chardev socket,id=net0,path=/proc/self/fd/15
 -netdev vhost-user,id=tap0,chardev=net0,queues=2
 -device virtio-net-device,netdev=tap0,mac=02:00:00:00:00:01,mq=on,host_mtu=1400"
         );

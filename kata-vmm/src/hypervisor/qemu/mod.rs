@@ -15,6 +15,7 @@
 mod command_line;
 mod find;
 mod qmp;
+mod rendezvous;
 mod timestamp_counter;
 
 use std::io;
@@ -30,6 +31,7 @@ use kata_virtio::{Device, Meter};
 use self::command_line::Plan;
 pub(super) use self::find::find;
 use self::qmp::{Message, Qmp};
+use self::rendezvous::Rendezvous;
 use self::timestamp_counter::Measurement;
 use super::child::{Child, Status};
 use super::devices::{self, Named};
@@ -69,6 +71,8 @@ pub(super) struct Emulator {
     sockets: Sockets,
     /// Every device; none once the machine has ended.
     served: Vec<Served>,
+    /// Those that QEMU has not connected to yet.
+    expected: Vec<Expected>,
     meters: Vec<Metered>,
     start: Instant,
     /// Product and version, from the greeting.
@@ -95,6 +99,9 @@ struct Connections {
     meter: Arc<dyn Meter>,
 }
 
+/// A device, and where QEMU will connect to it.
+type Expected = (Rendezvous, Named);
+
 /// A device's name and what it did.
 type Metered = (String, Arc<dyn Meter>);
 
@@ -115,7 +122,7 @@ impl Emulator {
         let initramfs = files.duplicate(boot.initramfs)?;
         let mut meters = vec![("vsock".to_owned(), meter)];
         let disks = serve(devices::disks(machine, files)?, &mut meters)?;
-        let nets = serve(devices::nets(machine, files)?, &mut meters)?;
+        let (expected, places) = expect(devices::nets(machine, files)?, &mut meters)?;
         let plan = Plan {
             machine,
             accelerator: boot.accelerator,
@@ -123,7 +130,7 @@ impl Emulator {
             kernel: kernel.as_raw_fd(),
             initramfs: initramfs.as_raw_fd(),
             disks: ends(&disks),
-            nets: ends(&nets),
+            nets: places.iter().map(AsRawFd::as_raw_fd).collect(),
             qmp: qmp.1.as_raw_fd(),
             console: console.1.as_raw_fd(),
             vsock: vsock.1.as_raw_fd(),
@@ -131,9 +138,10 @@ impl Emulator {
         let arguments = command_line::arguments(&plan);
         log::debug!("{} {arguments:?}", boot.binary.display());
         let mut kept = vec![kernel, initramfs, qmp.1.into(), console.1.into(), vsock.1];
-        let (mut served, theirs): (Vec<_>, Vec<_>) = disks.into_iter().chain(nets).unzip();
+        let (mut served, theirs): (Vec<_>, Vec<_>) = disks.into_iter().unzip();
         served.push(vsock.0);
         kept.extend(theirs);
+        kept.extend(places);
         Ok(Self {
             child: Child::spawn(boot.binary, &arguments, kept)?,
             program: boot.binary.display().to_string(),
@@ -142,12 +150,26 @@ impl Emulator {
                 .map_err(|cause| failure("watch the console", &cause))?,
             sockets,
             served,
+            expected,
             meters,
             start,
             version: String::new(),
             phase: Phase::Starting,
             paused: false,
         })
+    }
+
+    /// Serves the devices that QEMU has connected to.
+    fn welcome(&mut self) -> Result<(), LaunchError> {
+        let arrived = self
+            .expected
+            .extract_if(.., |(rendezvous, _)| rendezvous.has_arrived());
+        for (rendezvous, (name, device)) in arrived {
+            let served = vhost_user::serve_at(device, rendezvous.into_listener())
+                .map_err(|cause| failure(&format!("serve the device {name}"), &cause))?;
+            self.served.push(served);
+        }
+        Ok(())
     }
 
     /// Takes in what QEMU says.
@@ -250,6 +272,7 @@ impl Vm for Emulator {
         sources.extend(self.qmp.source());
         sources.extend(self.console.source());
         sources.extend(self.sockets.dials());
+        sources.extend(self.expected.iter().map(|(rendezvous, _)| rendezvous.source()));
         sources
     }
 
@@ -258,6 +281,10 @@ impl Vm for Emulator {
         // The child first: what it said before its end is read after its end is known.
         let status = self.child.advance();
         self.console.drain();
+        if let Err(error) = self.welcome() {
+            occurrences.push(Occurrence::Failed(error));
+            return occurrences;
+        }
         if let Err(cause) = self.listen(&mut occurrences) {
             // A child that is gone does not take commands; its status says more.
             if matches!(status, Ok(None)) && cause.kind() != io::ErrorKind::BrokenPipe {
@@ -356,6 +383,20 @@ fn serve(devices: Vec<Named>, meters: &mut Vec<Metered>) -> Result<Vec<(Served, 
             Ok(served)
         })
         .collect()
+}
+
+/// Devices that QEMU connects to by itself, and what it inherits for that.
+fn expect(
+    devices: Vec<Named>,
+    meters: &mut Vec<Metered>,
+) -> Result<(Vec<Expected>, Vec<OwnedFd>), LaunchError> {
+    let expect = |(name, device): Named| {
+        let (rendezvous, place) = Rendezvous::new()
+            .map_err(|cause| failure(&format!("make a socket for the device {name}"), &cause))?;
+        meters.push((name.clone(), device.meter()));
+        Ok(((rendezvous, (name, device)), place))
+    };
+    devices.into_iter().map(expect).collect()
 }
 
 /// What a reason of `SHUTDOWN` means (QEMU qapi/run-state.json, `ShutdownCause`); `None` for those of the host.
