@@ -34,6 +34,9 @@ const NEEDED: &[&str] = &[
 /// which gives free pages back; an entropy source; a device that is told of a panic.
 const FOUND: &[&str] = &["virtio_balloon", "virtio-rng", "pvpanic-mmio"];
 
+/// Buses with such devices, as modaliases begin.
+const BUSES: [&str; 2] = ["virtio:", "acpi:"];
+
 /// What a module of the list needs and does not name: until Linux 6.14 erofs asks the crypto API for the
 /// algorithm crc32c, which some module must have brought by then. Later kernels have no such module.
 const ALGORITHMS: &[&str] = &["crc32c-intel"];
