@@ -17,6 +17,8 @@ pub struct Cost {
     pub threads: usize,
     /// Memory of their own that is not the guest's, in bytes.
     pub private_bytes: u64,
+    /// The guest's memory that it has touched, or that was written for it, in bytes.
+    pub guest_bytes: u64,
 }
 
 /// Asks for all of them.
@@ -28,10 +30,14 @@ pub fn cost(pids: &[u32], guest_bytes: u64) -> Result<Cost, Box<dyn Error>> {
         exits: exits(pids)?,
         threads: 0,
         private_bytes: 0,
+        guest_bytes: 0,
     };
     for pid in pids {
+        let (private, guest) = memory(&fs::read_to_string(format!("/proc/{pid}/smaps"))?, guest_bytes);
         cost.threads += tasks(*pid)?.len();
-        cost.private_bytes += private_bytes(&fs::read_to_string(format!("/proc/{pid}/smaps"))?, guest_bytes);
+        cost.private_bytes += private;
+        // All of them map the same memory; the one that runs the machine has touched the most.
+        cost.guest_bytes = cost.guest_bytes.max(guest);
     }
     Ok(cost)
 }
@@ -123,20 +129,22 @@ fn counter(path: &Path) -> Option<&str> {
     path.file_name()?.to_str().filter(|name| name.ends_with("exits"))
 }
 
-/// The private pages of every mapping (proc(5), `smaps`) that is not guest memory: guest memory is a memfd, or
-/// a mapping of a quarter of its size or more, since some monitors map it in parts.
-fn private_bytes(smaps: &str, guest_bytes: u64) -> u64 {
-    let mut sum = 0;
+/// The private pages of every mapping (proc(5), `smaps`) that is not guest memory, and the resident ones of those
+/// that are: guest memory is a memfd, or a mapping of a quarter of its size or more, since some monitors map it
+/// in parts.
+fn memory(smaps: &str, guest_bytes: u64) -> (u64, u64) {
+    let (mut private, mut guest) = (0, 0);
     let mut is_guest = false;
     for line in smaps.lines() {
         match field(line) {
             None => is_guest = line.contains("/memfd:"),
             Some(("Size", bytes)) => is_guest |= bytes >= guest_bytes / 4,
-            Some(("Private_Clean" | "Private_Dirty", bytes)) if !is_guest => sum += bytes,
+            Some(("Private_Clean" | "Private_Dirty", bytes)) if !is_guest => private += bytes,
+            Some(("Rss", bytes)) if is_guest => guest += bytes,
             Some(_) => {}
         }
     }
-    sum
+    (private, guest)
 }
 
 /// `Size:  128 kB` as name and bytes; a mapping's first line and its flags are none.
@@ -177,10 +185,10 @@ mod tests {
                      7f0000000000-7f0008000000 rw-s 00000000 00:01 2   /memfd:guest (deleted)\n\
                      Size:               4096 kB\nPrivate_Clean:         0 kB\nPrivate_Dirty:      4000 kB\n\
                      7f1000000000-7f1008000000 rw-p 00000000 00:00 0\n\
-                     Size:             131072 kB\nPrivate_Clean:         0 kB\nPrivate_Dirty:     34000 kB\n\
+                     Size:             131072 kB\nRss:               34000 kB\nPrivate_Clean:         0 kB\nPrivate_Dirty:     34000 kB\n\
                      7f2000000000-7f2000001000 rw-p 00000000 00:00 0   [stack]\n\
                      Size:                132 kB\nPrivate_Clean:         0 kB\nPrivate_Dirty:         5 kB\n\
                      VmFlags: rd wr mr\n";
-        assert_eq!(private_bytes(smaps, 128 << 20), 115 << 10);
+        assert_eq!(memory(smaps, 128 << 20), (115 << 10, 34000 << 10));
     }
 }

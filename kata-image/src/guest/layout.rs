@@ -96,10 +96,9 @@ pub fn initramfs(agent: &[u8], modules: Option<&Path>) -> Result<Vec<u8>, Layout
 fn start(alias: &str) -> Option<String> {
     let alias = alias.replacen("acpi*:", "acpi:", 1);
     let start = alias.split(['*', '?', '[']).next().unwrap_or_default();
-    let bus = start
-        .split_once(':')
-        .is_some_and(|(_, device)| !device.is_empty());
-    (bus && !start.contains(' ')).then(|| start.to_owned())
+    // The agent looks at these buses.
+    let device = BUSES.iter().find_map(|bus| start.strip_prefix(bus))?;
+    (!device.is_empty() && !device.contains(' ')).then(|| start.to_owned())
 }
 
 /// The archive, from the agent's executable, the modules in the order that loads, and those for devices.

@@ -11,6 +11,7 @@ use kata_image::kernel::ModuleError;
 
 use crate::bed::{Bed, BedError, End};
 use crate::guest::GuestError;
+use crate::kernel::Variant;
 use crate::process::{self, ProcessError};
 use crate::progress::Step;
 use crate::setup::{self, Purpose, SetupError};
@@ -20,7 +21,7 @@ use crate::workspace::Workspace;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
     /// From create to first output, the round trip of an exec, and host memory, against a bare guest;
-    /// then, in the nested bed, monitors with KVM against each other
+    /// then, in the nested bed, monitors with KVM and guest kernels against each other
     Boot {
         /// A directory with other monitors: firecracker, cloud-hypervisor
         #[arg(long, value_name = "DIR")]
@@ -78,6 +79,8 @@ pub(crate) fn run(workspace: &Workspace, what: &Bench) -> Result<(), BenchError>
 }
 
 fn boot(workspace: &Workspace, peers: Option<&Path>, nested_only: bool) -> Result<(), BenchError> {
+    // Both kernels are compared.
+    setup::provide_tailored_kernel(workspace, Variant::Default)?;
     let ready = setup::provide(workspace, Purpose::Run)?;
     let step = Step::start("benchmark");
     let build = ["build", "--release", "--package=benches", "--bin=boot"];

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::BenchError;
-use crate::bed::{Bed, Clock, End, Job, KERNEL, PROGRAMS};
+use crate::bed::{Bed, Clock, End, Job, KERNEL, PROGRAMS, TAILORED};
 
 /// Monitors that may be in the directory of peers.
 const PEERS: &[&str] = &["firecracker", "cloud-hypervisor"];
@@ -59,8 +59,10 @@ fn job(program: &Path, init: &Path, peers: Option<&Path>) -> Job {
     let words = [
         boot_at,
         "nested".into(),
-        KERNEL.into(),
         init_at,
+        TAILORED.into(),
+        KERNEL.into(),
+        "--".into(),
         programs,
         PEERS_AT.into(),
         "/usr/bin".into(),

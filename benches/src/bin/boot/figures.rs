@@ -26,8 +26,11 @@ pub(crate) fn table(figures: &[Figure], hypervisor: &str) -> String {
 #[derive(Debug)]
 pub(crate) struct Contest<'a> {
     pub(crate) name: &'a str,
+    /// What its guest boots.
+    pub(crate) kernel: &'a str,
     pub(crate) hello: Figure,
     pub(crate) memory: Figure,
+    pub(crate) guest_memory: Figure,
     pub(crate) exits: &'a BTreeMap<String, u64>,
     pub(crate) threads: usize,
 }
@@ -39,9 +42,9 @@ const KINDS: usize = 4;
 pub(crate) fn contest(rows: &[Contest<'_>]) -> String {
     let mut table =
         "Measured by `cargo xtask bench boot` in the nested bed, instructions counted: 1 vCPU, 128 MiB, \
-                     the same kernel and initramfs, exec to the guest's first line of userspace.\n\n\
-                     | monitor | hello ms | p10 | p90 | exits | of which | threads | private MiB |\n\
-                     |---|---:|---:|---:|---:|---|---:|---:|\n"
+                     the same initramfs, exec to the guest's first line of userspace.\n\n\
+                     | kernel | monitor | hello ms | p10 | p90 | exits | of which | threads | private MiB | guest MiB |\n\
+                     |---|---|---:|---:|---:|---:|---|---:|---:|---:|\n"
             .to_owned();
     for row in rows {
         let mut kinds: Vec<_> = row.exits.iter().filter(|(kind, _)| *kind != "exits").collect();
@@ -55,7 +58,8 @@ pub(crate) fn contest(rows: &[Contest<'_>]) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(
             table,
-            "| {} | {:.1} | {:.1} | {:.1} | {} | {} | {} | {:.1} |",
+            "| {} | {} | {:.1} | {:.1} | {:.1} | {} | {} | {} | {:.1} | {:.1} |",
+            row.kernel,
             row.name,
             row.hello.median,
             row.hello.p10,
@@ -64,6 +68,7 @@ pub(crate) fn contest(rows: &[Contest<'_>]) -> String {
             kinds.join(", "),
             row.threads,
             row.memory.median,
+            row.guest_memory.median,
         );
     }
     table
@@ -86,11 +91,15 @@ mod tests {
         let exits = exits.map(|(kind, count)| (kind.to_owned(), count)).into();
         let row = Contest {
             name: "m",
+            kernel: "k",
             hello: Figure::milliseconds("h", &[Duration::from_millis(7)]),
             memory: Figure::mebibytes("p", [3 << 20].into_iter()),
+            guest_memory: Figure::mebibytes("g", [40 << 20].into_iter()),
             exits: &exits,
             threads: 2,
         };
-        assert!(contest(&[row]).ends_with("| m | 7.0 | 7.0 | 7.0 | 9 | mmio 6, io 2 | 2 | 3.0 |\n"));
+        assert!(
+            contest(&[row]).ends_with("| k | m | 7.0 | 7.0 | 7.0 | 9 | mmio 6, io 2 | 2 | 3.0 | 40.0 |\n")
+        );
     }
 }
