@@ -29,6 +29,8 @@ mod archive;
 mod build;
 mod cache;
 pub mod erofs;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guest;
 pub mod initramfs;
 pub mod kernel;
@@ -50,7 +52,7 @@ pub use layout::LayoutError;
 pub use oci::{Digest, DigestError, DocumentError, ImageConfig, Platform};
 pub use progress::{Progress, Stage};
 pub use reference::{Reference, ReferenceError};
-pub use registry::{CredentialsError, HelperError, Registries, RegistryError};
+pub use registry::{CredentialsError, KeeperError, Registries, RegistryError};
 pub use source::{Source, SourceError};
 pub use store::{Rootfs, Store, StoreError};
 pub use transfer::{TransferError, Verified};

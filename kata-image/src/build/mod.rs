@@ -331,11 +331,12 @@ impl ImageBuilder {
             set_or_remove(&mut document, "variant", platform.variant.map(Value::from));
         }
         set_or_remove(&mut document, "created", self.created.clone().map(Value::from));
-        if let Some(diff_ids) = document["rootfs"]["diff_ids"].as_array_mut() {
-            diff_ids.extend(packed.iter().map(|layer| layer.diff_id.to_string().into()));
-        }
+        let known = document["rootfs"]["diff_ids"].take();
+        let mut diff_ids = known.as_array().cloned().unwrap_or_default();
+        diff_ids.extend(packed.iter().map(|layer| layer.diff_id.to_string().into()));
+        document["rootfs"]["diff_ids"] = diff_ids.into();
         // A history has one entry for each layer, or there is none.
-        if let Some(history) = document["history"].as_array_mut() {
+        if let Some(history) = document.get_mut("history").and_then(Value::as_array_mut) {
             history.extend(packed.iter().map(|_| json!({"created_by": "kata-image"})));
         }
         self.change_config(&mut document);

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tar::{EntryType, Header};
@@ -116,9 +117,7 @@ fn replace(
     let failed = write_error(path);
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let mut builder = tempfile::Builder::new();
-    let builder = builder.permissions(fs::Permissions::from(
-        std::os::unix::fs::PermissionsExt::from_mode(0o644),
-    ));
+    let builder = builder.permissions(fs::Permissions::from_mode(0o644));
     let file = builder
         .tempfile_in(directory.unwrap_or(Path::new(".")))
         .map_err(&failed)?;

@@ -312,10 +312,14 @@ impl Answer {
             value["details"].as_str().unwrap_or_default(),
         ];
         let words: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
-        if words.is_empty() {
-            return String::new();
+        let text = match (words.as_slice(), std::str::from_utf8(&bytes)) {
+            // Servers that are no registries say what they have to say in a line of text.
+            ([], Ok(text)) if !text.starts_with(['<', '{']) => text.trim().to_owned(),
+            _ => words.join(": "),
+        };
+        if text.is_empty() {
+            return text;
         }
-        let text = words.join(": ");
         let clean: String = text
             .chars()
             .filter(|letter| !letter.is_control())

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use serde::Deserialize;
 
-use super::helper::{self, HelperError};
+use super::keeper::{self, KeeperError};
 
 /// What proves who asks. Its debug output does not show it.
 #[derive(Clone, PartialEq, Eq)]
@@ -73,12 +73,12 @@ pub enum CredentialsError {
     },
     /// The program that keeps them failed.
     #[error("{} names a program that gives no credentials", .path.display())]
-    Helper {
+    Program {
         /// The file that names it.
         path: PathBuf,
         /// Why.
         #[source]
-        source: HelperError,
+        source: KeeperError,
     },
 }
 
@@ -202,7 +202,7 @@ fn find_in(path: &Path, host: &str, repository: &str) -> Result<Option<Credentia
 }
 
 fn ask(path: &Path, program: &str, key: &str) -> Result<Option<Credentials>, CredentialsError> {
-    helper::get(program, key).map_err(|source| CredentialsError::Helper {
+    keeper::get(program, key).map_err(|source| CredentialsError::Program {
         path: path.to_path_buf(),
         source,
     })

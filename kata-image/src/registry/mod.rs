@@ -16,7 +16,7 @@ pub(crate) mod challenge;
 mod client;
 mod credentials;
 mod error;
-mod helper;
+mod keeper;
 mod push;
 mod repository;
 mod session;
@@ -35,11 +35,12 @@ use client::Client;
 pub use credentials::CredentialsError;
 use credentials::{Credentials, Environment, Found};
 pub use error::RegistryError;
-pub use helper::HelperError;
+pub use keeper::KeeperError;
 pub(crate) use push::Upload;
 pub(crate) use repository::Repository;
 
 use crate::reference::Reference;
+use crate::transfer::Patience;
 
 /// How registries are reached: credentials, certificates, mirrors, limits of time.
 ///
@@ -47,8 +48,9 @@ use crate::reference::Reference;
 /// and those in `/etc/docker/certs.d` and `/etc/containers/certs.d`, and the proxies of `HTTPS_PROXY`,
 /// `HTTP_PROXY` and `NO_PROXY`. Nothing is read before the first request. Clones share connections and tokens.
 ///
-/// Connections are encrypted, but those to this machine itself (`localhost`, `127.0.0.0/8`, `::1`) and to hosts that
-/// [`plain_http`](Self::plain_http) names; a secure connection that fails never becomes a plain one.
+/// Connections are encrypted, but those to hosts that [`plain_http`](Self::plain_http) names and to this machine itself
+/// (`localhost`, `127.0.0.0/8`, `::1`), unless [`https`](Self::https) names it or there is a directory of certificates
+/// for it. A secure connection that fails never becomes a plain one.
 ///
 /// ```
 /// use kata_image::Registries;
@@ -77,12 +79,14 @@ pub(crate) struct Options {
     root_certificates: Vec<Certificate<'static>>,
     certificate_directories: Vec<PathBuf>,
     plain_http: BTreeSet<String>,
+    https: BTreeSet<String>,
     mirrors: BTreeMap<String, Vec<String>>,
     credentials: BTreeMap<String, Credentials>,
     /// Instead of those that the environment names.
     credential_files: Option<Vec<PathBuf>>,
     connect_timeout: Duration,
     stall_timeout: Duration,
+    patience: Patience,
 }
 
 impl Default for Options {
@@ -91,11 +95,13 @@ impl Default for Options {
             root_certificates: Vec::new(),
             certificate_directories: certificates::DIRECTORIES.map(PathBuf::from).to_vec(),
             plain_http: BTreeSet::new(),
+            https: BTreeSet::new(),
             mirrors: BTreeMap::new(),
             credentials: BTreeMap::new(),
             credential_files: None,
             connect_timeout: Duration::from_secs(15),
             stall_timeout: Duration::from_secs(30),
+            patience: Patience::default(),
         }
     }
 }
@@ -137,6 +143,12 @@ impl Registries {
         self.with(|options| options.plain_http.extend([host.to_ascii_lowercase()]))
     }
 
+    /// Speaks to this host with encryption although it is on this machine.
+    #[must_use]
+    pub fn https(self, host: &str) -> Self {
+        self.with(|options| options.https.extend([host.to_ascii_lowercase()]))
+    }
+
     /// Asks `mirror` (a host, a port, maybe a path) before `host` when pulling. Several are asked in the order in which
     /// they were given.
     #[must_use]
@@ -174,6 +186,13 @@ impl Registries {
         self.with(|options| options.stall_timeout = timeout)
     }
 
+    /// How often what failed for now is tried again, and how long to wait before the first time; each further pause is
+    /// twice as long. 4 times, 0.25 s. What moves on meanwhile may be tried as often again.
+    #[must_use]
+    pub fn retries(self, attempts: u32, first_pause: Duration) -> Self {
+        self.with(|options| options.patience = Patience::new(attempts, first_pause))
+    }
+
     /// The repository of a reference. Nothing is asked yet.
     pub(crate) fn repository(&self, reference: &Reference) -> Repository {
         Repository::new(self.clone(), reference.clone())
@@ -190,7 +209,15 @@ impl Registries {
 impl Options {
     /// Whether a host is spoken to without encryption.
     fn is_plain(&self, authority: &str) -> bool {
-        url::is_loopback(authority) || self.plain_http.contains(&authority.to_ascii_lowercase())
+        let authority = authority.to_ascii_lowercase();
+        let has_certificates = || {
+            let mut directories = self.certificate_directories.iter();
+            directories.any(|directory| directory.join(&authority).is_dir())
+        };
+        if self.plain_http.contains(&authority) {
+            return true;
+        }
+        url::is_loopback(&authority) && !self.https.contains(&authority) && !has_certificates()
     }
 
     fn find_credentials(&self, host: &str, repository: &str) -> Result<Option<Found>, RegistryError> {

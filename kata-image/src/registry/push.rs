@@ -60,12 +60,12 @@ impl Upload {
         descriptor: &Descriptor,
         sent: &mut dyn FnMut(u64),
     ) -> Result<Pushed, TransferError> {
-        if patiently(Patience::default(), || self.has(descriptor))? {
+        if patiently(self.patience(), || self.has(descriptor))? {
             sent(descriptor.size);
             return Ok(Pushed::Present);
         }
         let mut upload = None;
-        let mut patience = Patience::default();
+        let mut patience = self.patience();
         let mut best = 0;
         loop {
             let error = match self.advance(&mut upload, blobs, descriptor, sent) {
@@ -100,10 +100,14 @@ impl Upload {
             .session
             .request(Method::PUT, &format!("/manifests/{identifier}"))
             .header(header::CONTENT_TYPE, media_type);
-        patiently(Patience::default(), || {
+        patiently(self.patience(), || {
             let answer = self.session.send(&request, Payload::Bytes(bytes))?;
             accepted(answer, &request, &[201, 200]).map(drop)
         })
+    }
+
+    fn patience(&self) -> Patience {
+        self.session.options().patience.clone()
     }
 
     fn has(&self, descriptor: &Descriptor) -> Result<bool, TransferError> {
@@ -212,8 +216,12 @@ impl Upload {
             return 0;
         };
         let request = Request::new(Method::GET, url);
-        let Ok(answer) = self.session.send(&request, Payload::None) else {
-            return 0;
+        let answer = match self.session.send(&request, Payload::None) {
+            Ok(answer) => answer,
+            Err(error) => {
+                log::debug!("the upload cannot be taken up: {error}");
+                return 0;
+            }
         };
         if !matches!(answer.status, 204 | 202) {
             return 0;

@@ -24,6 +24,7 @@ const ACCEPT: [&str; 4] = [
 
 /// One repository, and the tag or digest that its reference names.
 pub(crate) struct Repository {
+    registries: Registries,
     reference: Reference,
     /// The mirrors, and the registry itself last.
     sessions: Vec<Session>,
@@ -40,6 +41,7 @@ impl Repository {
             .map(|server| Session::pull(&registries, server, reference.path()))
             .collect();
         Self {
+            registries,
             reference,
             sessions,
             first: AtomicUsize::new(0),
@@ -194,7 +196,7 @@ impl Blobs for Repository {
     }
 
     fn patience(&self) -> Patience {
-        Patience::default()
+        self.registries.options.patience.clone()
     }
 
     fn repository(&self) -> Option<(&str, &str)> {

@@ -15,7 +15,7 @@ use super::credentials::Credentials;
 /// Why a program gave no credentials.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum HelperError {
+pub enum KeeperError {
     /// Its name could lead anywhere.
     #[error("{name:?} is no name of a credential helper")]
     Name {
@@ -75,18 +75,18 @@ struct Answer {
 ///
 /// # Errors
 /// When it cannot be run, fails, or answers something else.
-pub(super) fn get(name: &str, registry: &str) -> Result<Option<Credentials>, HelperError> {
+pub(super) fn get(name: &str, registry: &str) -> Result<Option<Credentials>, KeeperError> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if name.is_empty() || !name.bytes().all(is_plain) {
-        return Err(HelperError::Name {
+        return Err(KeeperError::Name {
             name: name.to_owned(),
         });
     }
     run(&format!("docker-credential-{name}"), registry, LIMIT)
 }
 
-fn run(program: &str, registry: &str, limit: Duration) -> Result<Option<Credentials>, HelperError> {
-    let failed = |source| HelperError::Run {
+fn run(program: &str, registry: &str, limit: Duration) -> Result<Option<Credentials>, KeeperError> {
+    let failed = |source| KeeperError::Run {
         program: program.to_owned(),
         source,
     };
@@ -104,7 +104,7 @@ fn run(program: &str, registry: &str, limit: Duration) -> Result<Option<Credenti
     }
     let answer = output(&mut child.0, limit).map_err(failed)?;
     let answer = answer.filter(|_| ends(&child.0, limit));
-    let answer = answer.ok_or_else(|| HelperError::Late {
+    let answer = answer.ok_or_else(|| KeeperError::Late {
         program: program.to_owned(),
         limit,
     })?;
@@ -116,7 +116,7 @@ fn run(program: &str, registry: &str, limit: Duration) -> Result<Option<Credenti
     if message == NOT_FOUND {
         return Ok(None);
     }
-    Err(HelperError::Failed {
+    Err(KeeperError::Failed {
         program: program.to_owned(),
         message: message
             .chars()
@@ -126,8 +126,8 @@ fn run(program: &str, registry: &str, limit: Duration) -> Result<Option<Credenti
     })
 }
 
-fn credentials(program: &str, answer: &[u8]) -> Result<Credentials, HelperError> {
-    let answer: Answer = serde_json::from_slice(answer).map_err(|source| HelperError::Answer {
+fn credentials(program: &str, answer: &[u8]) -> Result<Credentials, KeeperError> {
+    let answer: Answer = serde_json::from_slice(answer).map_err(|source| KeeperError::Answer {
         program: program.to_owned(),
         source,
     })?;
@@ -191,7 +191,7 @@ mod tests {
 
     use super::*;
 
-    fn answer(script: &str, limit: Duration) -> Result<Option<Credentials>, HelperError> {
+    fn answer(script: &str, limit: Duration) -> Result<Option<Credentials>, KeeperError> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("helper");
         // Written by another process, so that no fork of this one holds it open for writing.
@@ -224,18 +224,18 @@ mod tests {
         assert!(error.ends_with("helper fails: locked"), "{error}");
         assert!(matches!(
             answer("echo hello", LIMIT),
-            Err(HelperError::Answer { .. })
+            Err(KeeperError::Answer { .. })
         ));
-        assert!(matches!(get("../x", "h.io"), Err(HelperError::Name { .. })));
+        assert!(matches!(get("../x", "h.io"), Err(KeeperError::Name { .. })));
         assert!(matches!(
             get("that-does-not-exist", "h.io"),
-            Err(HelperError::Run { .. })
+            Err(KeeperError::Run { .. })
         ));
     }
 
     #[test]
     fn a_program_that_hangs_is_ended() {
         let error = answer("exec cat < /dev/zero > /dev/null", Duration::from_millis(100)).unwrap_err();
-        assert!(matches!(error, HelperError::Late { .. }), "{error}");
+        assert!(matches!(error, KeeperError::Late { .. }), "{error}");
     }
 }
