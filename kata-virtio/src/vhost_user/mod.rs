@@ -41,6 +41,7 @@ use backend::Backend;
 
 mod backend;
 mod gate;
+mod relay;
 mod starts;
 mod vring;
 
@@ -95,12 +96,21 @@ pub fn serve_boxed(device: Box<dyn Device>) -> Result<(Served, OwnedFd), Error> 
     Ok((serve_at(device, listener)?, frontend))
 }
 
-/// The same for a frontend that connects by itself, as QEMU's network card has to: serves the first that
-/// connects to `listener`. Waits for it, so it is best called when `listener` is readable.
+/// The same for QEMU's network card, which is another frontend than that of its other devices: it connects by
+/// itself, so the first that connects to `listener` is served; this waits for it, and is best called when
+/// `listener` is readable. And it enables its queues too early, which a thread between the two hides from the
+/// backend.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn serve_at(device: Box<dyn Device>, listener: UnixListener) -> Result<Served, Error> {
+pub fn serve_qemu_net(device: Box<dyn Device>, listener: &UnixListener) -> Result<Served, Error> {
+    let (stream, _) = listener.accept().map_err(Error::Socket)?;
+    let (served, frontend) = serve_boxed(device)?;
+    relay::start(stream.into(), frontend).map_err(Error::Socket)?;
+    Ok(served)
+}
+
+fn serve_at(device: Box<dyn Device>, listener: UnixListener) -> Result<Served, Error> {
     let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|cause| Error::Socket(cause.into()))?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
