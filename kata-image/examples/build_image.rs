@@ -1,0 +1,55 @@
+//! An image of a directory, without any container engine: written as a layout, and pushed where that is asked for.
+//! `cargo run --release -p kata-image --example build_image -- ROOTFS_DIRECTORY LAYOUT_DIRECTORY [REFERENCE]`.
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use kata_image::{Image, Reference, Registries};
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let result = match arguments.as_slice() {
+        [rootfs, layout] => build(rootfs, layout, None),
+        [rootfs, layout, reference] => build(rootfs, layout, Some(reference)),
+        _ => {
+            eprintln!("usage: build_image ROOTFS_DIRECTORY LAYOUT_DIRECTORY [REFERENCE]");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprint!("error: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                eprint!(": {error}");
+                cause = error.source();
+            }
+            eprintln!();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build(rootfs: &str, layout: &str, reference: Option<&str>) -> Result<(), Box<dyn Error>> {
+    let mut report = |progress| eprint!("\r{progress}        ");
+    let image = Image::builder()
+        .directory(rootfs)
+        .cmd(["/bin/sh"])
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        .build(&mut report)?;
+    image.write_layout(layout, Some("latest"), &mut report)?;
+    eprintln!();
+    println!("{} is in {layout}", image.digest());
+    if let Some(reference) = reference {
+        let reference: Reference = reference.parse()?;
+        image.push(&Registries::new(), &reference, &mut report)?;
+        eprintln!();
+        println!("{reference} is {}", image.digest());
+    }
+    Ok(())
+}
