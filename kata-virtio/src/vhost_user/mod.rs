@@ -93,7 +93,7 @@ pub fn serve(device: impl Device + 'static) -> Result<(Served, OwnedFd), Error> 
 /// See [`Error`].
 pub fn serve_boxed(device: Box<dyn Device>) -> Result<(Served, OwnedFd), Error> {
     let (listener, frontend) = connected_listener().map_err(Error::Socket)?;
-    Ok((serve_at(device, listener)?, frontend))
+    Ok((serve_on(device, listener)?, frontend))
 }
 
 /// The same for QEMU's network card, which is another frontend than that of its other devices: it connects by
@@ -103,14 +103,14 @@ pub fn serve_boxed(device: Box<dyn Device>) -> Result<(Served, OwnedFd), Error> 
 ///
 /// # Errors
 /// See [`Error`].
-pub fn serve_qemu_net(device: Box<dyn Device>, listener: &UnixListener) -> Result<Served, Error> {
+pub fn serve_at(device: Box<dyn Device>, listener: &UnixListener) -> Result<Served, Error> {
     let (stream, _) = listener.accept().map_err(Error::Socket)?;
     let (served, frontend) = serve_boxed(device)?;
     relay::start(stream.into(), frontend).map_err(Error::Socket)?;
     Ok(served)
 }
 
-fn serve_at(device: Box<dyn Device>, listener: UnixListener) -> Result<Served, Error> {
+fn serve_on(device: Box<dyn Device>, listener: UnixListener) -> Result<Served, Error> {
     let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|cause| Error::Socket(cause.into()))?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());

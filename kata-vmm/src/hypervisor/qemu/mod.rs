@@ -165,7 +165,7 @@ impl Emulator {
             .expected
             .extract_if(.., |(rendezvous, _)| rendezvous.has_arrived());
         for (rendezvous, (name, device)) in arrived {
-            let served = vhost_user::serve_qemu_net(device, &rendezvous.into_listener())
+            let served = vhost_user::serve_at(device, &rendezvous.into_listener())
                 .map_err(|cause| failure(&format!("serve the device {name}"), &cause))?;
             self.served.push(served);
         }
