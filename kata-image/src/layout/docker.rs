@@ -13,7 +13,7 @@ use super::{Files, LayoutError};
 use crate::archive::{self, Compression, Recognized};
 use crate::oci::{Blobs, ConfigDocument, Descriptor, Digest, Document, DocumentError, Manifest, media_type};
 use crate::reference::Reference;
-use crate::transfer::{TransferError, read_document};
+use crate::transfer::{Patience, TransferError, read_document};
 
 /// Names the images of the archive.
 pub(super) const MANIFEST_FILE: &str = "manifest.json";
@@ -199,5 +199,9 @@ impl Blobs for DockerArchive {
             .read(name, offset)
             .map_err(TransferError::file(&self.path))?;
         found.ok_or_else(|| self.missing(descriptor))
+    }
+
+    fn patience(&self) -> Patience {
+        Patience::NONE
     }
 }

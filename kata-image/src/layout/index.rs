@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Files, LayoutError};
 use crate::oci::{Blobs, Descriptor, Digest, Document, Index, media_type};
 use crate::reference::Reference;
-use crate::transfer::{TransferError, read_document, small_blob};
+use crate::transfer::{Patience, TransferError, read_document, small_blob};
 
 /// `oci-layout`, which says that the rest follows the specification.
 pub(crate) const LAYOUT_FILE: &str = "oci-layout";
@@ -153,6 +153,10 @@ impl<F: Files> Blobs for Layout<F> {
                 place: self.path.display().to_string(),
                 what: descriptor.digest.to_string(),
             })
+    }
+
+    fn patience(&self) -> Patience {
+        Patience::NONE
     }
 }
 

@@ -60,10 +60,6 @@ impl Upload {
         descriptor: &Descriptor,
         sent: &mut dyn FnMut(u64),
     ) -> Result<Pushed, TransferError> {
-        if patiently(self.patience(), || self.has(descriptor))? {
-            sent(descriptor.size);
-            return Ok(Pushed::Present);
-        }
         let mut upload = None;
         let mut patience = self.patience();
         let mut best = 0;
@@ -132,6 +128,11 @@ impl Upload {
     ) -> Result<Pushed, TransferError> {
         let (url, offset) = match upload.take() {
             Some(known) => known,
+            // Also when it is tried again: an answer that was lost may have been that all is there.
+            None if self.has(descriptor)? => {
+                sent(descriptor.size);
+                return Ok(Pushed::Present);
+            }
             None => match self.begin(descriptor)? {
                 Some(url) => (url, 0),
                 None => {

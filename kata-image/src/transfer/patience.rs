@@ -17,6 +17,14 @@ pub(crate) struct Patience {
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 impl Patience {
+    /// Files do not become readable by waiting.
+    pub(crate) const NONE: Self = Self {
+        attempts: 0,
+        attempts_left: 0,
+        first_pause: Duration::ZERO,
+        pause: Duration::ZERO,
+    };
+
     /// So many attempts after the first, the pause doubling from one to the next.
     pub(crate) fn new(attempts: u32, first_pause: Duration) -> Self {
         Self {

@@ -1,5 +1,6 @@
 //! Images that are written to registries, and read again by others.
 
+use std::io::Write;
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 
@@ -232,6 +233,36 @@ fn an_upload_that_breaks_goes_on_where_it_broke() {
         "{resumed:?}"
     );
     assert_eq!(resumed.path, "/upload/2");
+}
+
+#[test]
+fn an_end_of_an_upload_whose_answer_is_lost_is_no_second_upload() {
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    let state = Mutex::default();
+    let server = Server::start(move |heard, connection| {
+        use std::sync::atomic::Ordering::SeqCst;
+        match heard.method.as_str() {
+            "PUT" if heard.path.starts_with("/upload/") => ended.store(true, SeqCst),
+            "HEAD" if ended.load(SeqCst) => connection
+                .write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+                .unwrap(),
+            "GET" => answer(connection, "404 Not Found", "", b""),
+            _ => take(heard, connection, &state),
+        }
+    });
+    let reference = format!("{}/a/b:1", server.host()).parse().unwrap();
+    let image = Image::builder().build(&mut |_| {}).unwrap();
+    image
+        .push(&registries(), &reference, &mut |_| {})
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let count = |method: &str| {
+        server
+            .heard()
+            .iter()
+            .filter(|heard| heard.method == method)
+            .count()
+    };
+    assert_eq!((count("POST"), count("PATCH"), count("HEAD")), (1, 1, 2));
 }
 
 #[test]
