@@ -20,6 +20,9 @@
 //! * A **source** is where a root filesystem comes from; it is only ever read.
 //! * An **image** is one file with a read-only EROFS filesystem. The same source gives the same bytes.
 //!   Making one costs a copy of the source; using it again costs a look at the source's metadata.
+//! * A **container image** ([`Image`]) is what engines exchange: a manifest, a configuration and layers, in a
+//!   [registry](Registries) under a [`Reference`], in a layout or an archive, or [made here](ImageBuilder). Its bytes
+//!   are read when they are asked for, and checked against their digests.
 //! * The **store** is a directory of images named after their digests. Any number of processes share it,
 //!   and an image lives in it until somebody removes it.
 //! * The **guest directory** holds the kernel, the initramfs and the agent that a sandbox boots.

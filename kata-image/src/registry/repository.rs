@@ -1,8 +1,9 @@
 //! A repository as a place of blobs: manifests by tag or digest, blobs from any byte on, mirrors first.
 
+use std::collections::HashMap;
 use std::io::{self, Read};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ureq::http::{Method, header};
 
@@ -10,7 +11,7 @@ use super::Registries;
 use super::client::{Answer, Payload, is_page};
 use super::error::RegistryError;
 use super::session::Session;
-use crate::oci::{Blobs, Descriptor, Document, media_type};
+use crate::oci::{Blobs, Descriptor, Digest, Document, media_type};
 use crate::reference::Reference;
 use crate::transfer::{Patience, TransferError, check_digest, patiently, read_document};
 
@@ -30,6 +31,8 @@ pub(crate) struct Repository {
     sessions: Vec<Session>,
     /// Which of them answered last; those before it have failed.
     first: AtomicUsize,
+    /// How often each blob was asked for: one that is asked for again broke off on its way.
+    asked: Mutex<HashMap<Digest, usize>>,
 }
 
 impl Repository {
@@ -45,15 +48,16 @@ impl Repository {
             reference,
             sessions,
             first: AtomicUsize::new(0),
+            asked: Mutex::default(),
         }
     }
 
-    /// Asks one server after another.
+    /// Asks one server after another, from one on.
     fn first_answer<T>(
         &self,
+        first: usize,
         ask: impl Fn(&Session) -> Result<T, TransferError>,
     ) -> Result<T, TransferError> {
-        let first = self.first.load(Ordering::Relaxed);
         let mut failures = Vec::new();
         for (index, session) in self.sessions.iter().enumerate().skip(first) {
             let error = match ask(session) {
@@ -81,6 +85,18 @@ impl Repository {
             place: self.reference.name(),
             what: self.reference.identifier().to_owned(),
         })
+    }
+
+    fn first(&self) -> usize {
+        self.first.load(Ordering::Relaxed)
+    }
+
+    fn times_asked(&self, digest: &Digest) -> usize {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = asked.entry(digest.clone()).or_default();
+        let before = *times;
+        *times += 1;
+        before
     }
 
     fn manifest(&self, session: &Session, identifier: &str) -> Result<Document, TransferError> {
@@ -170,7 +186,7 @@ impl Blobs for Repository {
     fn root(&self) -> Result<Document, TransferError> {
         let identifier = self.reference.identifier();
         patiently(self.patience(), || {
-            self.first_answer(|session| {
+            self.first_answer(self.first(), |session| {
                 let document = self.manifest(session, identifier)?;
                 if let Some(digest) = self.reference.digest() {
                     check_digest(digest, &document.bytes)?;
@@ -183,7 +199,7 @@ impl Blobs for Repository {
     fn document(&self, descriptor: &Descriptor) -> Result<Document, TransferError> {
         let identifier = descriptor.digest.as_str();
         patiently(self.patience(), || {
-            self.first_answer(|session| {
+            self.first_answer(self.first(), |session| {
                 let document = self.manifest(session, identifier)?;
                 check_digest(&descriptor.digest, &document.bytes)?;
                 Ok(document)
@@ -192,7 +208,10 @@ impl Blobs for Repository {
     }
 
     fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<Box<dyn Read + Send>, TransferError> {
-        self.first_answer(|session| Self::blob_of(session, descriptor, offset))
+        // A mirror whose connections break is left for the next one.
+        let first = self.first() + self.times_asked(&descriptor.digest);
+        let first = first.min(self.sessions.len() - 1);
+        self.first_answer(first, |session| Self::blob_of(session, descriptor, offset))
     }
 
     fn patience(&self) -> Patience {

@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use ureq::http::{Method, header};
 
-use super::auth::{Authorizer, tried};
+use super::auth::{Authorizer, Slot, tried};
 use super::challenge;
 use super::client::{Answer, Payload, Request};
 use super::error::RegistryError;
@@ -139,29 +139,12 @@ impl Session {
                 detail: answer.detail(),
             });
         }
-        let headers = answer.headers.get_all(header::WWW_AUTHENTICATE).iter();
-        let header = headers
-            .filter_map(|value| value.to_str().ok())
-            .collect::<Vec<_>>()
-            .join(", ");
         let mut authorizer = Authorizer {
             session: self,
             found,
-            detail: answer.detail(),
+            detail: String::new(),
         };
-        let fresh = {
-            let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-            match &*slot {
-                // Another thread was faster.
-                Some(other) if known.as_ref() != Some(&other.header) && other.is_valid() => {
-                    other.header.clone()
-                }
-                _ => {
-                    let fresh = authorizer.authorize(&header, &challenge::parse(&header))?;
-                    slot.insert(fresh).header.clone()
-                }
-            }
-        };
+        let fresh = renew(&mut authorizer, &slot, known.as_deref(), answer)?;
         let Some(payload) = again else {
             let host = self.host.clone();
             return Err(RegistryError::Expired { host });
@@ -184,5 +167,27 @@ impl Session {
     ) -> Result<Answer, RegistryError> {
         let client = &self.registries.state.client;
         client.send(self.options(), request, authorization, payload)
+    }
+}
+
+/// The authorization that a refusal asks for, in place of the one that was refused. Who comes second takes what another
+/// thread has fetched meanwhile.
+fn renew(
+    authorizer: &mut Authorizer<'_>,
+    slot: &Slot,
+    refused: Option<&str>,
+    answer: Answer,
+) -> Result<String, RegistryError> {
+    let headers = answer.headers.get_all(header::WWW_AUTHENTICATE).iter();
+    let headers: Vec<_> = headers.filter_map(|value| value.to_str().ok()).collect();
+    let header = headers.join(", ");
+    authorizer.detail = answer.detail();
+    let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*slot {
+        Some(other) if refused != Some(&other.header) && other.is_valid() => Ok(other.header.clone()),
+        _ => {
+            let fresh = authorizer.authorize(&header, &challenge::parse(&header))?;
+            Ok(slot.insert(fresh).header.clone())
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Redirects, mirrors and certificates.
 
+use std::io::Write;
+
 use kata_image::{Digest, Image, Platform, Reference, Registries, TransferError};
 use serde_json::json;
 
@@ -108,6 +110,26 @@ fn a_mirror_is_asked_first_and_the_registry_when_it_fails() {
     let alone = registries().mirror(&origin.host(), &empty.host());
     read_all(&pull(&alone, &origin.host()).unwrap());
     assert_eq!(origin.heard().len(), 3);
+}
+
+#[test]
+fn a_mirror_whose_connections_break_is_left_for_the_registry() {
+    let served = Served::new();
+    let copy = served.clone();
+    let mirror = Server::start(move |heard, connection| {
+        if heard.path == copy.layer_path() {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", copy.layer.len());
+            connection.write_all(head.as_bytes()).unwrap();
+            connection.write_all(&copy.layer[..1000]).unwrap();
+        } else {
+            copy.answer(heard, connection);
+        }
+    });
+    let origin = Server::start(move |heard, connection| served.answer(heard, connection));
+    let registries = registries().mirror(&origin.host(), &mirror.host());
+    read_all(&pull(&registries, &origin.host()).unwrap());
+    let ranges: Vec<_> = origin.heard().iter().map(crate::server::Heard::range).collect();
+    assert_eq!(ranges, [Some(1000)]);
 }
 
 #[test]
