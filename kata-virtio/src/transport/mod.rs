@@ -64,6 +64,7 @@
 //! | a device whose thread panics through it | `DEVICE_NEEDS_RESET` for good; the other devices go on |
 
 mod board;
+mod courtesy;
 mod drain;
 mod front;
 mod mmio;

@@ -28,6 +28,7 @@ use rustix::io::Errno;
 use virtio_queue::{Queue, QueueT};
 
 use super::board::Board;
+use super::courtesy::Courtesy;
 use super::drain::wait_readable;
 use super::name;
 use crate::{Device, Memory, Signals};
@@ -203,6 +204,7 @@ impl Serving {
             mut queues,
         } = parts;
         let mut served: Vec<&mut Queue> = queues.iter_mut().collect();
+        let mut courtesy = Courtesy::default();
         let mut woken = Woken {
             host: true,
             control: false,
@@ -216,7 +218,15 @@ impl Serving {
             } else {
                 None
             };
-            self.turn(&mut *device, &mut served);
+            let kicked = !woken.host && !woken.control;
+            if kicked && courtesy.is_due() {
+                rustix::thread::sched_yield();
+                let before = taken(&served);
+                self.turn(&mut *device, &mut served);
+                courtesy.learn(taken(&served).wrapping_sub(before));
+            } else {
+                self.turn(&mut *device, &mut served);
+            }
             if end == Some(End::Settled) {
                 self.settle(&mut *device, &mut served);
             }
@@ -310,6 +320,12 @@ impl Serving {
             control: woken.control || event.data.u64() == TOKEN_CONTROL,
         })
     }
+}
+
+/// Chains that were taken off the queues so far; only differences mean something.
+fn taken(queues: &[&mut Queue]) -> u32 {
+    let positions = queues.iter().map(|queue| u32::from(queue.next_avail()));
+    positions.fold(0, u32::wrapping_add)
 }
 
 /// Tells the driver when the thread panics: nobody else would.
