@@ -106,7 +106,11 @@ impl Decoder<'_> {
     }
 
     pub(super) fn member(&self, path: Vec<u8>, kind: MemberKind) -> Result<Member, ArchiveError> {
-        let mode = self.header.mode().map_err(|_| self.field("mode"))? & 0o7777;
+        let mode = match &kind {
+            // Linux keeps no mode of symbolic links: all have this one (symlink(7)).
+            MemberKind::Plain(Body::Symlink(_)) => 0o777,
+            _ => self.header.mode().map_err(|_| self.field("mode"))? & 0o7777,
+        };
         Ok(Member {
             path,
             kind,

@@ -39,7 +39,7 @@ pub(super) struct Superblock {
 const _: () = assert!(size_of::<Superblock>() == 128);
 
 /// `struct erofs_inode_compact`.
-#[derive(Debug, Clone, Copy, IntoBytes, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct CompactInode {
     pub(super) format: U16,
@@ -58,7 +58,7 @@ pub(super) struct CompactInode {
 const _: () = assert!(size_of::<CompactInode>() == 32);
 
 /// `struct erofs_inode_extended`.
-#[derive(Debug, Clone, Copy, IntoBytes, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct ExtendedInode {
     pub(super) format: U16,
@@ -86,7 +86,7 @@ pub(super) const FORMAT_PLAIN: u16 = 0;
 pub(super) const FORMAT_INLINE: u16 = 2 << 1;
 
 /// `struct erofs_dirent`.
-#[derive(Debug, Clone, Copy, IntoBytes, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct Dirent {
     pub(super) nid: U64,
@@ -99,7 +99,7 @@ pub(super) const DIRENT_BYTES: usize = 12;
 const _: () = assert!(size_of::<Dirent>() == DIRENT_BYTES);
 
 /// `struct erofs_xattr_entry`, in front of name and value.
-#[derive(Debug, Clone, Copy, IntoBytes, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct XattrEntry {
     pub(super) name_bytes: u8,

@@ -74,7 +74,7 @@ struct Layout {
 
 impl<'a> Plan<'a> {
     fn new(tree: &'a Tree, next_block: u64) -> Self {
-        let order = walk(tree);
+        let order = tree.walk();
         let build_time = most_common_time(tree, &order);
         let mut plan = Self {
             tree,
@@ -228,23 +228,6 @@ fn uuid(digest: [u8; 32]) -> [u8; 16] {
     uuid[6] = uuid[6] & 0x0f | 0x80;
     uuid[8] = uuid[8] & 0x3f | 0x80;
     uuid
-}
-
-/// Every node once, a directory before what is in it, in the order of paths.
-fn walk(tree: &Tree) -> Vec<NodeId> {
-    let mut order = Vec::new();
-    let mut seen = vec![false; tree.len()];
-    let mut pending = vec![NodeId::ROOT];
-    while let Some(id) = pending.pop() {
-        if std::mem::replace(&mut seen[id.index()], true) {
-            continue;
-        }
-        order.push(id);
-        if let Body::Directory(children) = &tree.node(id).body {
-            pending.extend(children.values().rev());
-        }
-    }
-    order
 }
 
 /// The time that most nodes have, the earliest of several: those nodes can have short inodes.

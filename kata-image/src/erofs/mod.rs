@@ -24,6 +24,8 @@ mod image;
 mod inode;
 mod layout;
 mod metadata;
+mod read;
+mod read_inode;
 mod superblock;
 
 use std::fs::File;
@@ -38,6 +40,8 @@ use crate::tree::{self, EntryError};
 
 pub(crate) use image::{Contents, Image, StoreFileError};
 pub(crate) use metadata::write as write_metadata;
+pub use read::ReadError;
+pub(crate) use read::{StoredFile, read_tree};
 pub(crate) use superblock::has_magic;
 pub use superblock::{Superblock, SuperblockError};
 
@@ -154,6 +158,15 @@ pub enum Error {
         /// What is wrong with it.
         #[source]
         source: SuperblockError,
+    },
+    /// An image of a layer is broken.
+    #[error("{} is not an image of a layer, or is damaged", .path.display())]
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ReadError,
     },
     /// The output cannot be written.
     #[error("cannot write the image")]

@@ -67,6 +67,11 @@ impl Superblock {
     ///
     /// When it cannot be read or a check fails.
     pub fn read(image: &File) -> Result<Self, SuperblockError> {
+        Self::read_stored(image).map(|(superblock, _)| superblock)
+    }
+
+    /// [`read`](Self::read), with all fields as they are stored.
+    pub(super) fn read_stored(image: &File) -> Result<(Self, format::Superblock), SuperblockError> {
         let file_bytes = image.metadata().map_err(SuperblockError::Read)?.len();
         let mut block = vec![0; 4096];
         let count = read_up_to(image, &mut block).map_err(SuperblockError::Read)?;
@@ -74,7 +79,7 @@ impl Superblock {
         Self::parse(&block, file_bytes)
     }
 
-    fn parse(block: &[u8], file_bytes: u64) -> Result<Self, SuperblockError> {
+    fn parse(block: &[u8], file_bytes: u64) -> Result<(Self, format::Superblock), SuperblockError> {
         let tail = block.get(MAGIC_RANGE.start..).unwrap_or_default();
         let (stored, _) = format::Superblock::read_from_prefix(tail).map_err(|_| SuperblockError::Magic)?;
         if stored.magic.get() != MAGIC {
@@ -97,12 +102,13 @@ impl Superblock {
         {
             return Err(SuperblockError::Checksum);
         }
-        Ok(Self {
+        let superblock = Self {
             block_bytes,
             blocks,
             inodes: stored.inodes.get(),
             uuid: stored.uuid,
-        })
+        };
+        Ok((superblock, stored))
     }
 }
 
@@ -173,7 +179,7 @@ mod tests {
 
     #[test]
     fn what_is_made_is_accepted() {
-        let superblock = Superblock::parse(&block(), 3 * 4096).unwrap();
+        let (superblock, _) = Superblock::parse(&block(), 3 * 4096).unwrap();
         assert_eq!((superblock.block_bytes, superblock.blocks), (4096, 3));
     }
 

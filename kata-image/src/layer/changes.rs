@@ -148,9 +148,11 @@ impl<'a, 'b> Changes<'a, 'b> {
             }
         }
         let has_lower = marks::unmark_below(&mut tree, &opaque);
+        let mut taken = 0;
         for (directory, name) in whiteouts {
             if has_lower(directory) {
                 tree.add(directory, &name, marks::whiteout(), marks::WHITEOUT);
+                taken += 1;
             }
         }
         for directory in &opaque {
@@ -159,6 +161,7 @@ impl<'a, 'b> Changes<'a, 'b> {
         let notes = Notes {
             implied_directories: marks::count_implied(&tree),
             opaque_root: opaque.contains(&NodeId::ROOT),
+            whiteouts: taken,
             links: take_links(&mut tree, self.links),
         };
         (tree, notes)

@@ -32,8 +32,10 @@
 
 mod changes;
 mod marks;
+mod merge;
 mod names;
 mod notes;
+mod resolve;
 
 use std::fs::File;
 use std::io::Read;
@@ -46,6 +48,7 @@ use crate::erofs::{self, Error, Image, Limits, Summary};
 use crate::oci::Digest;
 use crate::progress::Progress;
 use changes::Changes;
+pub use merge::{Layer, merge};
 pub use notes::{Link, Notes};
 
 /// A layer that became an image.

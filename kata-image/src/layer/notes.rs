@@ -14,6 +14,8 @@ pub struct Notes {
     pub implied_directories: u64,
     /// Nothing of the layers below is left: the root is opaque, which overlayfs does not look at.
     pub opaque_root: bool,
+    /// Names that it takes away from the layers below. overlayfs shows the ones of the lowest layer in listings.
+    pub whiteouts: u64,
     /// Hard links to files that the layer does not have.
     pub links: Vec<Link>,
 }
@@ -42,7 +44,7 @@ impl Notes {
     /// then are root's with mode 0755.
     #[must_use]
     pub fn can_be_lowest(&self) -> bool {
-        self.links.is_empty()
+        self.links.is_empty() && self.whiteouts == 0
     }
 }
 
@@ -105,13 +107,14 @@ mod tests {
         let notes = Notes {
             implied_directories: 2,
             opaque_root: false,
+            whiteouts: 3,
             links: vec![Link {
                 path: b"a b/\xff%".to_vec(),
                 target: b"bin/sh".to_vec(),
             }],
         };
         let text = serde_json::to_string(&notes).unwrap();
-        let expected = r#"{"implied_directories":2,"opaque_root":false,"links":[{"path":"a%20b/%ff%25","target":"bin/sh"}]}"#;
+        let expected = r#"{"implied_directories":2,"opaque_root":false,"whiteouts":3,"links":[{"path":"a%20b/%ff%25","target":"bin/sh"}]}"#;
         assert_eq!(text, expected);
         assert_eq!(serde_json::from_str::<Notes>(&text).unwrap(), notes);
         for wrong in ["%f", "%zz", "%"] {
@@ -133,5 +136,10 @@ mod tests {
             ..Notes::default()
         };
         assert!(!opaque.is_self_contained() && opaque.can_be_lowest());
+        let taking = Notes {
+            whiteouts: 1,
+            ..Notes::default()
+        };
+        assert!(taking.is_self_contained() && !taking.can_be_lowest());
     }
 }

@@ -12,6 +12,9 @@ mod path;
 mod xattr;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 pub use entry_error::EntryError;
 pub(crate) use path::EntryPath;
@@ -391,6 +394,38 @@ impl Tree {
                 }
             }
         }
+    }
+
+    /// A path of a node that has a name: for words about it.
+    pub(crate) fn path_of(&self, id: NodeId) -> PathBuf {
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != NodeId::ROOT {
+            let parent = self.node(at).parent;
+            if let Body::Directory(children) = &self.node(parent).body {
+                let name = children.iter().find(|(_, child)| **child == at);
+                names.extend(name.map(|(name, _)| OsStr::from_bytes(name)));
+            }
+            at = parent;
+        }
+        names.iter().rev().collect()
+    }
+
+    /// Every node that has a name, once, a directory before what is in it, in the order of paths.
+    pub(crate) fn walk(&self) -> Vec<NodeId> {
+        let mut order = Vec::new();
+        let mut seen = vec![false; self.len()];
+        let mut pending = vec![NodeId::ROOT];
+        while let Some(id) = pending.pop() {
+            if std::mem::replace(&mut seen[id.index()], true) {
+                continue;
+            }
+            order.push(id);
+            if let Body::Directory(children) = &self.node(id).body {
+                pending.extend(children.values().rev());
+            }
+        }
+        order
     }
 
     /// Says where the contents of a file are.

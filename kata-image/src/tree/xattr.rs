@@ -42,6 +42,14 @@ impl Xattr {
     pub(crate) fn stored_bytes(&self) -> usize {
         (4 + self.name.len() + self.value.len()).next_multiple_of(4)
     }
+
+    /// Whether its namespace is one, with a name as that namespace wants it.
+    pub(crate) fn is_valid(&self) -> bool {
+        let namespace = NAMESPACES.iter().find(|(_, index)| *index == self.namespace);
+        let names_itself = |(name, _): &(&[u8], u8)| !name.ends_with(b".");
+        namespace.is_some_and(|namespace| names_itself(namespace) == self.name.is_empty())
+            && !self.name.contains(&0)
+    }
 }
 
 /// Whether an image can hold attributes of this name.
@@ -71,7 +79,7 @@ impl Xattrs {
             value,
         });
         let xattrs = Self(xattrs.collect());
-        if xattrs.stored_bytes() > MAX_STORED_BYTES {
+        if !xattrs.fits() {
             return Err(error(
                 path,
                 b"*",
@@ -87,6 +95,11 @@ impl Xattrs {
         xattrs.sort_unstable();
         xattrs.dedup_by(|one, other| (one.namespace, &one.name) == (other.namespace, &other.name));
         Self(xattrs.into())
+    }
+
+    /// Whether an inode can count them.
+    pub(crate) fn fits(&self) -> bool {
+        self.stored_bytes() <= MAX_STORED_BYTES
     }
 
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, Xattr> {

@@ -3,7 +3,7 @@
 use tar::{EntryType, Header};
 
 /// An archive that is put together byte by byte, with paths that honest writers refuse.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(crate) struct Forged(pub(crate) Vec<u8>);
 
 impl Forged {

@@ -267,8 +267,14 @@ fn a_bomb_of_entries_stops_at_the_limit() {
         write(&plain, small),
         Err(". makes the image larger than 4096 bytes".to_owned())
     );
-    let unpacks = format!("{} bytes of the archive unpack to more than the limit of 4096 bytes", bytes.len());
-    assert_eq!(within(small), Err(format!("the archive ARCHIVE is broken: {unpacks}")));
+    let unpacks = format!(
+        "{} bytes of the archive unpack to more than the limit of 4096 bytes",
+        bytes.len()
+    );
+    assert_eq!(
+        within(small),
+        Err(format!("the archive ARCHIVE is broken: {unpacks}"))
+    );
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub(crate) fn skip(test: &str, why: &str) -> bool {
     false
 }
 
-fn has_tool(tool: &str) -> bool {
+pub(crate) fn has_tool(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories = std::env::split_paths(&path).chain(["/sbin".into(), "/usr/sbin".into()]);
     directories
@@ -154,7 +154,13 @@ pub(crate) fn list(root: &Path) -> Listing {
     let mut pending = vec![PathBuf::from(".")];
     while let Some(relative) = pending.pop() {
         let path = root.join(&relative);
-        let status = fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        let status = match fs::symlink_metadata(&path) {
+            // overlayfs lists the whiteouts of a directory that only one layer has; they lead nowhere.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && root.ends_with("merged") => {
+                continue;
+            }
+            status => status.unwrap_or_else(|error| panic!("{path:?}: {error}")),
+        };
         if status.is_dir() {
             let entries = fs::read_dir(&path)
                 .expect("directory")
@@ -165,7 +171,7 @@ pub(crate) fn list(root: &Path) -> Listing {
         }
         let name = relative.as_os_str().as_bytes().to_vec();
         let first_path = first_paths
-            .entry(status.ino())
+            .entry((status.dev(), status.ino()))
             .or_insert_with(|| name.clone())
             .clone();
         listing.insert(name, facts(&path, &status, first_path));

@@ -15,4 +15,7 @@ mod forged;
 mod oracle;
 
 mod convert;
+mod merge;
+mod random;
 mod stack;
+mod umoci;

@@ -7,7 +7,7 @@ use std::process::Command;
 use kata_image::erofs::{self, Limits};
 use kata_image::layer::{self, Converted};
 
-use crate::oracle::{chain, run};
+use crate::oracle::{Listing, chain, check_directory_links, list, run};
 
 /// Images of layers, the lowest first, in a directory of their own.
 pub(crate) struct Layers {
@@ -53,6 +53,36 @@ impl Layers {
         self.directory.path().join(format!("{index}.erofs"))
     }
 
+    /// All layers as one image.
+    pub(crate) fn try_merge(&self) -> Result<Flat, erofs::Error> {
+        let files: Vec<_> = (0..self.converted.len())
+            .map(|index| File::open(self.path(index)).expect("image"))
+            .collect();
+        let layers: Vec<_> = { files.iter().zip(&self.converted) }
+            .map(|(image, converted)| layer::Layer {
+                image,
+                notes: &converted.notes,
+                label: Path::new("LAYER"),
+            })
+            .collect();
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let out = create(&directory.path().join("flat.erofs"));
+        let summary = layer::merge(&layers, &out, &Limits::default(), &mut |_| {})?;
+        Ok(Flat { directory, summary })
+    }
+
+    pub(crate) fn merge(&self) -> Flat {
+        let flat = self
+            .try_merge()
+            .unwrap_or_else(|error| panic!("{}", chain(&error)));
+        run(Command::new("fsck.erofs").arg(flat.path()));
+        assert_eq!(
+            fs::metadata(flat.path()).expect("image").len(),
+            flat.summary.size_bytes
+        );
+        flat
+    }
+
     /// Mounts every layer, and all of them as overlayfs shows them.
     pub(crate) fn mount(&self) -> Stack {
         let directory = tempfile::tempdir().expect("temporary directory");
@@ -70,6 +100,29 @@ impl Layers {
         }
         stack.overlay();
         stack
+    }
+}
+
+/// A merged image.
+pub(crate) struct Flat {
+    directory: tempfile::TempDir,
+    pub(crate) summary: erofs::Summary,
+}
+
+impl Flat {
+    pub(crate) fn path(&self) -> PathBuf {
+        self.directory.path().join("flat.erofs")
+    }
+
+    pub(crate) fn list(&self) -> Listing {
+        let at = tempfile::tempdir().expect("temporary directory");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "erofs", "-o", "loop,ro"]).arg(self.path());
+        run(mount.arg(at.path()));
+        let listing = list(at.path());
+        check_directory_links(at.path(), &listing);
+        run(Command::new("umount").arg(at.path()));
+        listing
     }
 }
 
