@@ -35,6 +35,7 @@ pub mod erofs;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod guest;
+mod image_source;
 pub mod initramfs;
 pub mod kernel;
 pub mod layer;
@@ -51,12 +52,16 @@ mod tree;
 pub use archive::ArchiveError;
 pub use build::{BuildError, Image, ImageBuilder, ImageLayer, LayerCompression};
 pub use cache::{CacheDirectoryError, cache_directory};
+pub use image_source::{ImageSource, ImageSourceError};
 pub use layout::LayoutError;
 pub use oci::{Digest, DigestError, DocumentError, ImageConfig, Platform};
 pub use progress::{Progress, Stage};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{CredentialsError, KeeperError, Registries, RegistryError};
 pub use source::{Source, SourceError};
-pub use store::{Rootfs, Store, StoreError};
+pub use store::{
+    Pruned, Pull, PullPolicy, ReadyImage, Rootfs, Store, StoreError, StoredImage, Writable, WritableError,
+    find_mke2fs,
+};
 pub use transfer::{TransferError, Verified};
 pub use tree::EntryError;

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kata_image::guest;
+use kata_image::{Pull, guest};
 use kata_vmm::hypervisor::Backend;
 use kata_vmm::machine::MiB;
 
@@ -46,6 +46,18 @@ pub(crate) struct Overrides {
     pub(crate) monitor: Option<PathBuf>,
 }
 
+/// Where a container's writes go.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) enum Writable {
+    #[default]
+    Memory,
+    Disk {
+        size: MiB,
+        /// Kept under this name.
+        name: Option<String>,
+    },
+}
+
 /// A container and the virtual machine around it: what to run, with what, for how long.
 ///
 /// ```no_run
@@ -64,11 +76,15 @@ pub(crate) struct Overrides {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 #[must_use = "a container does nothing until it is given to a Sandbox"]
 pub struct Container {
     pub(crate) image: OsString,
+    pub(crate) pull: Pull,
+    pub(crate) entrypoint: Option<Vec<String>>,
     pub(crate) process: ProcessSettings,
+    pub(crate) is_idle: bool,
+    pub(crate) writable: Writable,
     pub(crate) hostname: Option<String>,
     pub(crate) memory: MiB,
     pub(crate) vcpus: u8,
@@ -80,13 +96,20 @@ pub struct Container {
 }
 
 impl Container {
-    /// A container whose root filesystem comes from `image`: the path of a directory, of a tar archive
-    /// (plain, gzip or zstd), or of an EROFS image. It is read-only; what the container writes goes to
-    /// memory and is gone with it.
+    /// A container of `image`: a reference that docker would understand (`debian:12`, `127.0.0.1:5000/a/b@sha256:…`),
+    /// or a path, of a directory, a tar archive (plain, gzip or zstd), an EROFS image, an OCI layout, or what
+    /// `docker save` wrote. Text that begins with `/`, `./` or `../`, or is the path of something, is a path.
+    ///
+    /// The image stays as it is; what the container writes goes to memory and is gone with it, unless it is given
+    /// [a disk](Self::disk).
     pub fn new(image: impl Into<OsString>) -> Self {
         Self {
             image: image.into(),
+            pull: Pull::default(),
+            entrypoint: None,
             process: ProcessSettings::default(),
+            is_idle: false,
+            writable: Writable::default(),
             hostname: None,
             memory: MiB(256),
             vcpus: 1,
@@ -96,6 +119,41 @@ impl Container {
             output_limit: MiB(256),
             overrides: Overrides::default(),
         }
+    }
+
+    /// How the image is got: when a registry is asked, for which platform, with which credentials.
+    pub fn pull(mut self, pull: Pull) -> Self {
+        self.pull = pull;
+        self
+    }
+
+    /// Takes the place of the image's entrypoint and arguments; with nothing in it, what [`args`](Self::args) says is
+    /// the whole command.
+    pub fn entrypoint<A: Into<String>>(mut self, words: impl IntoIterator<Item = A>) -> Self {
+        self.entrypoint = Some(words.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Runs nothing of its own, whatever the image's command is: for [`exec`](crate::Sandbox::exec).
+    pub fn idle(mut self) -> Self {
+        self.is_idle = true;
+        self
+    }
+
+    /// Lets the container write to a disk of this size in place of memory. It is gone with the container.
+    pub fn disk(mut self, size: MiB) -> Self {
+        self.writable = Writable::Disk { size, name: None };
+        self
+    }
+
+    /// As [`disk`](Self::disk), and keeps what was written under `name`, for the next container that asks for it with
+    /// the same image. One container at a time has it.
+    pub fn kept_disk(mut self, name: impl Into<String>, size: MiB) -> Self {
+        self.writable = Writable::Disk {
+            size,
+            name: Some(name.into()),
+        };
+        self
     }
 
     /// The program and its arguments; the program is looked up in the container's `PATH`.

@@ -1,45 +1,82 @@
-//! Stages 3 and 4: what the host can do, and the root filesystem image. Both look at the disk, so
-//! they run off the caller's runtime threads.
+//! Stages 3 and 4: what the host can do, the image, and the disk that a container writes to. All look at the
+//! disk or the network, so they run off the caller's runtime threads.
 
-use kata_image::{Rootfs, Source, Store, StoreError};
+use std::ffi::OsStr;
+
+use kata_image::{ImageSource, ReadyImage, Store, StoreError, WritableError};
 use kata_vmm::hypervisor::{Capabilities, probe};
 
-use crate::container::Container;
+use crate::container::{Container, Writable};
 use crate::error::{Error, ErrorKind};
 use crate::report::Stage;
 
-/// Probes the host and makes the image ready.
-pub(crate) async fn ready(container: &Container) -> Result<(Capabilities, Rootfs), Error> {
-    let image = container.image.clone();
-    tokio::task::spawn_blocking(move || Ok((probe(), rootfs(&image)?)))
-        .await
-        .map_err(|cause| {
-            Error::new(ErrorKind::Io, Stage::Image, "the runtime is shutting down").with_source(cause)
-        })?
+/// What was made ready before anything is planned.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) capabilities: Capabilities,
+    pub(crate) image: ReadyImage,
+    pub(crate) writable: Option<kata_image::Writable>,
 }
 
-fn rootfs(image: &std::ffi::OsStr) -> Result<Rootfs, Error> {
-    let unusable = || {
-        let message = format!("{} cannot be used as a root filesystem", image.display());
-        Error::new(ErrorKind::Image, Stage::Image, message)
-    };
-    let source = Source::detect(image).map_err(|cause| unusable().with_source(cause))?;
-    let store = Store::default_directory()
-        .and_then(Store::open)
-        .map_err(|cause| Error::new(store_kind(&cause), Stage::Image, "no image store").with_source(cause))?;
-    store
-        .rootfs(&source, &mut |_| ())
-        .map_err(|cause| match store_kind(&cause) {
-            ErrorKind::NoSpace => {
-                Error::new(ErrorKind::NoSpace, Stage::Image, "no space for the image").with_source(cause)
-            }
-            _ => unusable().with_source(cause),
+/// Probes the host and makes the image ready, and the disk.
+pub(crate) async fn ready(container: &Container) -> Result<Ready, Error> {
+    let container = container.clone();
+    let look = move || {
+        let store = Store::default_directory()
+            .and_then(Store::open)
+            .map_err(|cause| error(store_kind(&cause), "no image store").with_source(cause))?;
+        Ok(Ready {
+            capabilities: probe(),
+            image: image(&store, &container)?,
+            writable: writable(&store, &container.writable)?,
         })
+    };
+    tokio::task::spawn_blocking(look)
+        .await
+        .map_err(|cause| error(ErrorKind::Io, "the runtime is shutting down").with_source(cause))?
+}
+
+fn image(store: &Store, container: &Container) -> Result<ReadyImage, Error> {
+    let name: &OsStr = &container.image;
+    let unusable = |kind| error(kind, format!("{} cannot be used as an image", name.display()));
+    let source = ImageSource::detect(name).map_err(|cause| unusable(ErrorKind::Image).with_source(cause))?;
+    let report = &mut |progress| tracing::debug!(image = %name.display(), "{progress}");
+    let image = store.image(&source, &container.pull, report);
+    image.map_err(|cause| match store_kind(&cause) {
+        ErrorKind::NoSpace => error(ErrorKind::NoSpace, "no space for the image").with_source(cause),
+        kind => unusable(kind).with_source(cause),
+    })
+}
+
+fn writable(store: &Store, asked: &Writable) -> Result<Option<kata_image::Writable>, Error> {
+    let made = match asked {
+        Writable::Memory => return Ok(None),
+        Writable::Disk { size, name: None } => store.scratch(size.bytes()),
+        Writable::Disk {
+            size,
+            name: Some(name),
+        } => store.kept(name, size.bytes()),
+    };
+    made.map(Some)
+        .map_err(|cause| error(writable_kind(&cause), "no disk to write to").with_source(cause))
+}
+
+fn error(kind: ErrorKind, message: impl Into<String>) -> Error {
+    Error::new(kind, Stage::Image, message)
 }
 
 fn store_kind(error: &StoreError) -> ErrorKind {
     match error {
         StoreError::NoSpace { .. } => ErrorKind::NoSpace,
         _ => ErrorKind::Image,
+    }
+}
+
+fn writable_kind(error: &WritableError) -> ErrorKind {
+    match error {
+        WritableError::InUse { .. } => ErrorKind::InvalidState,
+        WritableError::NoMke2fs => ErrorKind::MissingAsset,
+        WritableError::Io { .. } | WritableError::Mke2fs { .. } => ErrorKind::Io,
+        _ => ErrorKind::InvalidContainer,
     }
 }

@@ -25,8 +25,9 @@
 //!   own and nothing of the host.
 //! - **Process**: the container's own program, or one that [`exec`](Sandbox::exec) added. Its streams
 //!   are connections into the guest; its end is its exit, not the end of its output.
-//! - **Image**: where the root filesystem comes from. It is turned into a read-only EROFS image once and
-//!   cached; what a container writes stays in the guest's memory and dies with it.
+//! - **Image**: where the root filesystem comes from, and what its author says about its containers. Its layers
+//!   are turned into read-only EROFS images once and cached ([`image`]); what a container writes stays in the
+//!   guest's memory, or on a disk of its own, and dies with it unless it is kept.
 //! - **Backend**: the hypervisor. [`Backend::Auto`] takes the best that the host can run;
 //!   [`Sandbox::info`] says which and why.
 //! - **Monitor**: the process `kata-vmm` that owns one machine. When the program that uses this library
@@ -48,8 +49,11 @@
 pub mod blocking;
 mod connect;
 mod container;
+mod defaults;
+pub mod doctor;
 mod error;
 mod host;
+pub mod image;
 mod launch;
 mod link;
 mod output;

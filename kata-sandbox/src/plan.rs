@@ -7,10 +7,10 @@ use kata_agent_proto::agent::CreateContainerRequest;
 use kata_vmm::hypervisor::{Capabilities, Selection, select};
 use kata_vmm::machine::{Boot, Disk, FdIndex, Hypervisor, Machine, MiB};
 
-use crate::container::{Container, ProcessSettings};
+use crate::container::{Container, ProcessSettings, Writable};
 use crate::error::{Error, ErrorKind};
 use crate::report::Stage;
-use crate::spec::{self, ROOTFS_SERIAL};
+use crate::spec::{self, WRITABLE_SERIAL};
 
 /// The least memory that a guest kernel, the agent and a small container fit in.
 const MIN_MEMORY: MiB = MiB(96);
@@ -24,7 +24,10 @@ pub(crate) enum Asset {
     Kernel,
     Initramfs,
     Agent,
-    Rootfs,
+    /// A layer of the image, counted from the lowest.
+    Layer(usize),
+    /// The disk that a container writes to.
+    Writable,
     Kvm,
 }
 
@@ -42,7 +45,12 @@ pub(crate) struct Plan {
 }
 
 /// Plans `container` as the sandbox `name` on a host that can do `capabilities`.
-pub(crate) fn plan(container: &Container, name: &str, capabilities: &Capabilities) -> Result<Plan, Error> {
+pub(crate) fn plan(
+    container: &Container,
+    layers: usize,
+    name: &str,
+    capabilities: &Capabilities,
+) -> Result<Plan, Error> {
     check_machine(container)?;
     check_process(&container.process, true)?;
     let selection = select(container.backend, capabilities).map_err(|cause| {
@@ -63,12 +71,7 @@ pub(crate) fn plan(container: &Container, name: &str, capabilities: &Capabilitie
         ),
         Hypervisor::Process => (Boot::Program { program: FdIndex(0) }, vec![Asset::Agent]),
     };
-    let rootfs = Disk {
-        serial: ROOTFS_SERIAL.into(),
-        image: FdIndex(assets.len()),
-        read_only: true,
-    };
-    assets.push(Asset::Rootfs);
+    let disks = disks(layers, &container.writable, &mut assets);
     let kvm = (selection.hypervisor == Hypervisor::Kvm).then_some(FdIndex(assets.len()));
     assets.extend(kvm.map(|_| Asset::Kvm));
     let machine = Machine {
@@ -77,7 +80,7 @@ pub(crate) fn plan(container: &Container, name: &str, capabilities: &Capabilitie
         memory: container.memory,
         boot,
         acpi: true,
-        disks: vec![rootfs],
+        disks,
         nets: Vec::new(),
         guest_cid: GUEST_CID,
         host_ports: vec![kata_agent_proto::port::HELLO],
@@ -88,8 +91,28 @@ pub(crate) fn plan(container: &Container, name: &str, capabilities: &Capabilitie
         selection,
         machine,
         assets,
-        container: spec::create_request(container, name),
+        container: spec::create_request(container, layers, name),
     })
+}
+
+/// A disk for each layer, and one to write to if that is not memory.
+fn disks(layers: usize, writable: &Writable, assets: &mut Vec<Asset>) -> Vec<Disk> {
+    let mut add = |asset, serial: String, read_only| {
+        let image = FdIndex(assets.len());
+        assets.push(asset);
+        Disk {
+            serial,
+            image,
+            read_only,
+        }
+    };
+    let mut disks: Vec<Disk> = (0..layers)
+        .map(|layer| add(Asset::Layer(layer), spec::layer_serial(layer), true))
+        .collect();
+    if let Writable::Disk { .. } = writable {
+        disks.push(add(Asset::Writable, WRITABLE_SERIAL.into(), false));
+    }
+    disks
 }
 
 fn check_machine(container: &Container) -> Result<(), Error> {
@@ -185,35 +208,59 @@ mod tests {
     }
 
     fn reject(container: &Container) -> String {
-        let error = plan(container, "t", &host(Ok(()))).unwrap_err();
+        let error = plan(container, 1, "t", &host(Ok(()))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidContainer);
         error.to_string()
     }
 
     #[test]
     fn kvm_is_used_where_it_works() {
-        let plan = plan(&Container::new("/i").args(["true"]), "t", &host(Ok(()))).unwrap();
+        let plan = plan(&Container::new("/i").args(["true"]), 1, "t", &host(Ok(()))).unwrap();
         assert_eq!(plan.selection.reason, Reason::BestAvailable);
         assert_eq!(plan.machine.hypervisor, Hypervisor::Kvm);
         assert_eq!(
             plan.assets,
-            [Asset::Kernel, Asset::Initramfs, Asset::Rootfs, Asset::Kvm]
+            [Asset::Kernel, Asset::Initramfs, Asset::Layer(0), Asset::Kvm]
         );
         assert_eq!(plan.machine.disks[0].image, FdIndex(2));
         assert_eq!(plan.machine.kvm, Some(FdIndex(3)));
     }
 
     #[test]
+    fn every_layer_is_a_disk_and_so_is_what_is_written() {
+        let container = Container::new("/i").args(["true"]).disk(MiB(64));
+        let plan = plan(&container, 2, "t", &host(Ok(()))).unwrap();
+        let disks: Vec<_> = plan
+            .machine
+            .disks
+            .iter()
+            .map(|disk| (disk.serial.as_str(), disk.read_only))
+            .collect();
+        assert_eq!(disks, [("layer-0", true), ("layer-1", true), ("writable", false)]);
+        assert_eq!(
+            plan.assets[2..],
+            [Asset::Layer(0), Asset::Layer(1), Asset::Writable, Asset::Kvm]
+        );
+        assert_eq!(plan.machine.kvm, Some(FdIndex(5)));
+    }
+
+    #[test]
     fn software_emulation_is_never_silent() {
         let why = KvmUnusable::Permission;
-        let plan = plan(&Container::new("/i").args(["true"]), "t", &host(Err(why.clone()))).unwrap();
+        let plan = plan(
+            &Container::new("/i").args(["true"]),
+            1,
+            "t",
+            &host(Err(why.clone())),
+        )
+        .unwrap();
         assert_eq!(plan.selection.reason, Reason::NoKvm(why));
     }
 
     #[test]
     fn a_named_backend_that_cannot_run_is_an_error_that_says_what_to_do() {
         let container = Container::new("/i").args(["true"]).backend(Backend::QemuKvm);
-        let error = plan(&container, "t", &host(Err(KvmUnusable::Missing))).unwrap_err();
+        let error = plan(&container, 1, "t", &host(Err(KvmUnusable::Missing))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         let mut chain = error.to_string();
         let mut source = std::error::Error::source(&error);
@@ -236,7 +283,7 @@ mod tests {
                 program: "qemu-system-x86_64".into(),
             }),
         };
-        let error = plan(&Container::new("/i").args(["true"]), "t", &capabilities).unwrap_err();
+        let error = plan(&Container::new("/i").args(["true"]), 1, "t", &capabilities).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
     }
 
@@ -280,7 +327,7 @@ mod tests {
             .env("A", "1")
             .env("B", "2")
             .user("nobody");
-        let one = plan(&container, "t", &host(Ok(()))).unwrap();
-        assert_eq!(one, plan(&container, "t", &host(Ok(()))).unwrap());
+        let one = plan(&container, 1, "t", &host(Ok(()))).unwrap();
+        assert_eq!(one, plan(&container, 1, "t", &host(Ok(()))).unwrap());
     }
 }

@@ -6,8 +6,8 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use kata_image::Rootfs;
 use kata_image::guest::{self, AssetError, Assets};
+use kata_image::{ReadyImage, Writable};
 use kata_vmm::machine::Machine;
 
 use crate::container::Overrides;
@@ -26,10 +26,23 @@ pub(crate) struct Prepared {
 }
 
 /// Opens what `plan` names.
-pub(crate) fn prepare(plan: &Plan, rootfs: Rootfs, overrides: &Overrides) -> Result<Prepared, Error> {
+pub(crate) fn prepare(
+    plan: &Plan,
+    image: ReadyImage,
+    writable: Option<Writable>,
+    overrides: &Overrides,
+) -> Result<Prepared, Error> {
     let monitor = find_monitor(overrides.monitor.as_deref())?;
-    let mut rootfs = Some(rootfs.file);
     let mut boot: Option<Assets> = None;
+    let mut layers: Vec<Option<File>> = image.layers.into_iter().map(|layer| Some(layer.file)).collect();
+    let mut writable = writable.map(|writable| writable.file);
+    let too_many = |what: &str| {
+        Error::new(
+            ErrorKind::Image,
+            Stage::Prepare,
+            format!("the plan has {what} too many"),
+        )
+    };
     let mut fds = Vec::with_capacity(plan.assets.len());
     for asset in &plan.assets {
         let file = match asset {
@@ -37,9 +50,11 @@ pub(crate) fn prepare(plan: &Plan, rootfs: Rootfs, overrides: &Overrides) -> Res
             Asset::Initramfs => open(&boot_files(&mut boot, &overrides.guest)?.initramfs)?,
             Asset::Agent => open(&guest::Asset::Agent.find(&overrides.guest).map_err(missing)?)?,
             Asset::Kvm => open_kvm()?,
-            Asset::Rootfs => rootfs.take().ok_or_else(|| {
-                Error::new(ErrorKind::Image, Stage::Prepare, "a plan has one root filesystem")
-            })?,
+            Asset::Layer(layer) => layers
+                .get_mut(*layer)
+                .and_then(Option::take)
+                .ok_or_else(|| too_many("a layer"))?,
+            Asset::Writable => writable.take().ok_or_else(|| too_many("a writable disk"))?,
         };
         fds.push(OwnedFd::from(file));
     }
@@ -84,7 +99,7 @@ fn open(path: &Path) -> Result<File, Error> {
 }
 
 /// The monitor: named, `KATA_VMM`, beside the current executable, in the cache directory, on `PATH`.
-fn find_monitor(explicit: Option<&Path>) -> Result<PathBuf, Error> {
+pub(crate) fn find_monitor(explicit: Option<&Path>) -> Result<PathBuf, Error> {
     if let Some(path) = explicit
         .map(Path::to_path_buf)
         .or_else(|| std::env::var_os("KATA_VMM").map(Into::into))

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use kata_image::ImageConfig;
 pub use kata_vmm::hypervisor::{Capabilities, KvmUnusable, QemuUnusable, Reason, Selection};
 pub use kata_vmm::machine::{Accelerator, DeviceInfo, Hypervisor, MachineInfo};
 
@@ -189,8 +190,10 @@ pub struct Info {
     pub monitor_pid: u32,
     /// Every process on the host that belongs to the sandbox, the monitor first.
     pub pids: Vec<u32>,
-    /// Digest of the root filesystem image.
-    pub rootfs_digest: String,
+    /// Digest of the image: of its manifest, or of its only layer where it has none.
+    pub image_digest: String,
+    /// What the image's author says about its containers.
+    pub image: ImageConfig,
     /// How long each stage took so far.
     pub timings: Timings,
 }

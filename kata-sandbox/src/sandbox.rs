@@ -5,12 +5,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kata_agent_proto::agent::{StartContainerRequest, StatsContainerRequest};
+use kata_image::ImageConfig;
 use kata_vmm::hypervisor::{Capabilities, probe};
 use tokio::sync::oneshot;
 
 use crate::connect::{Connected, connect};
 use crate::container::{Command, Container, Input};
 use crate::error::{Error, ErrorKind};
+use crate::host::Ready;
 use crate::launch::launch;
 use crate::link::{Link, ended};
 use crate::output::Output;
@@ -21,7 +23,16 @@ use crate::questions::Question;
 use crate::report::{Info, MachineInfo, Stage, Timings, Usage};
 use crate::spec::CONTAINER_ID;
 use crate::supervise::{Cause, Deadline, Ended, Limit, Order, Supervision, supervise};
-use crate::{host, spec, usage};
+use crate::{defaults, host, spec, usage};
+
+/// What a machine is booted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// The container's own command, which there must be.
+    Run,
+    /// Whatever the caller does with it.
+    Keep,
+}
 
 /// A microVM with a container in it.
 ///
@@ -54,14 +65,11 @@ impl Sandbox {
     /// See [`ErrorKind`]. After a failure nothing is left running;
     /// [`Error::output`] has what the container had written until then.
     pub async fn run(container: Container) -> Result<Output, Error> {
-        if container.process.args.is_empty() {
-            return Err(idle("run"));
-        }
         if container.process.input == Input::Piped {
             let message = "run has no one to write to a piped standard input; use boot and spawn";
             return Err(Error::new(ErrorKind::InvalidContainer, Stage::Plan, message));
         }
-        let sandbox = Self::boot(container).await?;
+        let sandbox = Self::boot_for(container, Purpose::Run).await?;
         let process = match sandbox.spawn().await {
             Ok(process) => process,
             Err(error) => return Err(give_up(&sandbox.supervision, error).await),
@@ -83,21 +91,34 @@ impl Sandbox {
 
     /// Boots a machine and creates the container in it, ready to [`spawn`](Self::spawn).
     ///
-    /// A container without arguments is started at once and idles, for [`exec`](Self::exec).
+    /// A container without a command, of its own or of its image, is started at once and idles, for
+    /// [`exec`](Self::exec).
     ///
     /// # Errors
     /// See [`ErrorKind`]; nothing is left running.
     pub async fn boot(container: Container) -> Result<Self, Error> {
+        Self::boot_for(container, Purpose::Keep).await
+    }
+
+    async fn boot_for(container: Container, purpose: Purpose) -> Result<Self, Error> {
         let mut timings = Timings::begin();
         let name = fresh_name()?;
 
-        let (capabilities, rootfs) = host::ready(&container).await?;
+        let Ready {
+            capabilities,
+            image,
+            writable,
+        } = host::ready(&container).await?;
+        let container = defaults::apply(container, &image.config);
+        if purpose == Purpose::Run && container.process.args.is_empty() {
+            return Err(idle("run"));
+        }
         timings.mark(Stage::Image);
-        let plan = plan(&container, &name, &capabilities)?;
+        let plan = plan(&container, image.layers.len(), &name, &capabilities)?;
         timings.mark(Stage::Plan);
         tracing::info!(sandbox = name, backend = ?plan.selection.hypervisor, "{}", plan.selection.reason);
-        let digest = rootfs.digest.clone();
-        let prepared = prepare(&plan, rootfs, &container.overrides)?;
+        let described = (image.digest.clone(), image.config.clone());
+        let prepared = prepare(&plan, image, writable, &container.overrides)?;
         timings.mark(Stage::Prepare);
         let (monitor, control) = launch(prepared).await?;
         timings.mark(Stage::Launch);
@@ -119,7 +140,7 @@ impl Sandbox {
             .and_then(|limit| Deadline::after(limit, Limit::Run));
         let _ = supervision.orders.send(Order::Deadline(idle_until));
         let link = Arc::clone(&connected.link);
-        let info = info(name, &plan, connected, &supervision, digest, timings);
+        let info = info(name, &plan, connected, &supervision, described, timings);
         Ok(Self {
             link,
             info,
@@ -349,7 +370,7 @@ fn info(
     plan: &Plan,
     connected: Connected,
     supervision: &Supervision,
-    rootfs_digest: String,
+    (image_digest, image): (String, ImageConfig),
     timings: Timings,
 ) -> Info {
     let monitor_pid = supervision.monitor_pid;
@@ -366,13 +387,14 @@ fn info(
         pids: std::iter::once(monitor_pid)
             .chain(connected.running.pids)
             .collect(),
-        rootfs_digest,
+        image_digest,
+        image,
         timings,
     }
 }
 
 fn idle(verb: &str) -> Error {
-    let message = format!("a container without arguments idles: there is nothing to {verb}; use exec");
+    let message = format!("a container without a command idles: there is nothing to {verb}; use exec");
     Error::new(ErrorKind::InvalidState, Stage::Plan, message)
 }
 

@@ -9,10 +9,10 @@ use kata_agent_proto::oci::{
 };
 use protobuf::MessageField;
 
-use crate::container::{Container, Input, ProcessSettings};
+use crate::container::{Container, Input, ProcessSettings, Writable};
 
-/// The serial by which the agent finds the root filesystem.
-pub(crate) const ROOTFS_SERIAL: &str = "rootfs";
+/// Serial of the disk that a container writes to.
+pub(crate) const WRITABLE_SERIAL: &str = "writable";
 /// The one container of a sandbox, so far.
 pub(crate) const CONTAINER_ID: &str = "main";
 
@@ -65,13 +65,13 @@ const READONLY_PATHS: [&str; 5] = [
 const NAMESPACES: [&str; 6] = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
 
 /// The request that creates the container of a sandbox, all but the ports of its streams.
-pub(crate) fn create_request(container: &Container, name: &str) -> CreateContainerRequest {
+pub(crate) fn create_request(container: &Container, layers: usize, name: &str) -> CreateContainerRequest {
     let rootfs = format!("{GUEST_DIRECTORY}/{CONTAINER_ID}/rootfs");
     CreateContainerRequest {
         container_id: CONTAINER_ID.into(),
         exec_id: CONTAINER_ID.into(),
         string_user: string_user(container.process.user.as_deref()),
-        storages: storages(&rootfs),
+        storages: storages(&rootfs, layers, &container.writable),
         oci: MessageField::some(spec(container, name, rootfs)),
         ..CreateContainerRequest::default()
     }
@@ -102,43 +102,63 @@ pub(crate) fn exec_request(
     }
 }
 
-/// The read-only image on its block device, and a writable half in memory above it.
-fn storages(rootfs: &str) -> Vec<Storage> {
+/// Serial of the disk of a layer, counted from the lowest.
+pub(crate) fn layer_serial(layer: usize) -> String {
+    format!("layer-{layer}")
+}
+
+/// The layers read-only below an overlay, whose upper half is memory or a disk.
+fn storages(rootfs: &str, layers: usize, writable: &Writable) -> Vec<Storage> {
     let base = format!("{GUEST_DIRECTORY}/{CONTAINER_ID}");
-    let (lower, writable) = (format!("{base}/lower"), format!("{base}/writable"));
-    let (upper, work) = (format!("{writable}/upper"), format!("{writable}/work"));
-    let create = |path: &str| format!("io.katacontainers.volume.overlayfs.create_directory={path}");
-    vec![
-        Storage {
-            driver: "blk".into(),
-            source: ROOTFS_SERIAL.into(),
-            fstype: "erofs".into(),
-            options: vec!["ro".into()],
-            mount_point: lower.clone(),
-            ..Storage::default()
-        },
-        Storage {
+    let lower = |layer: usize| format!("{base}/lower-{layer}");
+    let mut storages: Vec<Storage> = (0..layers)
+        .map(|layer| disk(layer_serial(layer), "erofs", "ro", lower(layer)))
+        .collect();
+    let upper_half = format!("{base}/writable");
+    storages.push(match writable {
+        Writable::Memory => Storage {
             driver: "ephemeral".into(),
             source: "tmpfs".into(),
             fstype: "tmpfs".into(),
             options: vec!["mode=0755".into()],
-            mount_point: writable,
+            mount_point: upper_half.clone(),
             ..Storage::default()
         },
-        Storage {
-            driver: "overlayfs".into(),
-            driver_options: vec![create(&upper), create(&work)],
-            source: "overlay".into(),
-            fstype: "overlay".into(),
-            options: vec![
-                format!("lowerdir={lower}"),
-                format!("upperdir={upper}"),
-                format!("workdir={work}"),
-            ],
-            mount_point: rootfs.into(),
-            ..Storage::default()
-        },
-    ]
+        Writable::Disk { .. } => disk(WRITABLE_SERIAL.into(), "ext4", "rw", upper_half.clone()),
+    });
+    // An overlay names its highest layer first.
+    let lowers: Vec<String> = (0..layers).rev().map(lower).collect();
+    storages.push(overlay(rootfs, &lowers.join(":"), &upper_half));
+    storages
+}
+
+fn disk(serial: String, fstype: &str, option: &str, mount_point: String) -> Storage {
+    Storage {
+        driver: "blk".into(),
+        source: serial,
+        fstype: fstype.into(),
+        options: vec![option.into()],
+        mount_point,
+        ..Storage::default()
+    }
+}
+
+fn overlay(rootfs: &str, lower: &str, upper_half: &str) -> Storage {
+    let (upper, work) = (format!("{upper_half}/upper"), format!("{upper_half}/work"));
+    let create = |path: &str| format!("io.katacontainers.volume.overlayfs.create_directory={path}");
+    Storage {
+        driver: "overlayfs".into(),
+        driver_options: vec![create(&upper), create(&work)],
+        source: "overlay".into(),
+        fstype: "overlay".into(),
+        options: vec![
+            format!("lowerdir={lower}"),
+            format!("upperdir={upper}"),
+            format!("workdir={work}"),
+        ],
+        mount_point: rootfs.into(),
+        ..Storage::default()
+    }
 }
 
 fn spec(container: &Container, name: &str, rootfs: String) -> Spec {
@@ -265,6 +285,8 @@ fn strings(list: &[&str]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use kata_vmm::machine::MiB;
+
     use super::*;
 
     #[test]
@@ -295,7 +317,7 @@ mod tests {
 
     #[test]
     fn nothing_of_the_host_is_mounted() {
-        let request = create_request(&Container::new("i").args(["x"]), "sb");
+        let request = create_request(&Container::new("i").args(["x"]), 2, "sb");
         assert!(request.oci.mounts.iter().all(|mount| mount.type_ != "bind"));
         assert_eq!(
             request
@@ -303,8 +325,20 @@ mod tests {
                 .iter()
                 .map(|s| s.fstype.as_str())
                 .collect::<Vec<_>>(),
-            ["erofs", "tmpfs", "overlay"]
+            ["erofs", "erofs", "tmpfs", "overlay"]
         );
         assert_eq!(request.oci.hostname, "sb");
+    }
+
+    #[test]
+    fn layers_are_stacked_highest_first_below_what_is_written() {
+        let container = Container::new("i").args(["x"]).disk(MiB(64));
+        let storages = create_request(&container, 3, "sb").storages;
+        let kinds: Vec<&str> = storages.iter().map(|storage| storage.fstype.as_str()).collect();
+        assert_eq!(kinds, ["erofs", "erofs", "erofs", "ext4", "overlay"]);
+        assert_eq!(storages[3].options, ["rw"]);
+        let lower = |layer| format!("/run/kata-containers/main/lower-{layer}");
+        let expected = format!("lowerdir={}:{}:{}", lower(2), lower(1), lower(0));
+        assert_eq!(storages[4].options[0], expected);
     }
 }

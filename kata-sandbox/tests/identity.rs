@@ -91,7 +91,7 @@ on_every_backend! {
         let info = sandbox.info();
         assert_eq!(info.kernel_release, text(&script(&sandbox, "uname -r").await));
         assert!(info.pids.len() >= bed.processes() && info.pids[0] == info.monitor_pid);
-        assert!(info.rootfs_digest.starts_with("sha256:"));
+        assert!(info.image_digest.starts_with("sha256:"));
         assert!(!info.selection.reason.to_string().is_empty());
         assert!(!info.hypervisor_version.is_empty());
         let stages: Vec<_> = info.timings.iter().map(|(stage, _)| stage).collect();

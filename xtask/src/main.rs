@@ -8,7 +8,9 @@
 mod bed;
 mod bench;
 mod distribution;
+mod doctor;
 mod guest;
+mod images;
 mod kernel;
 mod packages;
 mod partial;
@@ -61,6 +63,8 @@ enum Task {
         #[arg(long, value_enum, default_value = "default")]
         variant: kernel::Variant,
     },
+    /// Say what this machine has of what sandboxes need, and how to mend what it has not
+    Doctor(doctor::Options),
     /// Check the laws of this repository that no compiler checks
     Tidy,
 }
@@ -86,6 +90,7 @@ fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
             guest::make(&workspace)?;
         }
         Task::Kernel { variant } => setup::provide_tailored_kernel(&workspace, variant)?,
+        Task::Doctor(options) => return Ok(doctor::run(&options)),
         Task::Tidy => {
             tidy::check(&workspace)?;
             println!("tidy: every law is kept");

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use kata_image::guest::{Asset, Set};
 
 use crate::guest::{self, GuestError};
+use crate::images::{self, ImagesError};
 use crate::kernel::{self, Kernel, TailorError, Variant};
 use crate::packages::{self, PackageError};
 use crate::partial::Partial;
@@ -20,6 +21,8 @@ use crate::workspace::Workspace;
 pub(crate) struct Ready {
     /// A root filesystem, as a tar archive.
     pub(crate) rootfs: PathBuf,
+    /// Images with real software, as an OCI layout; for tests alone.
+    pub(crate) images: Option<PathBuf>,
     /// The monitor's executable.
     pub(crate) monitor: PathBuf,
     /// The distribution's kernel.
@@ -54,6 +57,9 @@ pub(crate) enum SetupError {
     /// The root filesystem.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    /// The images.
+    #[error(transparent)]
+    Images(#[from] ImagesError),
     /// The monitor.
     #[error("cannot build the monitor")]
     Monitor(#[source] ProcessError),
@@ -85,9 +91,14 @@ pub(crate) fn provide(workspace: &Workspace, purpose: Purpose) -> Result<Ready, 
         tailor(workspace, Variant::Default)?;
     }
     let rootfs = rootfs::provide(&kata_image::cache_directory()?)?;
+    let images = match purpose {
+        Purpose::Run => None,
+        Purpose::Test => Some(images::provide(&rootfs)?),
+    };
     let monitor = build_monitor(workspace, purpose).map_err(SetupError::Monitor)?;
     Ok(Ready {
         rootfs,
+        images,
         monitor,
         vmlinux: Set::Distribution.directory()?.join(Asset::Kernel.file_name()),
         tailored: guest::tailored_kernel()?,

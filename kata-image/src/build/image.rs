@@ -228,11 +228,26 @@ impl Image {
         upload.manifest(identifier, self.manifest_type(), &self.document.bytes)
     }
 
+    /// The place that it comes from.
+    pub(crate) fn place(&self) -> &dyn Blobs {
+        &*self.blobs
+    }
+
+    /// Its layers' digests when unpacked, bottom first.
+    pub(crate) fn diff_ids(&self) -> &[Digest] {
+        &self.config.rootfs.diff_ids
+    }
+
+    /// Its configuration as it is stored.
+    pub(crate) fn config_document(&self) -> &ConfigDocument {
+        &self.config
+    }
+
     pub(super) fn blobs(&self) -> Arc<dyn Blobs + Send> {
         Arc::clone(&self.blobs)
     }
 
-    pub(super) fn layer_descriptors(&self) -> &[Descriptor] {
+    pub(crate) fn layer_descriptors(&self) -> &[Descriptor] {
         &self.manifest.layers
     }
 

@@ -56,6 +56,14 @@ pub enum DocumentError {
         /// What there is, separated by commas.
         offered: String,
     },
+    /// A layer is not what the configuration says.
+    #[error("the layer unpacks to {received}, and the configuration says {expected}")]
+    DiffId {
+        /// In the configuration.
+        expected: Digest,
+        /// As computed.
+        received: Digest,
+    },
     /// The manifest names more or fewer layers than the configuration.
     #[error("the manifest has {manifest} layers and the configuration {config}")]
     LayerCount {

@@ -9,13 +9,51 @@ use rustix::fs::{FlockOperation, flock};
 use tempfile::NamedTempFile;
 
 /// Waits for the lock of `file`, which is held until the file is closed.
-pub(super) fn lock(file: &File) -> io::Result<()> {
+fn lock(file: &File) -> io::Result<()> {
     Ok(rustix::io::retry_on_intr(|| {
         flock(file, FlockOperation::LockExclusive)
     })?)
 }
 
-fn is_locked(file: &File) -> bool {
+/// Waits until nobody has the file's lock alone, and has it together with others until the file is closed.
+fn share(file: &File) -> io::Result<()> {
+    Ok(rustix::io::retry_on_intr(|| {
+        flock(file, FlockOperation::LockShared)
+    })?)
+}
+
+/// Opens a file for reading, and says by a lock that it is in use. The lock goes with the open file, to another
+/// process too, and lasts until the last one closes it.
+pub(super) fn open_shared(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    share(&file)?;
+    Ok(file)
+}
+
+/// Shares the lock file at `path`, which is made if need be, until the result is dropped.
+pub(super) fn hold(path: &Path) -> io::Result<File> {
+    let file = lock_file(path)?;
+    share(&file)?;
+    Ok(file)
+}
+
+/// Has the lock file at `path`, which is made if need be, alone until the result is dropped.
+pub(super) fn alone(path: &Path) -> io::Result<File> {
+    let file = lock_file(path)?;
+    lock(&file)?;
+    Ok(file)
+}
+
+fn lock_file(path: &Path) -> io::Result<File> {
+    File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+}
+
+/// Whether somebody else has the file's lock, alone or with others. If not, it is this file's alone from now on.
+pub(super) fn is_locked(file: &File) -> bool {
     flock(file, FlockOperation::NonBlockingLockExclusive).is_err()
 }
 
@@ -47,7 +85,8 @@ pub(super) fn sweep(tmp: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+/// Removes a file, if it is there.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,

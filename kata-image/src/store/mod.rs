@@ -2,10 +2,13 @@
 //!
 //! ```text
 //!  images/
-//!    sha256-<hex>.erofs    an image; only ever appears whole, by rename
-//!    index/<key>.json      what a source was when its image was made, and which image that is
-//!    lock/<key>            whoever converts this source holds it
-//!    tmp/<random>          an image that is being written; its writer holds a lock on it
+//!    sha256-<hex>.erofs     an image or a layer; only ever appears whole, by rename; who uses it shares its lock
+//!    index/<key>.json       what a source was when its image was made, and which image that is
+//!    layers/<diff id>.json  what a layer became, and what it leaves to the layers below
+//!    names/<key>.json       which manifest, configuration and layers an image consists of
+//!    writable/<name>.ext4   what a container wrote that was asked to be kept
+//!    lock/<key>             whoever converts this source or layer holds it; lock/sweep: who sweeps, or opens
+//!    tmp/<random>           an image that is being written; its writer holds a lock on it
 //!
 //!  rootfs(source):  index says unchanged, image is intact ──────────────────────────► open it
 //!                   otherwise: lock the key ─► look again ─► convert ─► rename ─► index ─► open it
@@ -16,8 +19,12 @@
 
 mod convert;
 mod fingerprint;
+mod image;
 mod index;
+mod layers;
 mod lock;
+mod sweep;
+mod writable;
 
 use std::fs::File;
 use std::io;
@@ -25,22 +32,33 @@ use std::path::{Path, PathBuf};
 
 use crate::cache::{CacheDirectoryError, cache_directory};
 use crate::erofs::{self, Superblock, SuperblockError};
+use crate::layout::LayoutError;
+use crate::oci::Digest;
 use crate::progress::Progress;
 use crate::source::Source;
+use crate::transfer::TransferError;
 use fingerprint::Fingerprint;
-use index::{FileState, Key, Record};
+use index::{FileState, Key, Record, Stored};
+
+pub use image::{Pull, PullPolicy, ReadyImage};
+pub use sweep::{Pruned, StoredImage};
+pub use writable::{Writable, WritableError, find_mke2fs};
+
+/// Name of the lock that sweeps take alone.
+const SWEEP: &str = "sweep";
 
 /// A directory of images.
 ///
-/// An image stays until its file is removed: one that a newer image of the same source took the place of, too, for a
-/// machine may still run on it and another source may have the same digest. Nothing sweeps them yet; removing
-/// `sha256-*.erofs` files while nobody asks the store for one is safe, and the next use makes them again.
+/// An image stays until it is [removed](Store::remove) or [pruned](Store::prune), and never goes while a machine runs
+/// on it: who uses an image shares a lock on its file, which dies with the last process that does.
 ///
 /// An image that is made here is bounded by the default [`Limits`](erofs::Limits), and in practice by the disk: where
 /// it is full, the conversion ends with [`StoreError::NoSpace`] and leaves nothing behind.
 #[derive(Debug, Clone)]
 pub struct Store {
     directory: PathBuf,
+    /// What its images may occupy; no limit without.
+    limit_bytes: Option<u64>,
 }
 
 /// A root filesystem that is ready to be attached to a machine.
@@ -105,6 +123,30 @@ pub enum StoreError {
         #[source]
         source: SuperblockError,
     },
+    /// The image cannot be fetched, or is not what its documents say.
+    #[error("cannot fetch {name}")]
+    Transfer {
+        /// The image.
+        name: String,
+        /// Why not.
+        #[source]
+        source: Box<TransferError>,
+    },
+    /// There is no such image in a layout or archive.
+    #[error("cannot use the image in {}", .path.display())]
+    Layout {
+        /// The layout or archive.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<LayoutError>,
+    },
+    /// The image is not in the store, and was not to be fetched.
+    #[error("{name} is not in the image store")]
+    NotStored {
+        /// The image.
+        name: String,
+    },
     /// The source cannot be made into an image.
     #[error("cannot make an image of {}", .path.display())]
     Convert {
@@ -125,13 +167,24 @@ impl Store {
     pub fn open(directory: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let store = Self {
             directory: directory.into(),
+            limit_bytes: None,
         };
-        for name in ["index", "lock", "tmp"] {
+        for name in ["index", "layers", "lock", "names", "tmp", "writable"] {
             let path = store.directory.join(name);
             std::fs::create_dir_all(&path).map_err(|source| store.io_error(&path, source))?;
         }
         lock::sweep(&store.tmp()).map_err(|source| store.io_error(&store.tmp(), source))?;
         Ok(store)
+    }
+
+    /// The same store with a limit to what its images occupy on the disk: when one is added and there are more, the
+    /// least recently used go. What is in use stays, even beyond the limit.
+    #[must_use]
+    pub fn limit(self, most_bytes: u64) -> Self {
+        Self {
+            limit_bytes: Some(most_bytes),
+            ..self
+        }
     }
 
     /// `images` in the [cache directory](cache_directory).
@@ -169,7 +222,11 @@ impl Store {
         }
         match &source {
             Source::Erofs(path) => self.adopt(path, &key, fingerprint, progress),
-            Source::Directory(_) | Source::Archive(_) => self.convert(&source, &key, fingerprint, progress),
+            Source::Directory(_) | Source::Archive(_) => {
+                let rootfs = self.convert(&source, &key, fingerprint, progress)?;
+                self.keep_to_limit()?;
+                Ok(rootfs)
+            }
         }
     }
 
@@ -194,13 +251,23 @@ impl Store {
             Source::Erofs(path) => path.clone(),
             Source::Directory(_) | Source::Archive(_) => self.image_path(&record.digest),
         };
-        self.intact(path, record, &index)
+        let _sweeps_wait = self.hold()?;
+        let rootfs = self.intact(path, record, &|record| record.write(&index, &self.tmp()))?;
+        if rootfs.is_some() {
+            index::touch(&index);
+        }
+        Ok(rootfs)
     }
 
-    /// The image of a record, unless it is gone or not what it was.
-    fn intact(&self, path: PathBuf, record: Record, index: &Path) -> Result<Option<Rootfs>, StoreError> {
+    /// The image of a record, unless it is gone or not what it was. One that was only touched is noted by `keep`.
+    fn intact(
+        &self,
+        path: PathBuf,
+        record: Record,
+        keep: &dyn Fn(&Record) -> io::Result<()>,
+    ) -> Result<Option<Rootfs>, StoreError> {
         let failed = |source| self.io_error(&path, source);
-        let file = match File::open(&path) {
+        let file = match lock::open_shared(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file.map_err(failed)?,
         };
@@ -212,6 +279,7 @@ impl Store {
             );
             return Ok(None);
         }
+        let digest = record.digest.to_string();
         if state != record.image {
             // Touched: copied, restored from a backup, or written to.
             if convert::digest(&file, state.size_bytes, &mut |_| {}).map_err(failed)? != record.digest {
@@ -221,18 +289,17 @@ impl Store {
                 );
                 return Ok(None);
             }
-            let record = Record {
+            keep(&Record {
                 image: state,
-                ..record.clone()
-            };
-            self.write_record(&record, index)?;
+                ..record
+            })
+            .map_err(failed)?;
         }
-        let size_bytes = state.size_bytes;
         Ok(Some(Rootfs {
             file,
             path,
-            digest: record.digest,
-            size_bytes,
+            digest,
+            size_bytes: state.size_bytes,
             cached: true,
         }))
     }
@@ -249,19 +316,24 @@ impl Store {
             path: path.to_path_buf(),
             source,
         };
-        let file = File::open(path).map_err(failed)?;
+        let file = lock::open_shared(path).map_err(failed)?;
         Superblock::read(&file).map_err(|source| StoreError::Superblock {
             path: path.to_path_buf(),
             source,
         })?;
         let image = FileState::of(&file).map_err(failed)?;
         let digest = convert::digest(&file, image.size_bytes, progress).map_err(failed)?;
-        let record = Record::new(fingerprint, digest.clone(), image);
+        let record = Record {
+            name: path.display().to_string(),
+            fingerprint: fingerprint.digest,
+            digest: digest.clone(),
+            image,
+        };
         self.write_record(&record, &self.index_path(key))?;
         Ok(Rootfs {
             file,
             path: path.to_path_buf(),
-            digest,
+            digest: digest.to_string(),
             size_bytes: image.size_bytes,
             cached: false,
         })
@@ -270,16 +342,13 @@ impl Store {
     /// Waits until nobody else converts this source.
     fn lock(&self, key: &Key) -> Result<File, StoreError> {
         let path = self.directory.join("lock").join(key.name());
-        let open = || {
-            let file = File::options()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(&path)?;
-            lock::lock(&file)?;
-            Ok(file)
-        };
-        open().map_err(|source| self.io_error(&path, source))
+        lock::alone(&path).map_err(|source| self.io_error(&path, source))
+    }
+
+    /// Keeps sweeps waiting: what is found or named meanwhile is still there when it is locked.
+    fn hold(&self) -> Result<File, StoreError> {
+        let path = self.directory.join("lock").join(SWEEP);
+        lock::hold(&path).map_err(|source| self.io_error(&path, source))
     }
 
     fn write_record(&self, record: &Record, index: &Path) -> Result<(), StoreError> {
@@ -292,8 +361,8 @@ impl Store {
         self.directory.join("index").join(format!("{}.json", key.name()))
     }
 
-    fn image_path(&self, digest: &str) -> PathBuf {
-        self.directory.join(format!("{}.erofs", digest.replace(':', "-")))
+    fn image_path(&self, digest: &Digest) -> PathBuf {
+        self.directory.join(format!("sha256-{}.erofs", digest.hex()))
     }
 
     fn tmp(&self) -> PathBuf {

@@ -6,6 +6,7 @@
 //!
 //! | variable | |
 //! |---|---|
+//! | `KATA_TEST_IMAGES` | an OCI layout of images with real software |
 //! | `KATA_TEST_BACKENDS=fake,qemu_tcg` | limits the backends; the others are skipped |
 //! | `KATA_TEST_ELSEWHERE=kvm,qemu_kvm` | these run elsewhere in the same suite, in the nested bed: not a skip |
 //! | `KATA_TEST_VCPUS=2` | processors of a sandbox that asks for no number itself; 1 without it |
@@ -156,7 +157,12 @@ pub(crate) fn skip(name: &str, why: &str) {
 impl Bed {
     /// A container on this bed's backend, without arguments.
     pub(crate) fn idle(&self) -> Container {
-        Container::new(self.rootfs.clone())
+        self.of_image(&self.rootfs)
+    }
+
+    /// A container of an image on this bed's backend.
+    pub(crate) fn of_image(&self, image: impl Into<OsString>) -> Container {
+        Container::new(image)
             .backend(self.backend)
             .memory(MiB(192))
             .vcpus(self.vcpus)

@@ -81,6 +81,17 @@ impl Layer {
         Ok(())
     }
 
+    /// The files directly in a directory, which must be there, below another one.
+    pub(super) fn files(&mut self, from: &Path, at: &Path) -> Result<(), LayerError> {
+        for entry in fs::read_dir(from).map_err(file(from))? {
+            let path = entry.map_err(file(from))?.path();
+            if path.is_file() {
+                self.copy(at.join(path.file_name().unwrap_or_default()), &path);
+            }
+        }
+        Ok(())
+    }
+
     /// The libraries of all programs of the layer, at the paths of this machine.
     pub(super) fn libraries(&mut self, programs: &[&Path]) -> Result<(), LayerError> {
         for library in libraries::of(programs.iter().copied())? {

@@ -45,6 +45,9 @@ pub(crate) const PROGRAMS: &str = "/kata";
 /// The tests' root filesystem, an image, in the bed.
 const ROOTFS: &str = "/bed/rootfs.erofs";
 
+/// Images with real software, as an OCI layout.
+const IMAGES: &str = "/bed/images";
+
 /// The distribution's kernel in the bed, for the guests in it.
 pub(crate) const KERNEL: &str = "/root/.cache/kata/guest/distribution/vmlinux";
 
@@ -132,7 +135,7 @@ impl Bed {
         let cache = kata_image::cache_directory()?.join("bed");
         let store = Store::open(Store::default_directory()?)?;
         let base = store.rootfs(&Source::detect(&ready.rootfs)?, &mut |_| ())?.path;
-        let tools = tools(&base)?.cached(&cache, "tools")?;
+        let tools = tools(&base, ready.images.as_deref())?.cached(&cache, "tools")?;
         step.done("");
         Ok(Self {
             cache,
@@ -206,8 +209,8 @@ impl Bed {
     }
 }
 
-/// QEMU with its firmware, and the distribution once more, as the file that sandboxes are made of.
-fn tools(base: &Path) -> Result<Layer, BedError> {
+/// QEMU with its firmware, and the distribution once more, as the file that sandboxes are made of; and the images.
+fn tools(base: &Path, images: Option<&Path>) -> Result<Layer, BedError> {
     let mut layer = Layer::default();
     let qemu = process::find("qemu-system-x86_64").ok_or(BedError::NoQemu)?;
     layer.copy("/usr/bin/qemu-system-x86_64", &qemu);
@@ -216,6 +219,11 @@ fn tools(base: &Path) -> Result<Layer, BedError> {
         layer.directory(Path::new(directory))?;
     }
     layer.copy(ROOTFS, base);
+    if let Some(images) = images {
+        for directory in ["", "blobs/sha256"] {
+            layer.files(&images.join(directory), &Path::new(IMAGES).join(directory))?;
+        }
+    }
     Ok(layer)
 }
 
@@ -230,6 +238,7 @@ fn description(job: &Job) -> Vec<u8> {
         ("TERM", "linux"),
         ("KATA_VMM", MONITOR),
         ("KATA_TEST_ROOTFS", ROOTFS),
+        ("KATA_TEST_IMAGES", IMAGES),
         ("RUST_BACKTRACE", "0"),
     ];
     let standard = standard.map(|(name, value)| (OsStr::new(name), OsStr::new(value)));

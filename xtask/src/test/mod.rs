@@ -335,6 +335,9 @@ fn provide(command: &mut Command, ready: &Ready, kernel: GuestKernel) {
         .env_remove("KATA_INITRAMFS")
         .env("KATA_KERNEL_MODULES", &ready.kernel.modules)
         .env("CARGO_TERM_COLOR", "never");
+    if let Some(images) = &ready.images {
+        command.env("KATA_TEST_IMAGES", images);
+    }
 }
 
 /// One of the checks beside the tests.

@@ -1,0 +1,343 @@
+//! Layers in the store: each is fetched and converted once, whichever images it belongs to, several at a time.
+//!
+//! A layer is known by its diff id, the digest of its unpacked archive: however it was compressed, it is the same.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread;
+
+use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
+
+use super::index::{Key, LayerRecord, Record, Stored};
+use super::lock::temporary;
+use super::{Rootfs, Store, StoreError};
+use crate::erofs::{self, Limits};
+use crate::layer::{self, Converted, Notes};
+use crate::oci::{Blobs, Descriptor, Digest, DocumentError};
+use crate::progress::{Progress, Stage};
+use crate::transfer::{self, TransferError};
+
+/// Layers that are fetched at the same time. Each takes some MiB of memory, and a registry lets one client have
+/// few connections.
+const AT_ONCE: usize = 3;
+
+/// A layer as the manifest names it, and its diff id as the configuration does.
+pub(super) type Wanted = (Descriptor, Digest);
+
+/// A layer in the store.
+#[derive(Debug)]
+pub(super) struct StoredLayer {
+    pub(super) diff_id: Digest,
+    pub(super) rootfs: Rootfs,
+    pub(super) notes: Notes,
+}
+
+/// What stands for a merged stack of layers: a digest over their diff ids.
+pub(super) fn chain(diff_ids: &[Digest]) -> Digest {
+    let mut hasher = Sha256::new_with_prefix(b"merged");
+    diff_ids.iter().for_each(|id| hasher.update(id.as_str()));
+    Digest::finish(hasher)
+}
+
+impl Store {
+    /// All of these layers, opened, in their order.
+    pub(super) fn layers(
+        &self,
+        blobs: &dyn Blobs,
+        name: &str,
+        wanted: &[Wanted],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<StoredLayer>, StoreError> {
+        let queue: Mutex<VecDeque<(usize, &Wanted)>> = Mutex::new(wanted.iter().enumerate().collect());
+        let stop = AtomicBool::new(false);
+        let (reports, inbox) = mpsc::channel();
+        let work = |reports: mpsc::Sender<(usize, u64)>| {
+            let mut done = Vec::new();
+            while let Some((place, wanted)) = next(&queue, &stop) {
+                let fetch = Fetch {
+                    blobs,
+                    name,
+                    wanted,
+                    stop: &stop,
+                };
+                // Who asked for the layers is gone only when it no longer wants to know.
+                let layer = self.layer(&fetch, &mut |bytes| {
+                    let _ = reports.send((place, bytes));
+                });
+                // The first failure tells what is wrong; the rest only end for its sake.
+                if layer.is_ok() || !stop.swap(true, Ordering::Relaxed) {
+                    done.push((place, layer));
+                }
+            }
+            done
+        };
+        let mut total = Total::new(wanted, progress);
+        let results = thread::scope(|scope| {
+            let workers: Vec<_> = (0..AT_ONCE.min(wanted.len()))
+                .map(|_| {
+                    let (work, reports) = (&work, reports.clone());
+                    scope.spawn(move || work(reports))
+                })
+                .collect();
+            drop(reports);
+            inbox.iter().for_each(|(place, bytes)| total.report(place, bytes));
+            workers
+                .into_iter()
+                .map(thread::ScopedJoinHandle::join)
+                .collect::<Vec<_>>()
+        });
+        sorted(results)
+    }
+
+    /// The layers of a record, opened; `None` when one of them is gone or not what it was.
+    pub(super) fn stored_layers(&self, diff_ids: &[Digest]) -> Result<Option<Vec<Rootfs>>, StoreError> {
+        diff_ids
+            .iter()
+            .map(|id| Ok(self.stored_layer(id)?.map(|layer| layer.rootfs)))
+            .collect()
+    }
+
+    fn stored_layer(&self, diff_id: &Digest) -> Result<Option<StoredLayer>, StoreError> {
+        let path = self.layer_path(diff_id);
+        let record = LayerRecord::read(&path).map_err(|source| self.io_error(&path, source))?;
+        let Some(LayerRecord { record, notes }) = record else {
+            return Ok(None);
+        };
+        let image = self.image_path(&record.digest);
+        let keep = |record: &Record| {
+            LayerRecord {
+                record: record.clone(),
+                notes: notes.clone(),
+            }
+            .write(&path, &self.tmp())
+        };
+        let found = self.intact(image, record, &keep)?;
+        let diff_id = diff_id.clone();
+        Ok(found.map(|rootfs| StoredLayer {
+            diff_id,
+            rootfs,
+            notes,
+        }))
+    }
+
+    /// One layer: the one that is here, else a new one. The lock makes everybody else who wants it wait.
+    fn layer(
+        &self,
+        fetch: &Fetch<'_>,
+        report: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<StoredLayer, StoreError> {
+        let (descriptor, diff_id) = fetch.wanted;
+        let _lock = self.lock(&Key::of_layer(diff_id))?;
+        if let Some(layer) = self.held_layer(diff_id)? {
+            report(descriptor.size);
+            return Ok(layer);
+        }
+        let temporary = temporary(&self.tmp()).map_err(|error| self.io_error(&self.tmp(), error))?;
+        let converted = self.convert_layer(fetch, &temporary, report)?;
+        if converted.diff_id != *diff_id {
+            let error = DocumentError::DiffId {
+                expected: diff_id.clone(),
+                received: converted.diff_id,
+            };
+            let what = format!("layer {}", descriptor.digest);
+            return Err(fetch.failed(TransferError::document(fetch.name, &what)(error)));
+        }
+        self.keep_layer(diff_id, temporary, converted.summary.size_bytes, converted.notes)
+    }
+
+    /// Reads the blob and writes its image, and checks that the blob was what its descriptor says.
+    fn convert_layer(
+        &self,
+        fetch: &Fetch<'_>,
+        temporary: &NamedTempFile,
+        report: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<Converted, StoreError> {
+        let (descriptor, _) = fetch.wanted;
+        let label = PathBuf::from(format!("layer {} of {}", descriptor.digest, fetch.name));
+        let mut blob = transfer::open(fetch.blobs, descriptor);
+        let mut input = Stoppable {
+            input: &mut blob,
+            stop: fetch.stop,
+            done_bytes: 0,
+            report,
+        };
+        let limits = Limits::default();
+        let converted = layer::convert(&mut input, &label, temporary.as_file(), &limits, &mut |_| ());
+        // What came wrong is a better answer than what could not be made of it.
+        let may_be_broken = matches!(
+            converted,
+            Ok(_) | Err(erofs::Error::Archive { .. } | erofs::Error::NotAnArchive { .. })
+        );
+        if may_be_broken && !fetch.stop.load(Ordering::Relaxed) {
+            blob.finish().map_err(|error| fetch.failed(error))?;
+        }
+        converted.map_err(|error| self.convert_error(&label, error, temporary, descriptor.size))
+    }
+
+    /// The layers as one, made if need be.
+    pub(super) fn merged(
+        &self,
+        name: &str,
+        chain: &Digest,
+        stack: &[StoredLayer],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Rootfs, StoreError> {
+        let _lock = self.lock(&Key::of_layer(chain))?;
+        if let Some(layer) = self.held_layer(chain)? {
+            return Ok(layer.rootfs);
+        }
+        let temporary = temporary(&self.tmp()).map_err(|error| self.io_error(&self.tmp(), error))?;
+        let layers: Vec<_> = stack
+            .iter()
+            .map(|layer| layer::Layer {
+                image: &layer.rootfs.file,
+                notes: &layer.notes,
+                label: &layer.rootfs.path,
+            })
+            .collect();
+        let label = PathBuf::from(format!("the layers of {name}"));
+        let least_bytes = stack
+            .iter()
+            .map(|layer| layer.rootfs.size_bytes)
+            .max()
+            .unwrap_or_default();
+        let summary = layer::merge(&layers, temporary.as_file(), &Limits::default(), progress)
+            .map_err(|error| self.convert_error(&label, error, &temporary, least_bytes))?;
+        Ok(self
+            .keep_layer(chain, temporary, summary.size_bytes, Notes::default())?
+            .rootfs)
+    }
+
+    fn held_layer(&self, id: &Digest) -> Result<Option<StoredLayer>, StoreError> {
+        let _sweeps_wait = self.hold()?;
+        self.stored_layer(id)
+    }
+
+    fn keep_layer(
+        &self,
+        id: &Digest,
+        temporary: NamedTempFile,
+        size_bytes: u64,
+        notes: Notes,
+    ) -> Result<StoredLayer, StoreError> {
+        let (rootfs, record) = self.adopt_finished(temporary, size_bytes, &mut |_| ())?;
+        let path = self.layer_path(id);
+        LayerRecord {
+            record,
+            notes: notes.clone(),
+        }
+        .write(&path, &self.tmp())
+        .map_err(|source| self.io_error(&path, source))?;
+        Ok(StoredLayer {
+            diff_id: id.clone(),
+            rootfs,
+            notes,
+        })
+    }
+
+    pub(super) fn layer_path(&self, diff_id: &Digest) -> PathBuf {
+        self.directory
+            .join("layers")
+            .join(format!("{}.json", diff_id.hex()))
+    }
+}
+
+/// One layer to fetch.
+struct Fetch<'a> {
+    blobs: &'a dyn Blobs,
+    /// The image's, for people.
+    name: &'a str,
+    wanted: &'a Wanted,
+    stop: &'a AtomicBool,
+}
+
+impl Fetch<'_> {
+    fn failed(&self, source: TransferError) -> StoreError {
+        StoreError::Transfer {
+            name: self.name.to_owned(),
+            source: Box::new(source),
+        }
+    }
+}
+
+fn next<'a>(queue: &Mutex<VecDeque<(usize, &'a Wanted)>>, stop: &AtomicBool) -> Option<(usize, &'a Wanted)> {
+    if stop.load(Ordering::Relaxed) {
+        return None;
+    }
+    queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+}
+
+type Worked = thread::Result<Vec<(usize, Result<StoredLayer, StoreError>)>>;
+
+/// The layers in their order, or the failure.
+fn sorted(results: Vec<Worked>) -> Result<Vec<StoredLayer>, StoreError> {
+    let mut layers = Vec::new();
+    for worker in results {
+        for (place, layer) in worker.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+            layers.push((place, layer?));
+        }
+    }
+    layers.sort_by_key(|(place, _)| *place);
+    Ok(layers.into_iter().map(|(_, layer)| layer).collect())
+}
+
+/// A blob that counts, and that ends early when another layer of the image failed.
+struct Stoppable<'a, R> {
+    input: R,
+    stop: &'a AtomicBool,
+    done_bytes: u64,
+    report: &'a mut (dyn FnMut(u64) + Send),
+}
+
+impl<R: Read> Read for Stoppable<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("another layer of the image failed"));
+        }
+        let count = self.input.read(buffer)?;
+        self.done_bytes += count as u64;
+        (self.report)(self.done_bytes);
+        Ok(count)
+    }
+}
+
+/// How far all layers have come together.
+struct Total<'a> {
+    done: Vec<u64>,
+    total_bytes: u64,
+    reported_bytes: u64,
+    progress: &'a mut dyn FnMut(Progress),
+}
+
+/// How often progress is reported.
+const REPORT_BYTES: u64 = 1 << 20;
+
+impl<'a> Total<'a> {
+    fn new(wanted: &[Wanted], progress: &'a mut dyn FnMut(Progress)) -> Self {
+        Self {
+            done: vec![0; wanted.len()],
+            total_bytes: wanted.iter().map(|(descriptor, _)| descriptor.size).sum(),
+            reported_bytes: 0,
+            progress,
+        }
+    }
+
+    fn report(&mut self, place: usize, bytes: u64) {
+        self.done[place] = bytes;
+        let done_bytes = self.done.iter().sum();
+        if done_bytes >= self.reported_bytes + REPORT_BYTES || done_bytes == self.total_bytes {
+            self.reported_bytes = done_bytes;
+            let total_bytes = Some(self.total_bytes);
+            (self.progress)(Progress {
+                stage: Stage::Downloading,
+                done_bytes,
+                total_bytes,
+                entries: 0,
+            });
+        }
+    }
+}

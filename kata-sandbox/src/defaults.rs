@@ -1,0 +1,113 @@
+//! What an image says about its containers, under what the caller said, as docker has it. Pure.
+
+use kata_image::ImageConfig;
+
+use crate::container::{Container, ProcessSettings};
+
+/// The container with the image's defaults where the caller left something open.
+pub(crate) fn apply(container: Container, image: &ImageConfig) -> Container {
+    let process = process(&container, image);
+    Container { process, ..container }
+}
+
+fn process(container: &Container, image: &ImageConfig) -> ProcessSettings {
+    let given = &container.process;
+    let mut env = image.env.clone();
+    env.retain(|(name, _)| !given.env.iter().any(|(ours, _)| ours == name));
+    env.extend(given.env.iter().cloned());
+    ProcessSettings {
+        args: args(container, image),
+        env,
+        cwd: given
+            .cwd
+            .clone()
+            .or_else(|| working_directory(&image.working_dir)),
+        user: given
+            .user
+            .clone()
+            .or_else(|| Some(image.user.clone()).filter(|user| !user.is_empty())),
+        input: given.input.clone(),
+    }
+}
+
+/// A caller's entrypoint takes the place of the image's, and then the image's arguments mean nothing either.
+fn args(container: &Container, image: &ImageConfig) -> Vec<String> {
+    if container.is_idle {
+        return Vec::new();
+    }
+    let given = &container.process.args;
+    let (entrypoint, cmd) = match &container.entrypoint {
+        Some(entrypoint) => (entrypoint, given),
+        None if given.is_empty() => (&image.entrypoint, &image.cmd),
+        None => (&image.entrypoint, given),
+    };
+    entrypoint.iter().chain(cmd).cloned().collect()
+}
+
+/// Authors leave the slash out, and docker puts it there.
+fn working_directory(directory: &str) -> Option<String> {
+    match directory {
+        "" => None,
+        absolute if absolute.starts_with('/') => Some(absolute.to_owned()),
+        relative => Some(format!("/{relative}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image() -> ImageConfig {
+        let mut image = ImageConfig::default();
+        image.entrypoint = vec!["/entry".into()];
+        image.cmd = vec!["serve".into(), "--all".into()];
+        image.env = vec![
+            ("PATH".into(), "/opt/bin".into()),
+            ("MODE".into(), "image".into()),
+        ];
+        image.user = "www-data".into();
+        image.working_dir = "srv".into();
+        image
+    }
+
+    fn check(container: Container, args: &[&str]) {
+        assert_eq!(apply(container, &image()).process.args, args);
+    }
+
+    #[test]
+    fn entrypoint_and_arguments_go_together_as_with_docker() {
+        let container = || Container::new("i");
+        check(container(), &["/entry", "serve", "--all"]);
+        check(container().args(["once"]), &["/entry", "once"]);
+        check(
+            container().entrypoint(["sh", "-c"]).args(["id"]),
+            &["sh", "-c", "id"],
+        );
+        check(container().entrypoint(["sh"]), &["sh"]);
+        check(container().entrypoint([""; 0]).args(["id"]), &["id"]);
+        check(container().args(["once"]).idle(), &[]);
+    }
+
+    #[test]
+    fn what_the_caller_says_wins_over_the_image() {
+        let process = apply(Container::new("i").env("MODE", "mine"), &image()).process;
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(process.env, [pair("PATH", "/opt/bin"), pair("MODE", "mine")]);
+        assert_eq!(process.cwd.as_deref(), Some("/srv"));
+        assert_eq!(process.user.as_deref(), Some("www-data"));
+        let process = apply(Container::new("i").cwd("/tmp").user("0"), &image()).process;
+        assert_eq!(
+            (process.cwd.as_deref(), process.user.as_deref()),
+            (Some("/tmp"), Some("0"))
+        );
+    }
+
+    #[test]
+    fn an_image_that_says_nothing_changes_nothing() {
+        let container = Container::new("i").args(["x"]).env("A", "b").cwd("/c").user("d");
+        assert_eq!(
+            apply(container.clone(), &ImageConfig::default()).process,
+            container.process
+        );
+    }
+}

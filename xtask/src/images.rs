@@ -1,0 +1,189 @@
+//! Images with real software for the tests: an OCI layout of the root filesystem, and of programs on top of it.
+//!
+//! ```text
+//!  root filesystem ─► base            a layer that the others share
+//!  packages that it lacks ─► python, redis
+//! ```
+//!
+//! Packages are unpacked and not installed: programs that need no set-up run from their files alone. It owns which
+//! programs; how they are tested it must not know.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use kata_image::{BuildError, Image, ImageBuilder, LayerCompression, LayoutError, Platform};
+
+use crate::partial::Partial;
+use crate::process::{self, ProcessError};
+use crate::progress::Step;
+
+/// A program as an image.
+struct Program {
+    name: &'static str,
+    package: &'static str,
+    cmd: &'static [&'static str],
+    port: Option<&'static str>,
+}
+
+const PROGRAMS: &[Program] = &[
+    Program {
+        name: "python",
+        package: "python3-minimal",
+        cmd: &["python3"],
+        port: None,
+    },
+    Program {
+        name: "redis",
+        package: "redis-server",
+        cmd: &["redis-server", "--save", "", "--bind", "127.0.0.1"],
+        port: Some("6379/tcp"),
+    },
+];
+
+/// Why there are no images.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImagesError {
+    /// A program failed.
+    #[error("cannot {what}")]
+    Program {
+        /// What it was to do.
+        what: &'static str,
+        /// What it said.
+        #[source]
+        source: ProcessError,
+    },
+    /// An image could not be made.
+    #[error("cannot make the image {name}")]
+    Build {
+        /// Its name.
+        name: &'static str,
+        /// Why not.
+        #[source]
+        source: BuildError,
+    },
+    /// The base could not be read again.
+    #[error("cannot build on the base image")]
+    Base(#[from] LayoutError),
+    /// The cache could not be written.
+    #[error("cannot {what} {}", path.display())]
+    Cache {
+        /// The operation.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The operating system's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The layout in the cache, with a name for each image; made when it is not there.
+///
+/// # Errors
+/// When it is not in the cache and cannot be made.
+pub(crate) fn provide(rootfs: &Path) -> Result<PathBuf, ImagesError> {
+    let layout = rootfs.with_extension("images");
+    if !layout.is_dir() {
+        make(rootfs, &layout)?;
+    }
+    Ok(layout)
+}
+
+fn make(rootfs: &Path, layout: &Path) -> Result<(), ImagesError> {
+    let step = Step::start("images of python and redis (once)");
+    let directory = layout.parent().unwrap_or(Path::new("/"));
+    let partial = Partial::new(directory, ".images").map_err(cache("write into", directory))?;
+    let base = Image::builder()
+        .archive(rootfs)
+        .compression(LayerCompression::Zstd)
+        .cmd(["/bin/sh"]);
+    write(&step, "base", base, partial.path())?;
+    for program in PROGRAMS {
+        step.says(program.package);
+        let tree = tempfile::tempdir_in(directory).map_err(cache("write into", directory))?;
+        unpack(&step, rootfs, program.package, tree.path())?;
+        let base = Image::open(partial.path(), Some("base"), &Platform::host(), directory)?;
+        let mut image = Image::builder()
+            .base(base)
+            .directory(tree.path().join("root"))
+            .cmd(program.cmd.iter().copied());
+        if let Some(port) = program.port {
+            image = image.exposed_port(port);
+        }
+        write(&step, program.name, image, partial.path())?;
+    }
+    partial.complete(layout).map_err(cache("create", layout))?;
+    step.done("");
+    Ok(())
+}
+
+fn write(step: &Step, name: &'static str, image: ImageBuilder, layout: &Path) -> Result<(), ImagesError> {
+    let failed = |source| ImagesError::Build { name, source };
+    let mut report = |progress: kata_image::Progress| step.says(&format!("{name}: {progress}"));
+    let image = image.build(&mut report).map_err(failed)?;
+    image
+        .write_layout(layout, Some(name), &mut report)
+        .map_err(failed)
+}
+
+/// Unpacks a package, and those that it needs and the root filesystem lacks, into `root` below `tree`.
+fn unpack(step: &Step, rootfs: &Path, package: &str, tree: &Path) -> Result<(), ImagesError> {
+    let status = tree.join("status");
+    let mut read_status = process::command("tar", ["-xOf"]);
+    read_status.arg(rootfs).arg("./var/lib/dpkg/status");
+    let text =
+        process::read(&mut read_status).map_err(program("read the packages of the root filesystem"))?;
+    fs::write(&status, text).map_err(cache("write", &status))?;
+    let mut simulate = process::command(
+        "apt-get",
+        ["install", "--simulate", "--no-install-recommends", "-o"],
+    );
+    simulate
+        .arg(format!("Dir::State::status={}", status.display()))
+        .arg(package);
+    let plan = process::read(&mut simulate).map_err(program("ask what a package needs"))?;
+    let mut download: Command = process::command("apt-get", ["download"]);
+    download.args(missing(&plan)).current_dir(tree);
+    process::run(step, &mut download).map_err(program("download packages"))?;
+    let root = tree.join("root");
+    for entry in fs::read_dir(tree).map_err(cache("read", tree))? {
+        let path = entry.map_err(cache("read", tree))?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            let mut unpack = process::command("dpkg-deb", ["-x"]);
+            process::run(step, unpack.arg(&path).arg(&root)).map_err(program("unpack a package"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The packages that `apt-get --simulate` would install.
+fn missing(plan: &str) -> Vec<&str> {
+    plan.lines()
+        .filter_map(|line| line.strip_prefix("Inst ")?.split_whitespace().next())
+        .collect()
+}
+
+fn program(what: &'static str) -> impl FnOnce(ProcessError) -> ImagesError {
+    move |source| ImagesError::Program { what, source }
+}
+
+fn cache(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImagesError {
+    let path = path.to_owned();
+    move |source| ImagesError::Cache { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_be_installed_is_what_is_missing() {
+        let plan = "NOTE: This is only a simulation!\n\
+                    Inst libexpat1 (2.5.0-1 Debian:12/stable [amd64])\n\
+                    Inst python3-minimal (3.11.2-1 Debian:12/stable [amd64]) []\n\
+                    Conf libexpat1 (2.5.0-1 Debian:12/stable [amd64])\n";
+        assert_eq!(missing(plan), ["libexpat1", "python3-minimal"]);
+    }
+}
