@@ -14,7 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use kata_image::guest::{Asset, Overrides};
-use kata_vmm::hypervisor::{Capabilities, KvmUnusable, QemuUnusable, probe};
+use kata_vmm::hypervisor::{Capabilities, probe};
 
 use crate::error::Error;
 use crate::prepare::find_monitor;
@@ -106,7 +106,7 @@ pub fn examine() -> Examination {
     };
     let findings = vec![
         kvm(&capabilities),
-        qemu(&capabilities),
+        emulator(&capabilities),
         monitor(find_monitor(None)),
         guest("guest kernel", asset(Asset::Kernel), Verdict::Broken),
         guest("initramfs", asset(Asset::Initramfs), Verdict::Broken),
@@ -155,31 +155,25 @@ fn kvm(capabilities: &Capabilities) -> Finding {
         }
         Err(unusable) => unusable,
     };
-    let remedy = match unusable {
-        KvmUnusable::Missing => Some("sudo modprobe kvm_intel || sudo modprobe kvm_amd"),
-        KvmUnusable::Permission => Some("sudo usermod -aG kvm \"$USER\" && newgrp kvm"),
-        _ => None,
-    };
     let found = format!("{unusable}: software emulation is used, which is slower");
-    finding("KVM", Verdict::Limited, found, remedy)
+    finding("KVM", Verdict::Limited, found, unusable.remedy())
 }
 
-fn qemu(capabilities: &Capabilities) -> Finding {
-    // Who has KVM needs no QEMU.
+/// Who has KVM needs no emulator.
+fn emulator(capabilities: &Capabilities) -> Finding {
     let verdict = if capabilities.kvm.is_ok() {
         Verdict::Limited
     } else {
         Verdict::Broken
     };
     match &capabilities.qemu {
-        Ok(qemu) => finding("QEMU", Verdict::Works, qemu.binary.display().to_string(), None),
-        Err(missing @ QemuUnusable::NotFound { .. }) => finding(
-            "QEMU",
-            verdict,
-            missing.to_string(),
-            "sudo apt-get install qemu-system-x86",
+        Ok(found) => finding(
+            "emulator",
+            Verdict::Works,
+            found.binary.display().to_string(),
+            None,
         ),
-        Err(other) => finding("QEMU", verdict, other.to_string(), "unset KATA_QEMU"),
+        Err(unusable) => finding("emulator", verdict, unusable.to_string(), unusable.remedy()),
     }
 }
 
@@ -312,7 +306,7 @@ fn filesystems(mke2fs: Option<PathBuf>) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use kata_vmm::hypervisor::Qemu;
+    use kata_vmm::hypervisor::{KvmUnusable, Qemu, QemuUnusable};
 
     use super::*;
 
@@ -329,7 +323,7 @@ mod tests {
 
     #[test]
     fn one_of_kvm_and_qemu_is_enough() {
-        let verdicts = |host: Capabilities| (kvm(&host).verdict, qemu(&host).verdict);
+        let verdicts = |host: Capabilities| (kvm(&host).verdict, emulator(&host).verdict);
         assert_eq!(verdicts(host(Ok(()), true)), (Verdict::Works, Verdict::Works));
         assert_eq!(verdicts(host(Ok(()), false)), (Verdict::Works, Verdict::Limited));
         let missing = || Err(KvmUnusable::Missing);
@@ -348,7 +342,7 @@ mod tests {
         let remedy = |finding: Finding| finding.remedy.unwrap_or_default();
         assert!(remedy(kvm(&host(Err(KvmUnusable::Missing), true))).contains("modprobe"));
         assert!(remedy(kvm(&host(Err(KvmUnusable::Permission), true))).contains("usermod"));
-        assert!(remedy(qemu(&host(Ok(()), false))).contains("apt-get install"));
+        assert!(remedy(emulator(&host(Ok(()), false))).contains("apt-get install"));
         let kernel = guest("guest kernel", Err("none".into()), Verdict::Broken);
         assert_eq!(remedy(kernel), "cargo xtask quickstart");
         assert_eq!(

@@ -56,6 +56,31 @@ const TEST: &[Need] = &[
         present: || process::find("fsck.erofs").is_some(),
     },
     Need {
+        what: "a registry (images are pulled from it and pushed to it)",
+        package: "docker-registry",
+        present: || process::find("docker-registry").is_some(),
+    },
+    Need {
+        what: "skopeo (reads the images that we push)",
+        package: "skopeo",
+        present: || process::find("skopeo").is_some(),
+    },
+    Need {
+        what: "umoci (unpacks layers as we should)",
+        package: "umoci",
+        present: || process::find("umoci").is_some(),
+    },
+    Need {
+        what: "openssl (certificates of registries in tests)",
+        package: "openssl",
+        present: || process::find("openssl").is_some(),
+    },
+    Need {
+        what: "mke2fs (disks that containers write to)",
+        package: "e2fsprogs",
+        present: || kata_image::find_mke2fs().is_some(),
+    },
+    Need {
         what: "xz (unpacks modules of the guest kernel)",
         package: "xz-utils",
         present: || process::find("xz").is_some(),

@@ -96,7 +96,7 @@ fn name_of(files: &[&Path]) -> Result<String, HostKernelError> {
             hasher.update(number.to_le_bytes());
         }
     }
-    Ok(hex::encode(&hasher.finalize()[..8]))
+    Ok(crate::oci::hex(&hasher.finalize()[..8]))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, HostKernelError> {

@@ -21,6 +21,15 @@ pub struct DigestError {
 
 const PREFIX: &str = "sha256:";
 
+/// Bytes as hexadecimal digits in lower case.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |text, byte| {
+            text + &format!("{byte:02x}")
+        })
+}
+
 impl Digest {
     /// Of these bytes.
     #[must_use]
@@ -30,7 +39,7 @@ impl Digest {
 
     /// Of everything that a hasher has seen.
     pub(crate) fn finish(hasher: Sha256) -> Self {
-        Self(format!("{PREFIX}{}", hex::encode(hasher.finalize())))
+        Self(format!("{PREFIX}{}", hex(&hasher.finalize())))
     }
 
     /// The whole, with its algorithm.

@@ -15,6 +15,7 @@ use std::io::Read;
 
 pub(crate) use config::ConfigDocument;
 pub use config::ImageConfig;
+pub(crate) use digest::hex;
 pub use digest::{Digest, DigestError};
 pub use manifest::DocumentError;
 pub(crate) use manifest::{Descriptor, Document, Index, Manifest, Parsed, media_type};

@@ -12,6 +12,14 @@ use super::error::RegistryError;
 /// Where docker (dockerd "verify repository client with certificates") and podman (containers-certs.d(5)) look.
 pub(super) const DIRECTORIES: [&str; 2] = ["/etc/docker/certs.d", "/etc/containers/certs.d"];
 
+/// The roots of Debian, Ubuntu, Arch and Gentoo; Fedora and RHEL; openSUSE; Alpine.
+const BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
 /// The machine's roots, read once.
 #[derive(Default)]
 pub(super) struct MachineRoots(OnceLock<Vec<Certificate<'static>>>);
@@ -19,16 +27,23 @@ pub(super) struct MachineRoots(OnceLock<Vec<Certificate<'static>>>);
 impl MachineRoots {
     fn get(&self) -> &[Certificate<'static>] {
         self.0.get_or_init(|| {
-            let found = rustls_native_certs::load_native_certs();
-            for error in &found.errors {
-                log::debug!("some of the machine's root certificates cannot be read: {error}");
-            }
-            let certificates = found.certs.iter();
-            certificates
-                .map(|certificate| Certificate::from_der(certificate.as_ref()).to_owned())
-                .collect()
+            let file = bundle();
+            let read = std::fs::read(&file).and_then(|pem| parse(&pem));
+            read.unwrap_or_else(|error| {
+                log::debug!("no root certificates of the machine: {}: {error}", file.display());
+                Vec::new()
+            })
         })
     }
+}
+
+/// The file with the machine's roots: `SSL_CERT_FILE` as for OpenSSL, else where distributions have it.
+fn bundle() -> PathBuf {
+    if let Some(file) = std::env::var_os("SSL_CERT_FILE") {
+        return file.into();
+    }
+    let there = BUNDLES.map(Path::new).into_iter().find(|path| path.is_file());
+    there.unwrap_or(Path::new(BUNDLES[0])).to_path_buf()
 }
 
 /// All certificates in a PEM text.

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
+use crate::oci;
 use crate::source::Source;
 
 /// What a source looks like.
@@ -122,7 +123,7 @@ impl Walk {
 
     fn finish(self) -> Fingerprint {
         Fingerprint {
-            digest: hex::encode(self.hasher.finalize()),
+            digest: oci::hex(&self.hasher.finalize()),
             least_bytes: self.bytes,
         }
     }

@@ -53,7 +53,7 @@ impl Key {
             hasher.update((word.len() as u64).to_le_bytes());
             hasher.update(word);
         }
-        Self(hex::encode(hasher.finalize()))
+        Self(oci::hex(&hasher.finalize()))
     }
 
     pub(super) fn name(&self) -> &str {

@@ -81,6 +81,29 @@ pub enum KvmUnusable {
     NoHardwareVirtualization,
 }
 
+impl KvmUnusable {
+    /// The command that mends it, where there is one.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Missing => Some("sudo modprobe kvm_intel || sudo modprobe kvm_amd"),
+            Self::Permission => Some("sudo usermod -aG kvm \"$USER\" && newgrp kvm"),
+            Self::Broken { .. } | Self::NoHardwareVirtualization => None,
+        }
+    }
+}
+
+impl QemuUnusable {
+    /// The command that mends it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "sudo apt-get install qemu-system-x86",
+            Self::NotExecutable { .. } => "unset KATA_QEMU",
+        }
+    }
+}
+
 /// Why QEMU cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[non_exhaustive]
