@@ -10,7 +10,7 @@
 //! A directory that a layer only implies keeps what was below, and where a symbolic link is below, the link is
 //! followed, inside the root, as an unpacker would. One that has an entry takes the place of whatever is no directory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::marks;
 use super::notes::Notes;
-use super::resolve::{follow, follow_parents, make};
+use super::resolve::{follow, follow_parents, make, make_parents};
 use crate::erofs::{self, Error, Image, Limits, StoreFileError, StoredFile, Summary, read_tree};
 use crate::progress::Progress;
 use crate::tree::{Body, EntryError, EntryPath, NodeId, Tree};
@@ -53,27 +53,46 @@ pub fn merge(
 ) -> Result<Summary, Error> {
     out.set_len(0).map_err(Error::Write)?;
     let mut image = Image::of_known_source(out, *limits, progress);
-    let mut merged = Merged {
-        tree: Tree::new(),
-        origins: Vec::new(),
-    };
+    let mut merged = Merged::new();
     let mut source = Sha256::new_with_prefix("merged");
     for (index, layer) in layers.iter().enumerate() {
-        let read = read_tree(layer.image, limits);
-        let (tree, uuid) = read.map_err(|source| Error::Image {
-            path: layer.label.to_path_buf(),
-            source,
-        })?;
+        let (tree, uuid) = layer.read(limits)?;
         source.update(uuid);
-        let applied = merged.apply(&tree, layer.notes, index);
-        applied.map_err(|source| Error::Entry {
-            path: layer.label.to_path_buf(),
-            source,
-        })?;
+        merged.apply(&tree, layer, index)?;
         image.check_limits(merged.tree.len(), merged.tree.metadata_bytes())?;
     }
     merged.store_contents(layers, &mut image)?;
     erofs::write_metadata(image, &merged.tree, source.finalize().into())
+}
+
+/// Whether overlayfs shows layers, the lowest first, as [`merge`] makes them: each image can stand on those below it,
+/// and every whiteout is in a directory that a layer below has too, for overlayfs shows others as names of nothing.
+///
+/// Images are read only where one has whiteouts.
+///
+/// # Errors
+///
+/// As [`merge`], but nothing is written.
+pub fn can_stack(layers: &[Layer<'_>], limits: &Limits) -> Result<bool, Error> {
+    let notes = |layer: &Layer<'_>| layer.notes.is_self_contained();
+    let Some((lowest, others)) = layers.split_first() else {
+        return Ok(false);
+    };
+    if !lowest.notes.can_be_lowest() || !others.iter().all(notes) {
+        return Ok(false);
+    }
+    if layers.iter().all(|layer| layer.notes.whiteouts == 0) {
+        return Ok(true);
+    }
+    let mut merged = Merged::new();
+    for (index, layer) in layers.iter().enumerate() {
+        let (tree, _) = layer.read(limits)?;
+        if !merged.has_directories_of_whiteouts(&tree) {
+            return Ok(false);
+        }
+        merged.apply(&tree, layer, index)?;
+    }
+    Ok(true)
 }
 
 struct Merged {
@@ -82,8 +101,53 @@ struct Merged {
     origins: Vec<usize>,
 }
 
+impl Layer<'_> {
+    /// What its image holds, and the image's UUID.
+    fn read(&self, limits: &Limits) -> Result<(Tree, [u8; 16]), Error> {
+        read_tree(self.image, limits).map_err(|source| Error::Image {
+            path: self.label.to_path_buf(),
+            source,
+        })
+    }
+}
+
 impl Merged {
-    fn apply(&mut self, layer: &Tree, notes: &Notes, index: usize) -> Result<(), EntryError> {
+    fn new() -> Self {
+        Self {
+            tree: Tree::new(),
+            origins: Vec::new(),
+        }
+    }
+
+    fn apply(&mut self, tree: &Tree, layer: &Layer<'_>, index: usize) -> Result<(), Error> {
+        let applied = self.apply_tree(tree, layer.notes, index);
+        applied.map_err(|source| Error::Entry {
+            path: layer.label.to_path_buf(),
+            source,
+        })
+    }
+
+    /// Whether a directory of each whiteout is there.
+    fn has_directories_of_whiteouts(&self, layer: &Tree) -> bool {
+        let mut pending = vec![(NodeId::ROOT, Some(NodeId::ROOT))];
+        while let Some((from, to)) = pending.pop() {
+            let Body::Directory(children) = &layer.node(from).body else {
+                continue;
+            };
+            for (name, child) in children {
+                let node = layer.node(*child);
+                if node.body == marks::WHITEOUT && to.is_none() {
+                    return false;
+                }
+                if node.body.is_directory() {
+                    pending.push((*child, to.and_then(|to| self.below(to, name, false))));
+                }
+            }
+        }
+        true
+    }
+
+    fn apply_tree(&mut self, layer: &Tree, notes: &Notes, index: usize) -> Result<(), EntryError> {
         let links = self.find_links(notes)?;
         self.take_away(layer);
         self.put(layer)?;
@@ -147,7 +211,7 @@ impl Merged {
     /// Adds the layer's entries.
     fn put(&mut self, layer: &Tree) -> Result<(), EntryError> {
         let mut copied = HashMap::new();
-        let bare = only_taking(layer);
+        let makes = makes(layer);
         let mut pending = vec![(NodeId::ROOT, NodeId::ROOT)];
         while let Some((from, to)) = pending.pop() {
             let node = layer.node(from);
@@ -159,13 +223,14 @@ impl Merged {
             };
             for (name, child) in children {
                 let node = layer.node(*child);
-                if bare.contains(child) {
+                if !makes[child.index()] {
                     continue;
-                } else if node.body.is_directory() {
+                }
+                if node.body.is_directory() {
                     let is_implied = marks::is_implied(&node.metadata);
                     let to = self.directory(to, name, is_implied);
                     pending.push((*child, to.map_err(|obstacle| obstacle.error(layer, *child))?));
-                } else if node.body != marks::WHITEOUT {
+                } else {
                     self.entry(to, name, layer, *child, &mut copied);
                 }
             }
@@ -218,7 +283,7 @@ impl Merged {
         let clash = || EntryError::TypeClash {
             path: path.to_path_buf(),
         };
-        let (directory, name) = follow_parents(&self.tree, path).ok_or_else(clash)?;
+        let (directory, name) = make_parents(&mut self.tree, path).ok_or_else(clash)?;
         match self.tree.child(directory, name) {
             Some(child) if child == id => return Ok(()),
             Some(child) if self.tree.node(child).body.is_directory() => return Err(clash()),
@@ -257,34 +322,22 @@ impl Merged {
     }
 }
 
-/// The directories that a layer implies for nothing but whiteouts: where they are not below, there is nothing to take
-/// away, and they are not made.
-fn only_taking(layer: &Tree) -> HashSet<NodeId> {
-    let mut directories = vec![NodeId::ROOT];
-    let mut next = 0;
-    while let Some(id) = directories.get(next) {
-        if let Body::Directory(children) = &layer.node(*id).body {
-            let children = children.values().copied();
-            let below: Vec<NodeId> = children
-                .filter(|child| layer.node(*child).body.is_directory())
-                .collect();
-            directories.extend(below);
-        }
-        next += 1;
-    }
-    let mut bare = HashSet::new();
+/// Whether a layer makes something of a node: not of whiteouts, nor of directories that it only implies on the way to
+/// them. Where such a directory is not below, there is nothing to take away.
+fn makes(layer: &Tree) -> Vec<bool> {
+    // What has several names may come late, but is no whiteout: whiteouts and directories have one.
+    let mut made = vec![true; layer.len()];
     // Those below come first.
-    for id in directories.into_iter().rev() {
+    for id in layer.walk().into_iter().rev() {
         let node = layer.node(id);
-        let Body::Directory(children) = &node.body else {
-            continue;
+        made[id.index()] = match &node.body {
+            Body::Directory(children) => {
+                !marks::is_implied(&node.metadata) || children.values().any(|child| made[child.index()])
+            }
+            body => *body != marks::WHITEOUT,
         };
-        let takes = |child: &NodeId| layer.node(*child).body == marks::WHITEOUT || bare.contains(child);
-        if marks::is_implied(&node.metadata) && children.values().all(takes) {
-            bare.insert(id);
-        }
     }
-    bare
+    made
 }
 
 fn store_error(layer: &Layer<'_>, error: StoreFileError) -> Error {

@@ -7,7 +7,8 @@
 //!  blob ─► unpack (a thread) ─► members ─► changes ─┬─► image: entries, whiteouts, opaque marks
 //!           gzip, zstd, plain    hashed: diff_id    └─► notes: what is left to the layers below
 //!
-//!  images and notes, lowest first ─► merge ─► one flat image, where they cannot be stacked
+//!  images and notes, lowest first ─► can_stack? ─► as they are, for overlayfs
+//!                                              └─► merge ─► one flat image
 //! ```
 //!
 //! A layer's image is for overlayfs, as a lower directory. `.wh.NAME` is a character device 0:0, `.wh..wh..opq` the
@@ -48,7 +49,7 @@ use crate::erofs::{self, Error, Image, Limits, Summary};
 use crate::oci::Digest;
 use crate::progress::Progress;
 use changes::Changes;
-pub use merge::{Layer, merge};
+pub use merge::{Layer, can_stack, merge};
 pub use notes::{Link, Notes};
 
 /// A layer that became an image.

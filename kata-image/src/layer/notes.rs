@@ -14,7 +14,8 @@ pub struct Notes {
     pub implied_directories: u64,
     /// Nothing of the layers below is left: the root is opaque, which overlayfs does not look at.
     pub opaque_root: bool,
-    /// Names that it takes away from the layers below. overlayfs shows the ones of the lowest layer in listings.
+    /// Names that it takes away from the layers below. Overlayfs lists them, as names of nothing, in a directory that
+    /// only one layer has.
     pub whiteouts: u64,
     /// Hard links to files that the layer does not have.
     pub links: Vec<Link>,
@@ -33,8 +34,9 @@ pub struct Link {
 }
 
 impl Notes {
-    /// Whether the layer's image can be stacked on others by overlayfs and shows what it should. A layer for which it
-    /// cannot is merged with those below it ([`merge`](super::merge())).
+    /// Whether the layer's image says everything that the layer does. One that does not cannot be stacked on others by
+    /// overlayfs, and is merged with those below it ([`merge`](super::merge())); of those that do,
+    /// [`can_stack`](super::can_stack) tells.
     #[must_use]
     pub fn is_self_contained(&self) -> bool {
         self.implied_directories == 0 && !self.opaque_root && self.links.is_empty()
@@ -87,10 +89,7 @@ mod escaped {
         while let Some((first, after)) = rest.split_first() {
             if *first == b'%' {
                 let (digits, after) = after.split_at_checked(2)?;
-                let digits = std::str::from_utf8(digits).ok()?;
-                // It would take a sign, too.
-                let valid = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-                bytes.push(u8::from_str_radix(digits, 16).ok().filter(|_| valid)?);
+                bytes.push(*hex::decode(digits).ok()?.first()?);
                 rest = after;
             } else {
                 bytes.push(*first);

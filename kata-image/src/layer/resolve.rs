@@ -78,6 +78,17 @@ impl Walk {
             }
         }
     }
+
+    fn make(mut self, tree: &mut Tree) -> Option<NodeId> {
+        loop {
+            match self.step(tree) {
+                Step::There(id) => return Some(id),
+                Step::On => {}
+                Step::Missing(name) => self.at = tree.add_implied(self.at, &name),
+                Step::Stuck => return None,
+            }
+        }
+    }
 }
 
 /// The directory that a link in the directory `parent` leads to.
@@ -91,22 +102,26 @@ pub(super) fn follow(tree: &Tree, parent: NodeId, target: &[u8]) -> Option<NodeI
 pub(super) fn make(tree: &mut Tree, parent: NodeId, target: &[u8]) -> Option<NodeId> {
     let mut walk = Walk::new(parent);
     walk.push_target(target);
-    loop {
-        match walk.step(tree) {
-            Step::There(id) => return Some(id),
-            Step::On => {}
-            Step::Missing(name) => walk.at = tree.add_implied(walk.at, &name),
-            Step::Stuck => return None,
-        }
-    }
+    walk.make(tree)
+}
+
+fn parents(path: &EntryPath) -> Option<(Walk, &[u8])> {
+    let (name, parents) = path.names().split_last()?;
+    let mut walk = Walk::new(NodeId::ROOT);
+    walk.pending = parents.iter().rev().cloned().collect();
+    Some((walk, name))
 }
 
 /// The directory of a path, with links on the way followed, and the path's last name.
 pub(super) fn follow_parents<'a>(tree: &Tree, path: &'a EntryPath) -> Option<(NodeId, &'a [u8])> {
-    let (name, parents) = path.names().split_last()?;
-    let mut walk = Walk::new(NodeId::ROOT);
-    walk.pending = parents.iter().rev().cloned().collect();
+    let (walk, name) = parents(path)?;
     Some((walk.follow(tree)?, name))
+}
+
+/// [`follow_parents`], making what is missing on the way.
+pub(super) fn make_parents<'a>(tree: &mut Tree, path: &'a EntryPath) -> Option<(NodeId, &'a [u8])> {
+    let (walk, name) = parents(path)?;
+    Some((walk.make(tree)?, name))
 }
 
 #[cfg(test)]

@@ -154,13 +154,7 @@ pub(crate) fn list(root: &Path) -> Listing {
     let mut pending = vec![PathBuf::from(".")];
     while let Some(relative) = pending.pop() {
         let path = root.join(&relative);
-        let status = match fs::symlink_metadata(&path) {
-            // overlayfs lists the whiteouts of a directory that only one layer has; they lead nowhere.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && root.ends_with("merged") => {
-                continue;
-            }
-            status => status.unwrap_or_else(|error| panic!("{path:?}: {error}")),
-        };
+        let status = fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
         if status.is_dir() {
             let entries = fs::read_dir(&path)
                 .expect("directory")

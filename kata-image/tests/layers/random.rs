@@ -47,7 +47,7 @@ fn change() -> impl Strategy<Value = Change> {
         1 => Just(Change::Symlink),
         1 => Just(Change::HardLink),
         1 => (1_u32..300).prop_map(|minor| Change::Device { minor }),
-        3 => Just(Change::Whiteout),
+        2 => Just(Change::Whiteout),
     ];
     leaf.prop_recursive(4, 40, 5, |inner| {
         let children = prop::collection::btree_map(name(), inner, 0..5);
@@ -151,6 +151,8 @@ fn layers() -> impl Strategy<Value = Vec<BTreeMap<String, Change>>> {
     prop::collection::vec(prop::collection::btree_map(name(), change(), 1..6), 2..5)
 }
 
+const CASES: u32 = 40;
+
 fn config(cases: u32) -> ProptestConfig {
     ProptestConfig {
         cases,
@@ -178,15 +180,20 @@ fn stacked_merged_and_unpacked_are_the_same() {
     if !can_mount(test) || !umoci::has_umoci(test) {
         return;
     }
-    proptest!(config(40), |(layers in layers())| {
+    let stacked = std::cell::Cell::new(0);
+    proptest!(config(CASES), |(layers in layers())| {
         let archives: Vec<_> = layers.iter().map(|layer| archive(layer, true)).collect();
         let converted = Layers::convert(&archives);
         prop_assert!(converted.converted.iter().all(|layer| layer.notes.is_self_contained()));
         let merged = without_root(converted.merge().list());
         assert_same(&merged, &without_root(umoci::unpack(&archives)));
-        let stack = converted.mount();
-        assert_same(&without_link_counts(without_root(list(stack.merged()))), &without_link_counts(merged));
+        if converted.can_stack() {
+            let stack = converted.mount();
+            assert_same(&without_link_counts(without_root(list(stack.merged()))), &without_link_counts(merged));
+            stacked.set(stacked.get() + 1);
+        }
     });
+    assert!(stacked.get() > 5, "{} of {CASES} could be stacked", stacked.get());
 }
 
 #[test]
@@ -195,7 +202,7 @@ fn layers_that_imply_directories_are_merged_as_they_are_unpacked() {
     if !can_mount(test) || !umoci::has_umoci(test) {
         return;
     }
-    proptest!(config(40), |(layers in layers())| {
+    proptest!(config(CASES), |(layers in layers())| {
         let archives: Vec<_> = { layers.iter().enumerate() }
             .map(|(index, layer)| archive(layer, index == 0))
             .collect();

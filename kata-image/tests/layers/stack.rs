@@ -53,8 +53,7 @@ impl Layers {
         self.directory.path().join(format!("{index}.erofs"))
     }
 
-    /// All layers as one image.
-    pub(crate) fn try_merge(&self) -> Result<Flat, erofs::Error> {
+    fn with_layers<T>(&self, act: impl FnOnce(&[layer::Layer<'_>]) -> T) -> T {
         let files: Vec<_> = (0..self.converted.len())
             .map(|index| File::open(self.path(index)).expect("image"))
             .collect();
@@ -65,9 +64,20 @@ impl Layers {
                 label: Path::new("LAYER"),
             })
             .collect();
+        act(&layers)
+    }
+
+    pub(crate) fn can_stack(&self) -> bool {
+        self.with_layers(|layers| layer::can_stack(layers, &Limits::default()))
+            .unwrap_or_else(|error| panic!("{}", chain(&error)))
+    }
+
+    /// All layers as one image.
+    pub(crate) fn try_merge(&self) -> Result<Flat, erofs::Error> {
         let directory = tempfile::tempdir().expect("temporary directory");
         let out = create(&directory.path().join("flat.erofs"));
-        let summary = layer::merge(&layers, &out, &Limits::default(), &mut |_| {})?;
+        let summary =
+            self.with_layers(|layers| layer::merge(layers, &out, &Limits::default(), &mut |_| {}))?;
         Ok(Flat { directory, summary })
     }
 
