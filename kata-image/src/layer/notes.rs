@@ -89,7 +89,10 @@ mod escaped {
         while let Some((first, after)) = rest.split_first() {
             if *first == b'%' {
                 let (digits, after) = after.split_at_checked(2)?;
-                bytes.push(*hex::decode(digits).ok()?.first()?);
+                let digits = std::str::from_utf8(digits).ok()?;
+                // It would take a sign, too.
+                let valid = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+                bytes.push(u8::from_str_radix(digits, 16).ok().filter(|_| valid)?);
                 rest = after;
             } else {
                 bytes.push(*first);

@@ -341,7 +341,10 @@ fn a_source_that_is_refused_leaves_nothing() {
         archive.display()
     );
     assert_eq!(chain(&error), expected);
-    assert_eq!(bench.names(), ["index", "lock", "tmp"]);
+    assert_eq!(
+        bench.names(),
+        ["index", "layers", "lock", "names", "tmp", "writable"]
+    );
     assert_eq!(names(&bench.images().join("tmp")), [""; 0]);
     assert_eq!(names(&bench.images().join("index")), [""; 0]);
 }
@@ -386,7 +389,10 @@ fn a_full_disk_is_an_error_that_says_how_much_is_missing() {
     assert_eq!(path, tmpfs.0.path());
     assert!(*needed_bytes >= 8 << 20, "{needed_bytes}");
     assert!(*available_bytes <= 4 << 20, "{available_bytes}");
-    assert_eq!(names(tmpfs.0.path()), ["index", "lock", "tmp"]);
+    assert_eq!(
+        names(tmpfs.0.path()),
+        ["index", "layers", "lock", "names", "tmp", "writable"]
+    );
     assert_eq!(names(&tmpfs.0.path().join("tmp")), [""; 0]);
     fs::remove_file(bench.tree().join("large")).unwrap();
     check(&rootfs(&store, &bench.source()));
