@@ -48,6 +48,7 @@ mod source;
 mod store;
 mod transfer;
 mod tree;
+pub mod verity;
 
 pub use archive::ArchiveError;
 pub use build::{BuildError, Image, ImageBuilder, ImageLayer, LayerCompression};

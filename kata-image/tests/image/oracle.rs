@@ -119,7 +119,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        run(Command::new("umount").arg(self.directory.path()));
+        run(Command::new("umount").arg("-l").arg(self.directory.path()));
     }
 }
 

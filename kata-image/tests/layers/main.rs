@@ -19,3 +19,4 @@ mod merge;
 mod random;
 mod stack;
 mod umoci;
+mod verity;

@@ -131,7 +131,7 @@ impl Flat {
         run(mount.arg(at.path()));
         let listing = list(at.path());
         check_directory_links(at.path(), &listing);
-        run(Command::new("umount").arg(at.path()));
+        run(Command::new("umount").arg("-l").arg(at.path()));
         listing
     }
 }
@@ -179,7 +179,7 @@ impl Stack {
 impl Drop for Stack {
     fn drop(&mut self) {
         for path in self.mounted.iter().rev() {
-            run(Command::new("umount").arg(path));
+            run(Command::new("umount").arg("-l").arg(path));
         }
     }
 }
