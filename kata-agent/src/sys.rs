@@ -269,8 +269,8 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
 }
 
-/// Attaches a file to a free loop device, read-only, gone with its last user. Returns the device's path.
-pub(crate) fn attach_loop(file: &impl AsFd) -> io::Result<String> {
+/// Attaches a file to a free loop device, which is gone with its last user. Returns the device's path.
+pub(crate) fn attach_loop(file: &impl AsFd, read_only: bool) -> io::Result<String> {
     const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
     const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
     let control = std::fs::File::options()
@@ -281,8 +281,9 @@ pub(crate) fn attach_loop(file: &impl AsFd) -> io::Result<String> {
         // SAFETY: this request has no argument.
         let number = check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) })?;
         let path = format!("/dev/loop{number}");
-        let device = std::fs::File::open(&path)?;
-        let config = loop_config(file.as_fd().as_raw_fd());
+        // One that is opened for reading alone is read-only.
+        let device = std::fs::File::options().read(true).write(!read_only).open(&path)?;
+        let config = loop_config(file.as_fd().as_raw_fd(), read_only);
         // SAFETY: `config` has the size of struct loop_config.
         match check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, config.as_ptr()) }) {
             Ok(_) => return Ok(path),
@@ -294,12 +295,13 @@ pub(crate) fn attach_loop(file: &impl AsFd) -> io::Result<String> {
 }
 
 /// A `struct loop_config` (linux/loop.h): fd, block size, then a loop_info64 with its flags at 52.
-fn loop_config(fd: RawFd) -> [u8; 304] {
+fn loop_config(fd: RawFd, read_only: bool) -> [u8; 304] {
     const LO_FLAGS_READ_ONLY: u32 = 1;
     const LO_FLAGS_AUTOCLEAR: u32 = 4;
     let mut config = [0; 304];
     config[..4].copy_from_slice(&fd.to_ne_bytes());
-    config[60..64].copy_from_slice(&(LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR).to_ne_bytes());
+    let access = if read_only { LO_FLAGS_READ_ONLY } else { 0 };
+    config[60..64].copy_from_slice(&(access | LO_FLAGS_AUTOCLEAR).to_ne_bytes());
     config
 }
 

@@ -62,7 +62,8 @@ const READONLY_PATHS: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
-const NAMESPACES: [&str; 6] = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
+/// The network is the sandbox's, as in a pod of Kata: there is nothing in it but the loopback interface, which is up.
+const NAMESPACES: [&str; 5] = ["pid", "ipc", "uts", "mount", "cgroup"];
 
 /// The request that creates the container of a sandbox, all but the ports of its streams.
 pub(crate) fn create_request(container: &Container, layers: usize, name: &str) -> CreateContainerRequest {

@@ -28,9 +28,9 @@ on_every_backend! {
     async fn an_image_of_python_runs_from_a_registry(bed: Bed) {
         let Some(registry) = Registry::start() else { return };
         let image = registry.image(&repository(&bed, "python"), "python");
-        let program = "import sys, json; print(json.dumps({'sum': sum(range(101)), 'v': sys.version_info[0]}))";
+        let program = "import sys; print(sum(range(101)), sys.version_info[0])";
         let output = run(bed.of_image(&image).args(["python3", "-c", program])).await;
-        assert_eq!(text(&output), "{\"sum\": 5050, \"v\": 3}\n", "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(text(&output), "5050 3\n", "{}", String::from_utf8_lossy(&output.stderr));
         let asked = registry.requests();
         assert!(asked > 3, "{asked} requests");
         // The second time nobody is asked.

@@ -155,6 +155,22 @@ fn unpack(step: &Step, rootfs: &Path, package: &str, tree: &Path) -> Result<(), 
             process::run(step, unpack.arg(&path).arg(&root)).map_err(program("unpack a package"))?;
         }
     }
+    merge_usr(step, &root)
+}
+
+/// Moves what packages have below `/lib` and its like to where the links of the root filesystem lead: as directories of
+/// a layer they would take the links' places.
+fn merge_usr(step: &Step, root: &Path) -> Result<(), ImagesError> {
+    for name in ["bin", "sbin", "lib", "lib64"] {
+        let (from, to) = (root.join(name), root.join("usr").join(name));
+        if !from.is_dir() || from.is_symlink() {
+            continue;
+        }
+        fs::create_dir_all(&to).map_err(cache("create", &to))?;
+        let mut copy = process::command("cp", ["--archive", "--no-target-directory"]);
+        process::run(step, copy.arg(&from).arg(&to)).map_err(program("copy files of a package"))?;
+        fs::remove_dir_all(&from).map_err(cache("remove", &from))?;
+    }
     Ok(())
 }
 

@@ -117,8 +117,10 @@ fn mount_disk(storage: &Storage, storages: &Storages) -> Result<(), Failed> {
 }
 
 fn mount_by_loop(storage: &Storage, source: &str) -> Result<(), Failed> {
-    let file = fs::File::open(source).map_err(|error| failed(storage, &error))?;
-    let device = sys::attach_loop(&file).map_err(|error| failed(storage, &error))?;
+    let read_only = !storage.options.iter().any(|option| option == "rw");
+    let file = fs::File::options().read(true).write(!read_only).open(source);
+    let file = file.map_err(|error| failed(storage, &error))?;
+    let device = sys::attach_loop(&file, read_only).map_err(|error| failed(storage, &error))?;
     mount_options(storage, &device, &storage.fstype)
 }
 
