@@ -269,8 +269,9 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
 }
 
-/// Attaches a file to a free loop device, which is gone with its last user. Returns the device's path.
-pub(crate) fn attach_loop(file: &impl AsFd, read_only: bool) -> io::Result<String> {
+/// Attaches a file to a free loop device, which is gone with its last user: until it is mounted, that is the device in
+/// the answer, beside its path.
+pub(crate) fn attach_loop(file: &impl AsFd, read_only: bool) -> io::Result<(String, std::fs::File)> {
     const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
     const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
     let control = std::fs::File::options()
@@ -282,11 +283,14 @@ pub(crate) fn attach_loop(file: &impl AsFd, read_only: bool) -> io::Result<Strin
         let number = check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) })?;
         let path = format!("/dev/loop{number}");
         // One that is opened for reading alone is read-only.
-        let device = std::fs::File::options().read(true).write(!read_only).open(&path)?;
+        let device = std::fs::File::options()
+            .read(true)
+            .write(!read_only)
+            .open(&path)?;
         let config = loop_config(file.as_fd().as_raw_fd(), read_only);
         // SAFETY: `config` has the size of struct loop_config.
         match check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, config.as_ptr()) }) {
-            Ok(_) => return Ok(path),
+            Ok(_) => return Ok((path, device)),
             // Somebody else was faster: the next free one.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
             Err(error) => return Err(error),

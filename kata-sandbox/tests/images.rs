@@ -32,7 +32,8 @@ on_every_backend! {
         let output = run(bed.of_image(&image).args(["python3", "-c", program])).await;
         assert_eq!(text(&output), "5050 3\n", "{}", String::from_utf8_lossy(&output.stderr));
         let asked = registry.requests();
-        assert!(asked > 3, "{asked} requests");
+        // Its manifest and its configuration; the layers may have come with another image.
+        assert!(asked >= 2, "{asked} requests");
         // The second time nobody is asked.
         let again = run(bed.of_image(&image).args(["python3", "-c", "print(7 * 6)"])).await;
         assert_eq!(text(&again), "42\n");

@@ -111,7 +111,7 @@ fn mount_disk(storage: &Storage, storages: &Storages) -> Result<(), Failed> {
     };
     match mount_options(storage, &source, &storage.fstype) {
         // A file where this file system wants a device.
-        Err(failed) if inherited.is_some() => mount_by_loop(storage, &source).map_err(|_| failed),
+        Err(_) if inherited.is_some() => mount_by_loop(storage, &source),
         other => other,
     }
 }
@@ -120,8 +120,8 @@ fn mount_by_loop(storage: &Storage, source: &str) -> Result<(), Failed> {
     let read_only = !storage.options.iter().any(|option| option == "rw");
     let file = fs::File::options().read(true).write(!read_only).open(source);
     let file = file.map_err(|error| failed(storage, &error))?;
-    let device = sys::attach_loop(&file, read_only).map_err(|error| failed(storage, &error))?;
-    mount_options(storage, &device, &storage.fstype)
+    let (path, _device) = sys::attach_loop(&file, read_only).map_err(|error| failed(storage, &error))?;
+    mount_options(storage, &path, &storage.fstype)
 }
 
 /// The device of the disk with this serial (`/sys/block/*/serial`; on virtio, virtio 1.2 §5.2.6.1

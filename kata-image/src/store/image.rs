@@ -320,12 +320,7 @@ impl Store {
         diff_ids: &[Digest],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Vec<Digest>, Vec<Rootfs>), StoreError> {
-        let (lowest, above) = match stack.split_first() {
-            Some((lowest, above)) => (lowest.notes.can_be_lowest(), above),
-            None => (false, &[][..]),
-        };
-        let stacks = lowest && above.iter().all(|layer| layer.notes.is_self_contained());
-        if stacks && stack.len() <= STACKED_MAX {
+        if stack.len() <= STACKED_MAX && self.can_stack(&asked.name, &stack)? {
             return Ok(stack
                 .into_iter()
                 .map(|layer| (layer.diff_id, layer.rootfs))

@@ -178,6 +178,14 @@ impl Store {
         converted.map_err(|error| self.convert_error(&label, error, temporary, descriptor.size))
     }
 
+    /// Whether overlayfs shows these layers as they are meant.
+    pub(super) fn can_stack(&self, name: &str, stack: &[StoredLayer]) -> Result<bool, StoreError> {
+        layer::can_stack(&borrowed(stack), &Limits::default()).map_err(|source| StoreError::Convert {
+            path: PathBuf::from(format!("the layers of {name}")),
+            source,
+        })
+    }
+
     /// The layers as one, made if need be.
     pub(super) fn merged(
         &self,
@@ -191,14 +199,7 @@ impl Store {
             return Ok(layer.rootfs);
         }
         let temporary = temporary(&self.tmp()).map_err(|error| self.io_error(&self.tmp(), error))?;
-        let layers: Vec<_> = stack
-            .iter()
-            .map(|layer| layer::Layer {
-                image: &layer.rootfs.file,
-                notes: &layer.notes,
-                label: &layer.rootfs.path,
-            })
-            .collect();
+        let layers = borrowed(stack);
         let label = PathBuf::from(format!("the layers of {name}"));
         let least_bytes = stack
             .iter()
@@ -244,6 +245,17 @@ impl Store {
             .join("layers")
             .join(format!("{}.json", diff_id.hex()))
     }
+}
+
+fn borrowed(stack: &[StoredLayer]) -> Vec<layer::Layer<'_>> {
+    stack
+        .iter()
+        .map(|layer| layer::Layer {
+            image: &layer.rootfs.file,
+            notes: &layer.notes,
+            label: &layer.rootfs.path,
+        })
+        .collect()
 }
 
 /// One layer to fetch.

@@ -7,8 +7,12 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use super::{Store, lock};
+
+/// How long an ended machine may take to let a disk go.
+const LETTING_GO: Duration = Duration::from_secs(1);
 
 /// The least that ext4 makes sense in.
 const SIZE_BYTES_MIN: u64 = 4 << 20;
@@ -155,7 +159,7 @@ impl Store {
             }
             file => file.map_err(io_error(&path))?,
         };
-        if lock::is_locked(&file) {
+        if stays_locked(&file) {
             return Err(WritableError::InUse {
                 name: name.to_owned(),
             });
@@ -176,7 +180,7 @@ impl Store {
 
 fn open_kept(file: File, name: &str, path: PathBuf, asked_bytes: u64) -> Result<Writable, WritableError> {
     // A successful look takes the lock.
-    if lock::is_locked(&file) {
+    if stays_locked(&file) {
         return Err(WritableError::InUse {
             name: name.to_owned(),
         });
@@ -194,6 +198,19 @@ fn open_kept(file: File, name: &str, path: PathBuf, asked_bytes: u64) -> Result<
         size_bytes,
         path: Some(path),
     })
+}
+
+/// Whether somebody else has the disk and keeps it. Of a machine that has just ended, the host may take a moment to let
+/// the file go (a loop device is cleared some time after its last user).
+fn stays_locked(file: &File) -> bool {
+    let deadline = Instant::now() + LETTING_GO;
+    while lock::is_locked(file) {
+        if Instant::now() >= deadline {
+            return true;
+        }
+        std::thread::sleep(LETTING_GO / 50);
+    }
+    false
 }
 
 /// Makes a file an empty ext4 filesystem of this size. It stays sparse.
