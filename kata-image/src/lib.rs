@@ -1,17 +1,17 @@
-//! Root filesystems and guest assets for microVMs.
+//! Container images and guest assets for microVMs.
 //!
-//! This crate turns what people have (a directory, a tar archive, a ready image) into what a sandbox boots
-//! (a read-only [EROFS](erofs) image, cached by its content in a [`Store`]), and finds or makes the other
+//! This crate turns what people have (an image of a registry, a layout, an archive, a directory) into what a sandbox
+//! boots (read-only [EROFS](erofs) images, cached by their content in a [`Store`]), and finds or makes the other
 //! files a guest needs: an uncompressed [kernel], its modules, an [initramfs] and the agent ([guest]).
 //! It knows nothing of virtual machines, hypervisors or the agent's protocol.
 //!
 //! ```no_run
-//! use kata_image::{Source, Store};
+//! use kata_image::{ImageSource, Pull, Store};
 //!
 //! let store = Store::open(Store::default_directory()?)?;
-//! let source = Source::detect("debian.tar.zst")?;
-//! let rootfs = store.rootfs(&source, &mut |progress| eprintln!("{progress}"))?;
-//! println!("{} is {} bytes", rootfs.digest, rootfs.size_bytes);
+//! let source = ImageSource::detect("docker.io/library/debian:12")?;
+//! let image = store.image(&source, &Pull::default(), &mut |progress| eprintln!("{progress}"))?;
+//! println!("{} has {} layers", image.digest, image.layers.len());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -24,7 +24,7 @@
 //!   [registry](Registries) under a [`Reference`], in a layout or an archive, or [made here](ImageBuilder). Its bytes
 //!   are read when they are asked for, and checked against their digests.
 //! * The **store** is a directory of images named after their digests. Any number of processes share it,
-//!   and an image lives in it until somebody removes it.
+//!   and an image lives in it until it is removed or pruned, but never goes while somebody uses it.
 //! * The **guest directory** holds the kernel, the initramfs and the agent that a sandbox boots.
 #![forbid(unsafe_code)]
 
