@@ -15,6 +15,8 @@ mod forged;
 mod oracle;
 
 mod convert;
+mod corpus;
+mod hostile;
 mod merge;
 mod random;
 mod stack;
