@@ -167,10 +167,16 @@ mod tests {
     #[test]
     fn activity_is_of_every_thread() {
         let (release, waiting) = std::sync::mpsc::channel::<()>();
+        let (named, started) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("observed".to_owned())
-            .spawn(move || waiting.recv())
+            .spawn(move || {
+                // A thread gives itself its name, before anything else.
+                named.send(()).unwrap();
+                waiting.recv()
+            })
             .unwrap();
+        started.recv().unwrap();
         let all = activity(&[std::process::id()]).unwrap();
         assert!(all.keys().any(|(_, name)| name == "observed"), "{all:?}");
         assert!(

@@ -25,8 +25,23 @@ pub(crate) struct Prepared {
     pub(crate) monitor: PathBuf,
 }
 
-/// Opens what `plan` names.
-pub(crate) fn prepare(
+/// Opens what `plan` names, off the caller's runtime threads: where nothing else is there, a kernel of the host is made
+/// ready first.
+pub(crate) async fn prepare(
+    plan: &Plan,
+    image: ReadyImage,
+    writable: Option<Writable>,
+    overrides: &Overrides,
+) -> Result<Prepared, Error> {
+    let (plan, overrides) = (plan.clone(), overrides.clone());
+    tokio::task::spawn_blocking(move || open_all(&plan, image, writable, &overrides))
+        .await
+        .map_err(|cause| {
+            Error::new(ErrorKind::Io, Stage::Prepare, "the runtime is shutting down").with_source(cause)
+        })?
+}
+
+fn open_all(
     plan: &Plan,
     image: ReadyImage,
     writable: Option<Writable>,

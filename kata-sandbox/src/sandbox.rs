@@ -118,7 +118,7 @@ impl Sandbox {
         timings.mark(Stage::Plan);
         tracing::info!(sandbox = name, backend = ?plan.selection.hypervisor, "{}", plan.selection.reason);
         let described = (image.digest.clone(), image.config.clone());
-        let prepared = prepare(&plan, image, writable, &container.overrides)?;
+        let prepared = prepare(&plan, image, writable, &container.overrides).await?;
         timings.mark(Stage::Prepare);
         let (monitor, control) = launch(prepared).await?;
         timings.mark(Stage::Launch);
