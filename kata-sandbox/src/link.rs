@@ -88,7 +88,14 @@ impl Link {
         match answer {
             Ok(value) => Ok(value),
             Err(CallError::Closed) => Err(self.closed(stage).await),
-            Err(error) => Err(call_error(stage, what, error)),
+            Err(error @ (CallError::Failed { .. } | CallError::NotFound)) => {
+                Err(call_error(stage, what, error))
+            }
+            // What else goes wrong with a call to an agent that is gone, goes wrong because it is gone.
+            Err(error) => Err(match &*self.state.borrow() {
+                State::Ended(ended) => ended.error(stage),
+                State::Booting | State::Running => call_error(stage, what, error),
+            }),
         }
     }
 

@@ -138,6 +138,8 @@ fn kernel_words(plan: &Plan<'_>) -> Vec<String> {
         // And measuring the processor's jitter, for a random number generator of the kernel's own ciphers
         // that has better sources, is a fifth of the rest.
         "initcall_blacklist=jent_mod_init",
+        // A kernel with the dummy network card built in has one from the start, which nobody asked for.
+        "dummy.numdummies=0",
     ];
     if plan.machine.vcpus == 1 {
         // Nothing to patch out of the locks of a single processor.
@@ -265,7 +267,7 @@ mod tests {
 -device vhost-user-vsock-device,chardev=vsock
 -kernel /proc/self/fd/10
 -initrd /proc/self/fd/11
--append console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests initcall_blacklist=jent_mod_init \
+-append console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests initcall_blacklist=jent_mod_init dummy.numdummies=0 \
 noreplace-smp no_timer_check tsc=reliable tsc_early_khz=2596124",
         );
     }
@@ -307,7 +309,7 @@ noreplace-smp no_timer_check tsc=reliable tsc_early_khz=2596124",
 -device vhost-user-blk,chardev=disk1,num-queues=2,queue-size=256
 -kernel /proc/self/fd/10
 -initrd /proc/self/fd/11
--append console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests initcall_blacklist=jent_mod_init",
+-append console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests initcall_blacklist=jent_mod_init dummy.numdummies=0",
         );
     }
 
@@ -344,8 +346,7 @@ noreplace-smp no_timer_check tsc=reliable tsc_early_khz=2596124",
             };
             kernel_words(&plan).join(" ")
         };
-        let common =
-            "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests initcall_blacklist=jent_mod_init";
+        let common = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests initcall_blacklist=jent_mod_init dummy.numdummies=0";
         assert_eq!(
             words(1, Accelerator::Kvm, None),
             format!("{common} noreplace-smp")

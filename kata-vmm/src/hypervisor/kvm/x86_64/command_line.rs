@@ -6,7 +6,7 @@
 use super::layout::Slot;
 
 /// What every kernel is told.
-const ALWAYS: [&str; 9] = [
+const ALWAYS: [&str; 10] = [
     "console=ttyS0",
     // Every character of the console is an exit: 24,750 of them rather than 1,935 up to init.
     "quiet",
@@ -26,6 +26,8 @@ const ALWAYS: [&str; 9] = [
     // And measuring the processor's jitter, for a random number generator that has better sources, is a
     // fifth of the rest.
     "initcall_blacklist=jent_mod_init",
+    // A kernel with the dummy network card built in has one from the start, which nobody asked for.
+    "dummy.numdummies=0",
 ];
 
 /// The words, for a machine with these processors and devices.
@@ -65,7 +67,7 @@ mod tests {
 
     const COMMON: &str = "console=ttyS0 quiet panic=-1 8250.nr_uarts=1 pci=off \
                           initcall_blacklist=pci_arch_init swiotlb=noforce cryptomgr.notests \
-                          initcall_blacklist=jent_mod_init";
+                          initcall_blacklist=jent_mod_init dummy.numdummies=0";
 
     fn slots(count: usize) -> Vec<Slot> {
         (0..count).map(|index| virtio_slot(index).unwrap()).collect()
