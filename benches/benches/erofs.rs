@@ -1,5 +1,6 @@
 //! How fast images are written: a tree of many small files and one large file, and mkfs.erofs beside it where it is
-//! installed.
+//! installed; and a layer from its compressed stream, beside gunzip alone and beside unpacking it for mkfs.erofs.
+//! `KATA_TEST_ROOTFS` may name a tar archive of a distribution, which is then the layer.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,6 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use kata_image::layer::{self, Converted, Layer};
 use kata_image::{Source, erofs};
 
 const SMALL_FILES: usize = 5000;
@@ -44,13 +46,7 @@ impl Input {
     }
 
     fn write(&self) -> erofs::Summary {
-        let out = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(self.image());
-        erofs::write(&self.source(), &out.expect("image"), &mut |_| {}).expect("an image")
+        erofs::write(&self.source(), &create(&self.image()), &mut |_| {}).expect("an image")
     }
 
     /// Time and size of mkfs.erofs; `None` where it is not installed.
@@ -68,6 +64,85 @@ impl Input {
         assert!(status.success(), "mkfs.erofs: {status}");
         Some((took, fs::metadata(&image).expect("image").len()))
     }
+}
+
+fn create(path: &Path) -> File {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(true);
+    options.open(path).expect("image")
+}
+
+/// A layer as a registry has it.
+struct Stream {
+    directory: tempfile::TempDir,
+    /// Of the unpacked archive.
+    bytes: u64,
+}
+
+impl Stream {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let archive = directory.path().join("layer.tar");
+        if let Some(distribution) = std::env::var_os("KATA_TEST_ROOTFS") {
+            fs::copy(distribution, &archive).expect("archive");
+        } else {
+            let input = Input::new(small_files);
+            let mut tar = Command::new("tar");
+            tar.arg("-cf").arg(&archive).arg("-C").arg(input.source().path());
+            run(tar.arg("."));
+        }
+        let bytes = fs::metadata(&archive).expect("archive").len();
+        run(Command::new("gzip").arg(&archive));
+        Self { directory, bytes }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn convert(&self) -> Converted {
+        let blob = File::open(self.path("layer.tar.gz")).expect("layer");
+        let out = create(&self.path("layer.erofs"));
+        let limits = erofs::Limits::default();
+        layer::convert(blob, Path::new("layer"), &out, &limits, &mut |_| {}).expect("an image")
+    }
+
+    /// The converted layer on an empty one, as one image.
+    fn merge(&self, converted: &Converted) {
+        let image = File::open(self.path("layer.erofs")).expect("image");
+        let layer = Layer {
+            image: &image,
+            notes: &converted.notes,
+            label: Path::new("layer"),
+        };
+        let out = create(&self.path("merged.erofs"));
+        layer::merge(&[layer], &out, &erofs::Limits::default(), &mut |_| {}).expect("an image");
+    }
+
+    /// What has to be done at least.
+    fn gunzip(&self) {
+        let layer = self.path("layer.tar.gz");
+        run(Command::new("gunzip").arg("-c").arg(layer).stdout(Stdio::null()));
+    }
+
+    /// What is done without us.
+    fn unpack_and_mkfs(&self) {
+        let tree = tempfile::tempdir().expect("temporary directory");
+        let mut tar = Command::new("tar");
+        run(tar
+            .arg("-xzf")
+            .arg(self.path("layer.tar.gz"))
+            .arg("-C")
+            .arg(tree.path()));
+        let mut mkfs = Command::new("mkfs.erofs");
+        mkfs.arg("--quiet").arg(self.path("mkfs.erofs")).arg(tree.path());
+        run(mkfs.stdout(Stdio::null()).stderr(Stdio::null()));
+    }
+}
+
+fn run(command: &mut Command) {
+    let status = command.status().expect("gzip, tar and mkfs.erofs are installed");
+    assert!(status.success(), "{command:?}: {status}");
 }
 
 /// Sizes as in a distribution: most of a few hundred bytes, some of several blocks.
@@ -133,6 +208,43 @@ fn compare(name: &str, input: &Input) {
     }
 }
 
+/// The best of a few runs.
+fn best(mut run: impl FnMut()) -> Duration {
+    let took = (0..5).map(|_| {
+        let start = Instant::now();
+        run();
+        start.elapsed()
+    });
+    took.min().unwrap_or_default()
+}
+
+fn compare_stream(stream: &Stream) {
+    let ours = best(|| drop(stream.convert()));
+    let gunzip = best(|| stream.gunzip());
+    let has_mkfs = Command::new("mkfs.erofs").arg("--help").output().is_ok();
+    let theirs = has_mkfs.then(|| best(|| stream.unpack_and_mkfs()));
+    let mut text = format!(
+        "layer of {} bytes: kata-image {ours:.0?}, gunzip alone {gunzip:.0?}",
+        stream.bytes
+    );
+    if let Some(theirs) = theirs {
+        text += &format!(", tar and mkfs.erofs {theirs:.0?}");
+    }
+    writeln!(io::stderr(), "{text}").expect("stderr");
+}
+
+fn convert_layers(criterion: &mut Criterion) {
+    let stream = Stream::new();
+    compare_stream(&stream);
+    let mut group = criterion.benchmark_group("layer");
+    group.sample_size(10);
+    group.throughput(Throughput::Bytes(stream.bytes));
+    group.bench_function("convert", |bencher| bencher.iter(|| stream.convert()));
+    let converted = stream.convert();
+    group.bench_function("merge", |bencher| bencher.iter(|| stream.merge(&converted)));
+    group.finish();
+}
+
 fn write_images(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("erofs");
     group.sample_size(10);
@@ -147,5 +259,5 @@ fn write_images(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, write_images);
+criterion_group!(benches, write_images, convert_layers);
 criterion_main!(benches);

@@ -19,6 +19,7 @@ mod corpus;
 mod hostile;
 mod merge;
 mod random;
+mod size;
 mod stack;
 mod umoci;
 mod verity;
