@@ -54,13 +54,13 @@ on_every_backend! {
             return;
         }
         let names: Vec<&str> = info.devices.iter().map(|device| device.name.as_str()).collect();
-        assert_eq!(names, ["block rootfs", "vsock", "rng", "balloon"]);
+        assert_eq!(names, ["block layer-0", "vsock", "rng", "balloon"]);
         let figure = |device: &str, name: &str| {
             let device = info.devices.iter().find(|found| found.name == device).unwrap();
             *device.figures.get(name).unwrap_or_else(|| panic!("{name} of {device:?}"))
         };
-        assert!(figure("block rootfs", "reads") > 0);
-        assert_eq!(figure("block rootfs", "writes"), 0);
+        assert!(figure("block layer-0", "reads") > 0);
+        assert_eq!(figure("block layer-0", "writes"), 0);
         assert!(figure("vsock", "bytes_to_guest") > 0);
         assert!(figure("vsock", "packets_malformed") == 0);
         assert!(info.exits["mmio read"] > 0 && info.exits["port write"] > 0, "{info:?}");

@@ -10,6 +10,7 @@
 //! It must not know what the job is: `xtask/src/bed` writes it, and reads the answer.
 
 mod job;
+mod loopback;
 mod modules;
 mod mounts;
 mod port;
@@ -47,5 +48,6 @@ fn run() -> Result<(), Failure> {
 
 fn prepare() -> Result<(), Failure> {
     modules::load()?;
+    loopback::up().map_err(|error| format!("cannot bring the loopback interface up: {error}"))?;
     mounts::enter_layers()
 }
