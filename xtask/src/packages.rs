@@ -71,6 +71,11 @@ const TEST: &[Need] = &[
         present: || process::find("umoci").is_some(),
     },
     Need {
+        what: "veritysetup (checks the hash trees that we write)",
+        package: "cryptsetup-bin",
+        present: || process::find("veritysetup").is_some(),
+    },
+    Need {
         what: "openssl (certificates of registries in tests)",
         package: "openssl",
         present: || process::find("openssl").is_some(),
