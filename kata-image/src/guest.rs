@@ -68,7 +68,7 @@ impl Set {
         Ok(directory()?.join(self.name()))
     }
 
-    fn in_directory(self, directory: &Path) -> Assets {
+    pub(crate) fn in_directory(self, directory: &Path) -> Assets {
         let place = directory.join(self.name());
         Assets {
             kernel: place.join(Asset::Kernel.file_name()),
@@ -202,7 +202,7 @@ impl Asset {
     }
 
     /// The variable's value, unless it is empty.
-    fn in_environment(self) -> Option<PathBuf> {
+    pub(crate) fn in_environment(self) -> Option<PathBuf> {
         env::var_os(self.variable())
             .filter(|value| !value.is_empty())
             .map(PathBuf::from)

@@ -1,12 +1,12 @@
-//! Stages 3 and 4: what the host can do, the image, and the disk that a container writes to. All look at the
-//! disk or the network, so they run off the caller's runtime threads.
+//! Stages 3 and 4: what the host can do, and the image. Both look at the disk or the network, so they run off the
+//! caller's runtime threads.
 
 use std::ffi::OsStr;
 
-use kata_image::{ImageSource, ReadyImage, Store, StoreError, WritableError};
+use kata_image::{ImageSource, ReadyImage, Store, StoreError};
 use kata_vmm::hypervisor::{Capabilities, probe};
 
-use crate::container::{Container, Writable};
+use crate::container::Container;
 use crate::error::{Error, ErrorKind};
 use crate::report::Stage;
 
@@ -15,10 +15,11 @@ use crate::report::Stage;
 pub(crate) struct Ready {
     pub(crate) capabilities: Capabilities,
     pub(crate) image: ReadyImage,
-    pub(crate) writable: Option<kata_image::Writable>,
+    /// Where the image is kept, and where a disk to write to is made.
+    pub(crate) store: Store,
 }
 
-/// Probes the host and makes the image ready, and the disk.
+/// Probes the host and makes the image ready.
 pub(crate) async fn ready(container: &Container) -> Result<Ready, Error> {
     let container = container.clone();
     let look = move || {
@@ -28,7 +29,7 @@ pub(crate) async fn ready(container: &Container) -> Result<Ready, Error> {
         Ok(Ready {
             capabilities: probe(),
             image: image(&store, &container)?,
-            writable: writable(&store, &container.writable)?,
+            store,
         })
     };
     tokio::task::spawn_blocking(look)
@@ -48,19 +49,6 @@ fn image(store: &Store, container: &Container) -> Result<ReadyImage, Error> {
     })
 }
 
-fn writable(store: &Store, asked: &Writable) -> Result<Option<kata_image::Writable>, Error> {
-    let made = match asked {
-        Writable::Memory => return Ok(None),
-        Writable::Disk { size, name: None } => store.scratch(size.bytes()),
-        Writable::Disk {
-            size,
-            name: Some(name),
-        } => store.kept(name, size.bytes()),
-    };
-    made.map(Some)
-        .map_err(|cause| error(writable_kind(&cause), "no disk to write to").with_source(cause))
-}
-
 fn error(kind: ErrorKind, message: impl Into<String>) -> Error {
     Error::new(kind, Stage::Image, message)
 }
@@ -69,14 +57,5 @@ fn store_kind(error: &StoreError) -> ErrorKind {
     match error {
         StoreError::NoSpace { .. } => ErrorKind::NoSpace,
         _ => ErrorKind::Image,
-    }
-}
-
-fn writable_kind(error: &WritableError) -> ErrorKind {
-    match error {
-        WritableError::InUse { .. } => ErrorKind::InvalidState,
-        WritableError::NoMke2fs => ErrorKind::MissingAsset,
-        WritableError::Io { .. } | WritableError::Mke2fs { .. } => ErrorKind::Io,
-        _ => ErrorKind::InvalidContainer,
     }
 }

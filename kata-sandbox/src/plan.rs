@@ -19,15 +19,19 @@ const MAX_VCPUS: u8 = 32;
 const GUEST_CID: u32 = 3;
 
 /// A file that [`prepare`](crate::prepare) opens, at the position the machine names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Asset {
     Kernel,
     Initramfs,
     Agent,
-    /// A layer of the image, counted from the lowest.
-    Layer(usize),
+    /// The next layer of the image, from the lowest up.
+    Layer,
     /// The disk that a container writes to.
-    Writable,
+    Writable {
+        size: MiB,
+        /// Kept under this name.
+        name: Option<String>,
+    },
     Kvm,
 }
 
@@ -107,10 +111,11 @@ fn disks(layers: usize, writable: &Writable, assets: &mut Vec<Asset>) -> Vec<Dis
         }
     };
     let mut disks: Vec<Disk> = (0..layers)
-        .map(|layer| add(Asset::Layer(layer), spec::layer_serial(layer), true))
+        .map(|layer| add(Asset::Layer, spec::layer_serial(layer), true))
         .collect();
-    if let Writable::Disk { .. } = writable {
-        disks.push(add(Asset::Writable, WRITABLE_SERIAL.into(), false));
+    if let Writable::Disk { size, name } = writable {
+        let (size, name) = (*size, name.clone());
+        disks.push(add(Asset::Writable { size, name }, WRITABLE_SERIAL.into(), false));
     }
     disks
 }
@@ -220,7 +225,7 @@ mod tests {
         assert_eq!(plan.machine.hypervisor, Hypervisor::Kvm);
         assert_eq!(
             plan.assets,
-            [Asset::Kernel, Asset::Initramfs, Asset::Layer(0), Asset::Kvm]
+            [Asset::Kernel, Asset::Initramfs, Asset::Layer, Asset::Kvm]
         );
         assert_eq!(plan.machine.disks[0].image, FdIndex(2));
         assert_eq!(plan.machine.kvm, Some(FdIndex(3)));
@@ -239,7 +244,15 @@ mod tests {
         assert_eq!(disks, [("layer-0", true), ("layer-1", true), ("writable", false)]);
         assert_eq!(
             plan.assets[2..],
-            [Asset::Layer(0), Asset::Layer(1), Asset::Writable, Asset::Kvm]
+            [
+                Asset::Layer,
+                Asset::Layer,
+                Asset::Writable {
+                    size: MiB(64),
+                    name: None
+                },
+                Asset::Kvm
+            ]
         );
         assert_eq!(plan.machine.kvm, Some(FdIndex(5)));
     }

@@ -7,10 +7,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use kata_image::guest::{self, AssetError, Assets};
-use kata_image::{ReadyImage, Writable};
-use kata_vmm::machine::Machine;
+use kata_image::{ReadyImage, Store, WritableError};
+use kata_vmm::machine::{Machine, MiB};
 
-use crate::container::Overrides;
+use crate::container::Container;
 use crate::error::{Error, ErrorKind};
 use crate::plan::{Asset, Plan};
 use crate::report::Stage;
@@ -25,39 +25,27 @@ pub(crate) struct Prepared {
     pub(crate) monitor: PathBuf,
 }
 
-/// Opens what `plan` names, off the caller's runtime threads: where nothing else is there, a kernel of the host is made
-/// ready first.
+/// Opens what `plan` names for `container`, off the caller's runtime threads: where nothing else is there, a kernel of
+/// the host is made ready first.
 pub(crate) async fn prepare(
     plan: &Plan,
     image: ReadyImage,
-    writable: Option<Writable>,
-    overrides: &Overrides,
+    store: Store,
+    container: &Container,
 ) -> Result<Prepared, Error> {
-    let (plan, overrides) = (plan.clone(), overrides.clone());
-    tokio::task::spawn_blocking(move || open_all(&plan, image, writable, &overrides))
+    let (plan, container) = (plan.clone(), container.clone());
+    tokio::task::spawn_blocking(move || open_all(plan, image, &store, &container))
         .await
         .map_err(|cause| {
             Error::new(ErrorKind::Io, Stage::Prepare, "the runtime is shutting down").with_source(cause)
         })?
 }
 
-fn open_all(
-    plan: &Plan,
-    image: ReadyImage,
-    writable: Option<Writable>,
-    overrides: &Overrides,
-) -> Result<Prepared, Error> {
+fn open_all(plan: Plan, image: ReadyImage, store: &Store, container: &Container) -> Result<Prepared, Error> {
+    let overrides = &container.overrides;
     let monitor = find_monitor(overrides.monitor.as_deref())?;
     let mut boot: Option<Assets> = None;
-    let mut layers: Vec<Option<File>> = image.layers.into_iter().map(|layer| Some(layer.file)).collect();
-    let mut writable = writable.map(|writable| writable.file);
-    let too_many = |what: &str| {
-        Error::new(
-            ErrorKind::Image,
-            Stage::Prepare,
-            format!("the plan has {what} too many"),
-        )
-    };
+    let mut layers = image.layers.into_iter();
     let mut fds = Vec::with_capacity(plan.assets.len());
     for asset in &plan.assets {
         let file = match asset {
@@ -65,18 +53,37 @@ fn open_all(
             Asset::Initramfs => open(&boot_files(&mut boot, &overrides.guest)?.initramfs)?,
             Asset::Agent => open(&guest::Asset::Agent.find(&overrides.guest).map_err(missing)?)?,
             Asset::Kvm => open_kvm()?,
-            Asset::Layer(layer) => layers
-                .get_mut(*layer)
-                .and_then(Option::take)
-                .ok_or_else(|| too_many("a layer"))?,
-            Asset::Writable => writable.take().ok_or_else(|| too_many("a writable disk"))?,
+            Asset::Layer => layers.next().map(|layer| layer.file).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Image,
+                    Stage::Prepare,
+                    "the plan has a layer that the image has not",
+                )
+            })?,
+            Asset::Writable { size, name } => writable(store, *size, name.as_deref())?,
         };
         fds.push(OwnedFd::from(file));
     }
     Ok(Prepared {
-        machine: plan.machine.clone(),
+        machine: plan.machine,
         fds,
         monitor,
+    })
+}
+
+fn writable(store: &Store, size: MiB, name: Option<&str>) -> Result<File, Error> {
+    let made = match name {
+        None => store.scratch(size.bytes()),
+        Some(name) => store.kept(name, size.bytes()),
+    };
+    made.map(|writable| writable.file).map_err(|cause| {
+        let kind = match &cause {
+            WritableError::InUse { .. } => ErrorKind::InvalidState,
+            WritableError::NoMke2fs => ErrorKind::MissingAsset,
+            WritableError::Io { .. } | WritableError::Mke2fs { .. } => ErrorKind::Io,
+            _ => ErrorKind::InvalidContainer,
+        };
+        Error::new(kind, Stage::Prepare, "no disk to write to").with_source(cause)
     })
 }
 

@@ -107,7 +107,7 @@ impl Sandbox {
         let Ready {
             capabilities,
             image,
-            writable,
+            store,
         } = host::ready(&container).await?;
         let container = defaults::apply(container, &image.config);
         if purpose == Purpose::Run && container.process.args.is_empty() {
@@ -118,7 +118,7 @@ impl Sandbox {
         timings.mark(Stage::Plan);
         tracing::info!(sandbox = name, backend = ?plan.selection.hypervisor, "{}", plan.selection.reason);
         let described = (image.digest.clone(), image.config.clone());
-        let prepared = prepare(&plan, image, writable, &container.overrides).await?;
+        let prepared = prepare(&plan, image, store, &container).await?;
         timings.mark(Stage::Prepare);
         let (monitor, control) = launch(prepared).await?;
         timings.mark(Stage::Launch);

@@ -9,17 +9,20 @@
 //! programs; how they are tested it must not know.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use kata_image::{BuildError, Image, ImageBuilder, LayerCompression, LayoutError, Platform};
 
+use sha2::{Digest as _, Sha256};
+
+use crate::making::{MakingError, file, program};
 use crate::partial::Partial;
-use crate::process::{self, ProcessError};
+use crate::process;
 use crate::progress::Step;
 
 /// A program as an image.
+#[derive(Debug)]
 struct Program {
     name: &'static str,
     package: &'static str,
@@ -45,15 +48,6 @@ const PROGRAMS: &[Program] = &[
 /// Why there are no images.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImagesError {
-    /// A program failed.
-    #[error("cannot {what}")]
-    Program {
-        /// What it was to do.
-        what: &'static str,
-        /// What it said.
-        #[source]
-        source: ProcessError,
-    },
     /// An image could not be made.
     #[error("cannot make the image {name}")]
     Build {
@@ -66,17 +60,9 @@ pub(crate) enum ImagesError {
     /// The base could not be read again.
     #[error("cannot build on the base image")]
     Base(#[from] LayoutError),
-    /// The cache could not be written.
-    #[error("cannot {what} {}", path.display())]
-    Cache {
-        /// The operation.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The operating system's answer.
-        #[source]
-        source: io::Error,
-    },
+    /// A program or a file of the cache failed.
+    #[error(transparent)]
+    Making(#[from] MakingError),
 }
 
 /// The layout in the cache, with a name for each image; made when it is not there.
@@ -84,17 +70,22 @@ pub(crate) enum ImagesError {
 /// # Errors
 /// When it is not in the cache and cannot be made.
 pub(crate) fn provide(rootfs: &Path) -> Result<PathBuf, ImagesError> {
-    let layout = rootfs.with_extension("images");
+    let layout = rootfs.with_extension(format!("{}.images", revision()));
     if !layout.is_dir() {
         make(rootfs, &layout)?;
     }
     Ok(layout)
 }
 
+/// Another one when other images are asked for: the first 8 hexadecimal digits of a hash of what is asked.
+fn revision() -> String {
+    hex::encode(&Sha256::digest(format!("{PROGRAMS:?}"))[..4])
+}
+
 fn make(rootfs: &Path, layout: &Path) -> Result<(), ImagesError> {
     let step = Step::start("images of python and redis (once)");
     let directory = layout.parent().unwrap_or(Path::new("/"));
-    let partial = Partial::new(directory, ".images").map_err(cache("write into", directory))?;
+    let partial = Partial::new(directory, ".images").map_err(file("write into", directory))?;
     let base = Image::builder()
         .archive(rootfs)
         .compression(LayerCompression::Zstd)
@@ -102,7 +93,7 @@ fn make(rootfs: &Path, layout: &Path) -> Result<(), ImagesError> {
     write(&step, "base", base, partial.path())?;
     for program in PROGRAMS {
         step.says(program.package);
-        let tree = tempfile::tempdir_in(directory).map_err(cache("write into", directory))?;
+        let tree = tempfile::tempdir_in(directory).map_err(file("write into", directory))?;
         unpack(&step, rootfs, program.package, tree.path())?;
         let base = Image::open(partial.path(), Some("base"), &Platform::host(), directory)?;
         let mut image = Image::builder()
@@ -114,7 +105,7 @@ fn make(rootfs: &Path, layout: &Path) -> Result<(), ImagesError> {
         }
         write(&step, program.name, image, partial.path())?;
     }
-    partial.complete(layout).map_err(cache("create", layout))?;
+    partial.complete(layout).map_err(file("create", layout))?;
     step.done("");
     Ok(())
 }
@@ -135,7 +126,7 @@ fn unpack(step: &Step, rootfs: &Path, package: &str, tree: &Path) -> Result<(), 
     read_status.arg(rootfs).arg("./var/lib/dpkg/status");
     let text =
         process::read(&mut read_status).map_err(program("read the packages of the root filesystem"))?;
-    fs::write(&status, text).map_err(cache("write", &status))?;
+    fs::write(&status, text).map_err(file("write", &status))?;
     let mut simulate = process::command(
         "apt-get",
         ["install", "--simulate", "--no-install-recommends", "-o"],
@@ -148,8 +139,8 @@ fn unpack(step: &Step, rootfs: &Path, package: &str, tree: &Path) -> Result<(), 
     download.args(missing(&plan)).current_dir(tree);
     process::run(step, &mut download).map_err(program("download packages"))?;
     let root = tree.join("root");
-    for entry in fs::read_dir(tree).map_err(cache("read", tree))? {
-        let path = entry.map_err(cache("read", tree))?.path();
+    for entry in fs::read_dir(tree).map_err(file("read", tree))? {
+        let path = entry.map_err(file("read", tree))?.path();
         if path.extension().is_some_and(|extension| extension == "deb") {
             let mut unpack = process::command("dpkg-deb", ["-x"]);
             process::run(step, unpack.arg(&path).arg(&root)).map_err(program("unpack a package"))?;
@@ -166,10 +157,10 @@ fn merge_usr(step: &Step, root: &Path) -> Result<(), ImagesError> {
         if !from.is_dir() || from.is_symlink() {
             continue;
         }
-        fs::create_dir_all(&to).map_err(cache("create", &to))?;
+        fs::create_dir_all(&to).map_err(file("create", &to))?;
         let mut copy = process::command("cp", ["--archive", "--no-target-directory"]);
         process::run(step, copy.arg(&from).arg(&to)).map_err(program("copy files of a package"))?;
-        fs::remove_dir_all(&from).map_err(cache("remove", &from))?;
+        fs::remove_dir_all(&from).map_err(file("remove", &from))?;
     }
     Ok(())
 }
@@ -179,15 +170,6 @@ fn missing(plan: &str) -> Vec<&str> {
     plan.lines()
         .filter_map(|line| line.strip_prefix("Inst ")?.split_whitespace().next())
         .collect()
-}
-
-fn program(what: &'static str) -> impl FnOnce(ProcessError) -> ImagesError {
-    move |source| ImagesError::Program { what, source }
-}
-
-fn cache(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImagesError {
-    let path = path.to_owned();
-    move |source| ImagesError::Cache { what, path, source }
 }
 
 #[cfg(test)]

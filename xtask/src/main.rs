@@ -12,6 +12,7 @@ mod doctor;
 mod guest;
 mod images;
 mod kernel;
+mod making;
 mod packages;
 mod partial;
 mod process;
@@ -101,12 +102,6 @@ fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
 
 /// An error and what caused it, each once.
 fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+    let causes = std::iter::successors(Some(error), |error| (**error).source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

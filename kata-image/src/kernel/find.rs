@@ -7,12 +7,12 @@
 //!
 //! What was chosen is taken or refused, never replaced. It must not know how a kernel is made.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::inspect::{Kernel, KernelError};
 use crate::cache::{CacheDirectoryError, cache_directory};
+use crate::guest::{self, Asset, Set};
 
 /// Why no kernel was found.
 #[derive(Debug, thiserror::Error)]
@@ -26,20 +26,21 @@ pub enum FindKernelError {
     None {
         /// The directories that were looked into.
         looked_in: Vec<PathBuf>,
-        /// The kernels that are there, and what is wrong with each, with the causes.
-        refused: Vec<(PathBuf, String)>,
+        /// What is wrong with each of the kernels that are there.
+        refused: Vec<KernelError>,
     },
     /// There is no cache directory to look into.
     #[error("no place for guest files")]
     CacheDirectory(#[from] CacheDirectoryError),
 }
 
-fn refusals(refused: &[(PathBuf, String)], looked_in: &[PathBuf]) -> String {
+/// Every refusal with its causes: an error has one source, and these are several.
+fn refusals(refused: &[KernelError], looked_in: &[PathBuf]) -> String {
     if refused.is_empty() {
         let places: Vec<String> = looked_in.iter().map(|path| path.display().to_string()).collect();
         return format!("there is none in {}", places.join(", "));
     }
-    let reasons: Vec<&str> = refused.iter().map(|(_, why)| why.as_str()).collect();
+    let reasons: Vec<String> = refused.iter().map(|error| chain(error)).collect();
     reasons.join("; ")
 }
 
@@ -58,7 +59,7 @@ impl Places {
     fn of_this_machine() -> Result<Self, CacheDirectoryError> {
         let cache = cache_directory()?;
         Ok(Self {
-            guest: cache.join("guest"),
+            guest: guest::directory()?,
             packages: cache.join("kernel"),
             boot: PathBuf::from("/boot"),
         })
@@ -66,9 +67,9 @@ impl Places {
 
     /// All files that may be kernels, the best first.
     fn candidates(&self) -> Vec<PathBuf> {
-        let mut all: Vec<PathBuf> = ["tailored", "distribution"]
-            .map(|set| self.guest.join(set).join("vmlinux"))
-            .into_iter()
+        let mut all: Vec<PathBuf> = Set::ALL
+            .iter()
+            .map(|set| set.in_directory(&self.guest).kernel)
             .filter(|path| path.is_file())
             .collect();
         all.extend(self.of_the_host());
@@ -123,9 +124,7 @@ impl Kernel {
     ///
     /// When the chosen kernel lacks something, or no other does not; both say what is missing.
     pub fn find(chosen: Option<&Path>) -> Result<Self, FindKernelError> {
-        let variable = env::var_os("KATA_KERNEL")
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from);
+        let variable = Asset::Kernel.in_environment();
         let places = Places::of_this_machine()?;
         find(chosen.map(Path::to_path_buf).or(variable), &places)
     }
@@ -152,7 +151,7 @@ fn first_usable(candidates: Vec<PathBuf>, places: &Places) -> Result<Kernel, Fin
     for path in candidates {
         match usable(&path, places) {
             Ok(kernel) => return Ok(kernel),
-            Err(why) => refused.push((path, why)),
+            Err(error) => refused.push(error),
         }
     }
     Err(FindKernelError::None {
@@ -162,12 +161,14 @@ fn first_usable(candidates: Vec<PathBuf>, places: &Places) -> Result<Kernel, Fin
 }
 
 /// The kernel, or what is wrong with it in one line.
-fn usable(path: &Path, places: &Places) -> Result<Kernel, String> {
-    let kernel = Kernel::inspect_with(path, &places.boot).map_err(|error| chain(&error))?;
+fn usable(path: &Path, places: &Places) -> Result<Kernel, KernelError> {
+    let kernel = Kernel::inspect_with(path, &places.boot)?;
     if !kernel.is_known() {
-        return Err(format!("the configuration of {} is unknown", path.display()));
+        return Err(KernelError::Unknown {
+            path: path.to_path_buf(),
+        });
     }
-    kernel.check().map_err(|error| chain(&error))?;
+    kernel.check()?;
     Ok(kernel)
 }
 

@@ -17,6 +17,7 @@ use super::configuration::{Configuration, Setting, find};
 use super::elf::{self, segments};
 use super::features::{Ability, Feature};
 use super::vmlinux::{ExtractError, extract_vmlinux};
+use crate::guest::Asset;
 
 /// A kernel file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,12 @@ pub enum KernelError {
         /// What is wrong.
         #[source]
         source: ExtractError,
+    },
+    /// Nothing says how it was configured, and nobody chose it.
+    #[error("the configuration of {} is unknown", .path.display())]
+    Unknown {
+        /// The file.
+        path: PathBuf,
     },
     /// A sandbox needs what it does not have.
     #[error("the kernel {} cannot run a sandbox: it lacks {}", .path.display(), options(.missing))]
@@ -110,7 +117,7 @@ impl Kernel {
             release: release.or_else(|| vmlinux.as_deref().and_then(banner)),
             configuration: beside.or_else(|| Configuration::embedded(vmlinux.as_deref()?)),
             pvh: segments.map(|segments| elf::has_note(&segments, PVH_NOTE.0, PVH_NOTE.1)),
-            has_initramfs: path.with_file_name("initramfs.cpio").is_file(),
+            has_initramfs: path.with_file_name(Asset::Initramfs.file_name()).is_file(),
             path: path.to_owned(),
         })
     }

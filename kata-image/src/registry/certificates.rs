@@ -1,5 +1,6 @@
 //! Whose signatures are trusted: the machine's roots, those of a host's directory, and those of the options.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -25,25 +26,29 @@ const BUNDLES: [&str; 4] = [
 pub(super) struct MachineRoots(OnceLock<Vec<Certificate<'static>>>);
 
 impl MachineRoots {
-    fn get(&self) -> &[Certificate<'static>] {
-        self.0.get_or_init(|| {
-            let file = bundle();
-            let read = std::fs::read(&file).and_then(|pem| parse(&pem));
-            read.unwrap_or_else(|error| {
-                log::debug!("no root certificates of the machine: {}: {error}", file.display());
+    fn get(&self) -> Result<&[Certificate<'static>], RegistryError> {
+        if let Some(roots) = self.0.get() {
+            return Ok(roots);
+        }
+        let roots = match bundle(std::env::var_os("SSL_CERT_FILE")) {
+            Some(file) => {
+                let read = std::fs::read(&file).and_then(|pem| parse(&pem));
+                let path = Some(file);
+                read.map_err(|source| RegistryError::RootCertificate { path, source })?
+            }
+            None => {
+                log::warn!("this machine has no root certificates ({})", BUNDLES.join(", "));
                 Vec::new()
-            })
-        })
+            }
+        };
+        Ok(self.0.get_or_init(|| roots))
     }
 }
 
-/// The file with the machine's roots: `SSL_CERT_FILE` as for OpenSSL, else where distributions have it.
-fn bundle() -> PathBuf {
-    if let Some(file) = std::env::var_os("SSL_CERT_FILE") {
-        return file.into();
-    }
-    let there = BUNDLES.map(Path::new).into_iter().find(|path| path.is_file());
-    there.unwrap_or(Path::new(BUNDLES[0])).to_path_buf()
+/// The file with the machine's roots: what `SSL_CERT_FILE` names, as for OpenSSL, else where distributions have it.
+fn bundle(named: Option<OsString>) -> Option<PathBuf> {
+    let there = || BUNDLES.map(PathBuf::from).into_iter().find(|path| path.is_file());
+    named.map(PathBuf::from).or_else(there)
 }
 
 /// All certificates in a PEM text.
@@ -69,7 +74,7 @@ pub(super) fn roots(
     options: &Options,
     authority: &str,
 ) -> Result<Vec<Certificate<'static>>, RegistryError> {
-    let mut roots = machine.get().to_vec();
+    let mut roots = machine.get()?.to_vec();
     roots.extend_from_slice(&options.root_certificates);
     for directory in &options.certificate_directories {
         let directory = directory.join(authority);
@@ -108,6 +113,12 @@ fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_was_named_is_not_replaced_by_another() {
+        let named = bundle(Some("/nonexistent/roots.pem".into()));
+        assert_eq!(named, Some("/nonexistent/roots.pem".into()));
+    }
 
     #[test]
     fn what_is_no_certificate_is_refused() {

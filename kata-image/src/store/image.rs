@@ -275,8 +275,8 @@ impl Store {
         })
     }
 
-    /// The image that a record tells of, if its layers are intact. Without the digest of what the place has now, only
-    /// if a record is good enough.
+    /// The image that a record tells of, if its layers are intact, and if it is the one with `digest`. Where the place
+    /// was not asked and there is none, the record has to be of the same source, and a name that always asks has none.
     fn known(&self, asked: &Asked<'_>, digest: Option<&Digest>) -> Result<Option<ReadyImage>, StoreError> {
         if asked.may_be_stale && digest.is_none() {
             return Ok(None);

@@ -36,7 +36,7 @@ pub(super) struct StoredLayer {
     pub(super) notes: Notes,
 }
 
-/// What stands for a merged stack of layers: a digest over their diff ids.
+/// What stands for a merged stack of layers in the place of a diff id: a digest over theirs.
 pub(super) fn chain(diff_ids: &[Digest]) -> Digest {
     let mut hasher = Sha256::new_with_prefix(b"merged");
     diff_ids.iter().for_each(|id| hasher.update(id.as_str()));
@@ -55,7 +55,7 @@ impl Store {
         let queue: Mutex<VecDeque<(usize, &Wanted)>> = Mutex::new(wanted.iter().enumerate().collect());
         let stop = AtomicBool::new(false);
         let (reports, inbox) = mpsc::channel();
-        let work = |reports: mpsc::Sender<(usize, u64)>| {
+        let work = |reports: mpsc::Sender<Report>| {
             let mut done = Vec::new();
             while let Some((place, wanted)) = next(&queue, &stop) {
                 let fetch = Fetch {
@@ -64,10 +64,12 @@ impl Store {
                     wanted,
                     stop: &stop,
                 };
-                // Who asked for the layers is gone only when it no longer wants to know.
-                let layer = self.layer(&fetch, &mut |bytes| {
-                    let _ = reports.send((place, bytes));
-                });
+                // The other end waits until the last sender is gone.
+                let report = |bytes, done| {
+                    let _ = reports.send((place, bytes, done));
+                };
+                let layer = self.layer(&fetch, &mut |bytes| report(bytes, false));
+                report(wanted.0.size, layer.is_ok());
                 // The first failure tells what is wrong; the rest only end for its sake.
                 if layer.is_ok() || !stop.swap(true, Ordering::Relaxed) {
                     done.push((place, layer));
@@ -84,7 +86,7 @@ impl Store {
                 })
                 .collect();
             drop(reports);
-            inbox.iter().for_each(|(place, bytes)| total.report(place, bytes));
+            inbox.iter().for_each(|report| total.report(report));
             workers
                 .into_iter()
                 .map(thread::ScopedJoinHandle::join)
@@ -133,7 +135,6 @@ impl Store {
         let (descriptor, diff_id) = fetch.wanted;
         let _lock = self.lock(&Key::of_layer(diff_id))?;
         if let Some(layer) = self.held_layer(diff_id)? {
-            report(descriptor.size);
             return Ok(layer);
         }
         let temporary = temporary(&self.tmp()).map_err(|error| self.io_error(&self.tmp(), error))?;
@@ -241,9 +242,8 @@ impl Store {
     }
 
     pub(super) fn layer_path(&self, diff_id: &Digest) -> PathBuf {
-        self.directory
-            .join("layers")
-            .join(format!("{}.json", diff_id.hex()))
+        let key = Key::of_layer(diff_id);
+        self.directory.join("layers").join(format!("{}.json", key.name()))
     }
 }
 
@@ -317,9 +317,13 @@ impl<R: Read> Read for Stoppable<'_, R> {
     }
 }
 
+/// How far a layer has come: its place, its bytes as stored, and whether it is done.
+type Report = (usize, u64, bool);
+
 /// How far all layers have come together.
 struct Total<'a> {
     done: Vec<u64>,
+    layers: u64,
     total_bytes: u64,
     reported_bytes: u64,
     progress: &'a mut dyn FnMut(Progress),
@@ -332,23 +336,24 @@ impl<'a> Total<'a> {
     fn new(wanted: &[Wanted], progress: &'a mut dyn FnMut(Progress)) -> Self {
         Self {
             done: vec![0; wanted.len()],
+            layers: 0,
             total_bytes: wanted.iter().map(|(descriptor, _)| descriptor.size).sum(),
             reported_bytes: 0,
             progress,
         }
     }
 
-    fn report(&mut self, place: usize, bytes: u64) {
+    fn report(&mut self, (place, bytes, is_done): Report) {
         self.done[place] = bytes;
-        let done_bytes = self.done.iter().sum();
-        if done_bytes >= self.reported_bytes + REPORT_BYTES || done_bytes == self.total_bytes {
+        self.layers += u64::from(is_done);
+        let done_bytes: u64 = self.done.iter().sum();
+        if is_done || done_bytes >= self.reported_bytes + REPORT_BYTES {
             self.reported_bytes = done_bytes;
-            let total_bytes = Some(self.total_bytes);
             (self.progress)(Progress {
                 stage: Stage::Downloading,
                 done_bytes,
-                total_bytes,
-                entries: 0,
+                total_bytes: Some(self.total_bytes),
+                entries: self.layers,
             });
         }
     }

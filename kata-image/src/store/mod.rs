@@ -4,7 +4,7 @@
 //!  images/
 //!    sha256-<hex>.erofs     an image or a layer; only ever appears whole, by rename; who uses it shares its lock
 //!    index/<key>.json       what a source was when its image was made, and which image that is
-//!    layers/<diff id>.json  what a layer became, and what it leaves to the layers below
+//!    layers/<key>.json      what a layer became, and what it leaves to the layers below
 //!    names/<key>.json       which manifest, configuration and layers an image consists of
 //!    writable/<name>.ext4   what a container wrote that was asked to be kept
 //!    lock/<key>             whoever converts this source or layer holds it; lock/sweep: who sweeps, or opens

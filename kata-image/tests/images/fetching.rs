@@ -100,6 +100,18 @@ fn a_layer_that_occurs_twice_is_attached_once() {
 }
 
 #[test]
+fn an_image_without_layers_is_an_empty_tree() {
+    let bench = Bench::new();
+    let layout = bench.write("empty", Image::builder().cmd(["nothing"]));
+    let image = bench.fetch(&layout).unwrap();
+    assert_eq!(
+        (image.layers.len(), image.config.cmd),
+        (1, vec!["nothing".into()])
+    );
+    assert!(bench.fetch(&layout).unwrap().cached);
+}
+
+#[test]
 fn a_changed_layout_is_fetched_again() {
     let bench = Bench::new();
     let layout = bench.layout("layout", &[BASE]);
@@ -241,4 +253,5 @@ fn progress_ends_at_the_size_of_all_layers() {
         .unwrap();
     let last = last.unwrap();
     assert_eq!(Some(last.done_bytes), last.total_bytes);
+    assert_eq!(last.entries, 2, "layers");
 }

@@ -11,7 +11,6 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -19,8 +18,9 @@ use sha2::{Digest, Sha256};
 
 use super::config::{Asked, FragmentError, Variant};
 use super::source::{self, Source, SourceError};
+use crate::making::{MakingError, file, program};
 use crate::partial::Partial;
-use crate::process::{self, ProcessError};
+use crate::process;
 use crate::progress::Step;
 use crate::units::mib;
 
@@ -65,15 +65,6 @@ pub(crate) enum TailorError {
     /// No source.
     #[error("cannot get the kernel's source")]
     Source(#[from] SourceError),
-    /// A program failed.
-    #[error("cannot {what}")]
-    Program {
-        /// What it was to do.
-        what: &'static str,
-        /// What it said.
-        #[source]
-        source: ProcessError,
-    },
     /// The kernel does not have what was asked for.
     #[error(
         "{} option(s) of xtask/kernel did not survive the kernel's own rules: {}", lost.len(), lost.join(", ")
@@ -82,17 +73,9 @@ pub(crate) enum TailorError {
         /// Option, value asked, value it has.
         lost: Vec<String>,
     },
-    /// The cache could not be written.
-    #[error("cannot {what} {}", path.display())]
-    Cache {
-        /// The operation.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The operating system's answer.
-        #[source]
-        source: io::Error,
-    },
+    /// A program or a file of the cache failed.
+    #[error(transparent)]
+    Making(#[from] MakingError),
 }
 
 /// What stands in the kernel of who built it, where and when: nothing of this machine (Linux
@@ -168,17 +151,17 @@ fn version_of(tool: &str) -> Result<String, TailorError> {
 
 fn build(kernels: &Path, source: &Source, asked: &Asked, tailored: &Tailored) -> Result<(), TailorError> {
     let step = Step::start(format!("tailored kernel ({})", tailored.variant.name()));
-    let tree = Partial::new(kernels, "-tree").map_err(cache("write into", kernels))?;
-    fs::create_dir_all(tree.path()).map_err(cache("create", tree.path()))?;
+    let tree = Partial::new(kernels, "-tree").map_err(file("write into", kernels))?;
+    fs::create_dir_all(tree.path()).map_err(file("create", tree.path()))?;
     unpack(&step, source, tree.path())?;
     configure(&step, tree.path(), asked)?;
     compile(&step, tree.path())?;
-    let result = Partial::new(kernels, "-tailored").map_err(cache("write into", kernels))?;
+    let result = Partial::new(kernels, "-tailored").map_err(file("write into", kernels))?;
     collect(&step, tree.path(), result.path())?;
     let vmlinux = result.path().join(VMLINUX);
-    let size = fs::metadata(&vmlinux).map_err(cache("read", &vmlinux))?.len();
+    let size = fs::metadata(&vmlinux).map_err(file("read", &vmlinux))?.len();
     let directory = &tailored.directory;
-    result.complete(directory).map_err(cache("create", directory))?;
+    result.complete(directory).map_err(file("create", directory))?;
     step.done(format!("{}, {}", mib(size), source.version));
     Ok(())
 }
@@ -187,19 +170,20 @@ fn unpack(step: &Step, source: &Source, tree: &Path) -> Result<(), TailorError> 
     step.says("unpacking");
     let mut tar = process::command("tar", ["--strip-components=1", "-xf"]);
     process::run(step, tar.arg(&source.archive).arg("-C").arg(tree))
-        .map_err(program("unpack the kernel's source"))
+        .map_err(program("unpack the kernel's source"))?;
+    Ok(())
 }
 
 /// Writes `.config`: nothing but what is asked for and what that needs.
 fn configure(step: &Step, tree: &Path, asked: &Asked) -> Result<(), TailorError> {
     let list = tree.join("asked.config");
-    fs::write(&list, asked.text()).map_err(cache("write", &list))?;
+    fs::write(&list, asked.text()).map_err(file("write", &list))?;
     let configuring = "configure the kernel";
     process::run(step, make(tree, ["allnoconfig"]).env("KCONFIG_ALLCONFIG", &list))
         .map_err(program(configuring))?;
     process::run(step, &mut make(tree, ["olddefconfig"])).map_err(program(configuring))?;
     let written = tree.join(".config");
-    let lost = asked.lost_in(&fs::read_to_string(&written).map_err(cache("read", &written))?);
+    let lost = asked.lost_in(&fs::read_to_string(&written).map_err(file("read", &written))?);
     if lost.is_empty() {
         Ok(())
     } else {
@@ -215,19 +199,21 @@ fn compile(step: &Step, tree: &Path) -> Result<(), TailorError> {
         counted += 1;
         step.says(&format!("{counted} of about 3000: {}", line.trim()));
     })
-    .map_err(program("build the kernel"))
+    .map_err(program("build the kernel"))?;
+    Ok(())
 }
 
 /// Puts what is kept of a tree into a directory.
 fn collect(step: &Step, tree: &Path, directory: &Path) -> Result<(), TailorError> {
-    fs::create_dir_all(directory).map_err(cache("create", directory))?;
+    fs::create_dir_all(directory).map_err(file("create", directory))?;
     for (from, to) in [(VMLINUX, UNSTRIPPED), (".config", CONFIG)] {
         let from = tree.join(from);
-        fs::rename(&from, directory.join(to)).map_err(cache("move", &from))?;
+        fs::rename(&from, directory.join(to)).map_err(file("move", &from))?;
     }
     let mut strip = process::command("objcopy", ["--strip-all"]);
     strip.arg(directory.join(UNSTRIPPED)).arg(directory.join(VMLINUX));
-    process::run(step, &mut strip).map_err(program("strip the kernel"))
+    process::run(step, &mut strip).map_err(program("strip the kernel"))?;
+    Ok(())
 }
 
 /// make in a tree, with what the person's environment says of kernels taken away.
@@ -238,15 +224,6 @@ fn make<A: AsRef<OsStr>>(tree: &Path, words: impl IntoIterator<Item = A>) -> Com
         command.env_remove(variable);
     }
     command
-}
-
-fn program(what: &'static str) -> impl FnOnce(ProcessError) -> TailorError {
-    move |source| TailorError::Program { what, source }
-}
-
-fn cache(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TailorError {
-    let path = path.to_owned();
-    move |source| TailorError::Cache { what, path, source }
 }
 
 #[cfg(test)]

@@ -9,14 +9,14 @@
 //! It knows package names and directories. It must not know what a guest does with a kernel.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use super::version_key;
 use crate::distribution::{Distribution, DistributionError, Family};
+use crate::making::{MakingError, file, program};
 use crate::packages::Apt;
 use crate::partial::Partial;
-use crate::process::{self, ProcessError};
+use crate::process;
 use crate::progress::Step;
 
 /// A kernel package in the cache.
@@ -52,26 +52,9 @@ pub(crate) enum KernelError {
         /// What was looked for.
         wanted: &'static str,
     },
-    /// A program failed.
-    #[error("cannot {what}")]
-    Program {
-        /// What it was to do.
-        what: &'static str,
-        /// What it said.
-        #[source]
-        source: ProcessError,
-    },
-    /// The cache could not be written.
-    #[error("cannot {what} {}", path.display())]
-    Cache {
-        /// The operation.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The operating system's answer.
-        #[source]
-        source: io::Error,
-    },
+    /// A program or a file of the cache failed.
+    #[error(transparent)]
+    Making(#[from] MakingError),
     /// The package is not what it is expected to be.
     #[error("the packages {packages} hold no kernel with modules")]
     Contents {
@@ -138,7 +121,7 @@ fn download(directory: &Path) -> Result<Kernel, KernelError> {
     }
     let step = Step::start("guest kernel");
     let packages = listed_packages(&step, Distribution::detect()?.family)?;
-    let partial = Partial::new(directory, "").map_err(cache("write into", directory))?;
+    let partial = Partial::new(directory, "").map_err(file("write into", directory))?;
     unpack_into(&step, partial.path(), &packages)?;
     let kernel = adopt(directory, partial, &packages)?;
     step.done(&kernel.version);
@@ -226,19 +209,19 @@ fn ubuntu_image_and_modules(depends: &str) -> Vec<String> {
 }
 
 fn unpack_into(step: &Step, partial: &Path, packages: &[String]) -> Result<(), KernelError> {
-    fs::create_dir_all(partial).map_err(cache("create", partial))?;
+    fs::create_dir_all(partial).map_err(file("create", partial))?;
     let mut download = process::command("apt-get", ["download"]);
     process::run(step, download.args(packages).current_dir(partial))
         .map_err(program("download the guest kernel's packages"))?;
-    for entry in fs::read_dir(partial).map_err(cache("read", partial))? {
-        let package = entry.map_err(cache("read", partial))?.path();
+    for entry in fs::read_dir(partial).map_err(file("read", partial))? {
+        let package = entry.map_err(file("read", partial))?.path();
         if package.extension().is_none_or(|extension| extension != "deb") {
             continue;
         }
         let mut unpack = process::command("dpkg-deb", ["-x"]);
         process::run(step, unpack.arg(&package).arg(partial))
             .map_err(program("unpack a package of the guest kernel"))?;
-        fs::remove_file(&package).map_err(cache("remove", &package))?;
+        fs::remove_file(&package).map_err(file("remove", &package))?;
     }
     Ok(())
 }
@@ -251,18 +234,9 @@ fn adopt(directory: &Path, partial: Partial, packages: &[String]) -> Result<Kern
     let found = kernel_in(partial.path()).ok_or_else(contents)?;
     let target = directory.join(&found.version);
     if !target.exists() {
-        partial.complete(&target).map_err(cache("create", &target))?;
+        partial.complete(&target).map_err(file("create", &target))?;
     }
     kernel_in(&target).ok_or_else(contents)
-}
-
-fn program(what: &'static str) -> impl FnOnce(ProcessError) -> KernelError {
-    move |source| KernelError::Program { what, source }
-}
-
-fn cache(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KernelError {
-    let path = path.to_owned();
-    move |source| KernelError::Cache { what, path, source }
 }
 
 #[cfg(test)]

@@ -7,13 +7,13 @@
 //! It knows package names and directories. It must not know what is built of it.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use super::version_key;
+use crate::making::{MakingError, file, program};
 use crate::packages::Apt;
 use crate::partial::Partial;
-use crate::process::{self, ProcessError};
+use crate::process;
 use crate::progress::Step;
 
 /// How the names of the directories begin.
@@ -40,26 +40,9 @@ pub(crate) enum SourceError {
          12 the kernel comes from bookworm-backports or bookworm-security)"
     )]
     NotListed,
-    /// A program failed.
-    #[error("cannot {what}")]
-    Program {
-        /// What it was to do.
-        what: &'static str,
-        /// What it said.
-        #[source]
-        source: ProcessError,
-    },
-    /// The cache could not be written.
-    #[error("cannot {what} {}", path.display())]
-    Cache {
-        /// The operation.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The operating system's answer.
-        #[source]
-        source: io::Error,
-    },
+    /// A program or a file of the cache failed.
+    #[error(transparent)]
+    Making(#[from] MakingError),
     /// The package is not what it is expected to be.
     #[error("the package {package} holds no archive {PACKAGE}*.tar.*")]
     Contents {
@@ -113,9 +96,9 @@ fn archive_below(directory: &Path) -> Option<PathBuf> {
 fn download(directory: &Path) -> Result<Source, SourceError> {
     let step = Step::start("kernel source");
     let package = listed_package(&step)?;
-    let partial = Partial::new(directory, "-package").map_err(cache("write into", directory))?;
+    let partial = Partial::new(directory, "-package").map_err(file("write into", directory))?;
     let unpacked = partial.path().join("unpacked");
-    fs::create_dir_all(&unpacked).map_err(cache("create", &unpacked))?;
+    fs::create_dir_all(&unpacked).map_err(file("create", &unpacked))?;
     let mut download = process::command("apt-get", ["download", package.as_str()]);
     process::run(&step, download.current_dir(partial.path()))
         .map_err(program("download the kernel's source package"))?;
@@ -127,12 +110,12 @@ fn download(directory: &Path) -> Result<Source, SourceError> {
         package: package.clone(),
     };
     let found = archive_below(&unpacked).ok_or_else(contents)?;
-    let complete = Partial::new(directory, "-source").map_err(cache("write into", directory))?;
-    fs::create_dir_all(complete.path()).map_err(cache("create", complete.path()))?;
+    let complete = Partial::new(directory, "-source").map_err(file("write into", directory))?;
+    fs::create_dir_all(complete.path()).map_err(file("create", complete.path()))?;
     let archive = found.file_name().ok_or_else(contents)?;
-    fs::rename(&found, complete.path().join(archive)).map_err(cache("move", &found))?;
+    fs::rename(&found, complete.path().join(archive)).map_err(file("move", &found))?;
     let target = directory.join(format!("{PREFIX}{version}"));
-    complete.complete(&target).map_err(cache("create", &target))?;
+    complete.complete(&target).map_err(file("create", &target))?;
     step.done(format!("{package} {version}"));
     Ok(Source {
         archive: target.join(archive),
@@ -143,7 +126,7 @@ fn download(directory: &Path) -> Result<Source, SourceError> {
 /// The package file in a directory, and the version it says that it has.
 fn downloaded(directory: &Path, package: &str) -> Result<(PathBuf, String), SourceError> {
     let deb = fs::read_dir(directory)
-        .map_err(cache("read", directory))?
+        .map_err(file("read", directory))?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
@@ -185,15 +168,6 @@ fn newest(listing: &str) -> Option<&str> {
         .filter(|(_, release)| release.starts_with(|first: char| first.is_ascii_digit()))
         .max_by_key(|(_, release)| version_key(release))
         .map(|(name, _)| name)
-}
-
-fn program(what: &'static str) -> impl FnOnce(ProcessError) -> SourceError {
-    move |source| SourceError::Program { what, source }
-}
-
-fn cache(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SourceError {
-    let path = path.to_owned();
-    move |source| SourceError::Cache { what, path, source }
 }
 
 #[cfg(test)]
