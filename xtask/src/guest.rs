@@ -22,16 +22,18 @@ use sha2::{Digest, Sha256};
 
 use crate::kernel::{self, Kernel, KernelError, Tailored};
 use crate::process::{self, ProcessError};
-use crate::progress::{self, Step};
+use crate::progress::Step;
 use crate::units::mib;
 use crate::workspace::Workspace;
 
-/// An initramfs above this is worth a word: every boot copies it.
+/// What an initramfs may have at most: every boot copies it, and every guest keeps `/init` in its memory.
 const INITRAMFS_BYTES: u64 = 4 << 20;
 
 /// Static, and at a fixed address: each start of a position-independent program patches a quarter of a
-/// megabyte of itself first, and the agent starts itself anew for every container.
-const STATIC: &str = "-C target-feature=+crt-static -C relocation-model=static";
+/// megabyte of itself first, and the agent starts itself anew for every container. The linker's script is
+/// found from the workspace's root, where cargo links.
+const STATIC: &str =
+    "-C target-feature=+crt-static -C relocation-model=static -C link-arg=-Wl,-T,xtask/static.ld";
 
 /// Name of the file beside the kernel that says what it was extracted from.
 const ORIGIN: &str = "vmlinux.origin";
@@ -75,6 +77,19 @@ pub(crate) enum GuestError {
     /// The initramfs could not be put together.
     #[error("cannot make the initramfs")]
     Initramfs(#[from] LayoutError),
+    /// The initramfs has grown.
+    #[error(
+        "the {set} initramfs has {bytes} bytes, and {INITRAMFS_BYTES} are allowed, since every boot copies it \
+         (docs/kernel.md says what is in it); the agent has {agent} of them"
+    )]
+    TooLarge {
+        /// Whose it is.
+        set: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// The part of it that is the agent.
+        agent: u64,
+    },
     /// The result could not be installed.
     #[error("cannot install the guest's files")]
     Install(#[from] AssetError),
@@ -102,7 +117,7 @@ pub(crate) fn make(workspace: &Workspace) -> Result<Kernel, GuestError> {
     let agent = build_static(workspace, &AGENT)?;
     let step = Step::start("guest");
     let place = Set::Distribution.directory()?;
-    let archive = initramfs(&agent, Some(&kernel.modules))?;
+    let archive = packed(Set::Distribution, &agent, Some(&kernel.modules))?;
     let mut made = vec![
         install_vmlinux(&place, &kernel)?,
         install_if_changed(&place, Asset::Initramfs.file_name(), &archive, 0o644)?,
@@ -115,7 +130,6 @@ pub(crate) fn make(workspace: &Workspace) -> Result<Kernel, GuestError> {
         made.push(install_tailored_initramfs(&agent)?);
     }
     step.done(format!("kernel {}, {}", kernel.version, summary(&made)));
-    check_size(&archive);
     Ok(kernel)
 }
 
@@ -152,8 +166,7 @@ pub(crate) fn tailored_kernel() -> Result<Option<PathBuf>, GuestError> {
 
 /// The agent alone: everything else is built in.
 fn install_tailored_initramfs(agent: &[u8]) -> Result<Installed, GuestError> {
-    let archive = initramfs(agent, None)?;
-    check_size(&archive);
+    let archive = packed(Set::Tailored, agent, None)?;
     install_if_changed(
         &Set::Tailored.directory()?,
         Asset::Initramfs.file_name(),
@@ -162,13 +175,18 @@ fn install_tailored_initramfs(agent: &[u8]) -> Result<Installed, GuestError> {
     )
 }
 
-fn check_size(archive: &[u8]) {
-    if len(archive) > INITRAMFS_BYTES {
-        progress::note(format!(
-            "the initramfs is larger than {}: every boot copies it",
-            mib(INITRAMFS_BYTES)
-        ));
+/// A set's initramfs, which must not grow.
+fn packed(set: Set, agent: &[u8], modules: Option<&Path>) -> Result<Vec<u8>, GuestError> {
+    let archive = initramfs(agent, modules)?;
+    let bytes = len(&archive);
+    if bytes > INITRAMFS_BYTES {
+        return Err(GuestError::TooLarge {
+            set: set.name(),
+            bytes,
+            agent: len(agent),
+        });
     }
+    Ok(archive)
 }
 
 /// A file in the guest directory.
