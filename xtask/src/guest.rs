@@ -29,11 +29,19 @@ use crate::workspace::Workspace;
 /// What an initramfs may have at most: every boot copies it, and every guest keeps `/init` in its memory.
 const INITRAMFS_BYTES: u64 = 4 << 20;
 
+/// What the linker leaves out; found from the workspace's root, where cargo links.
+const SCRIPT: &str = "xtask/static.ld";
+
 /// Static, and at a fixed address: each start of a position-independent program patches a quarter of a
-/// megabyte of itself first, and the agent starts itself anew for every container. The linker's script is
-/// found from the workspace's root, where cargo links.
-const STATIC: &str =
-    "-C target-feature=+crt-static -C relocation-model=static -C link-arg=-Wl,-T,xtask/static.ld";
+/// megabyte of itself first, and the agent starts itself anew for every container. Cargo does not look into
+/// the linker's script, so what is in it is among the flags.
+fn flags() -> String {
+    let script = hex::encode(Sha256::digest(include_bytes!("../static.ld")));
+    format!(
+        "-C target-feature=+crt-static -C relocation-model=static -C link-arg=-Wl,-T,{SCRIPT} -C metadata={}",
+        &script[..16]
+    )
+}
 
 /// Name of the file beside the kernel that says what it was extracted from.
 const ORIGIN: &str = "vmlinux.origin";
@@ -234,7 +242,7 @@ pub(crate) fn build_static(workspace: &Workspace, program: &Program) -> Result<V
         .arg("--target-dir")
         .arg(&directory);
     cargo
-        .env("RUSTFLAGS", STATIC)
+        .env("RUSTFLAGS", flags())
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     process::run(&step, &mut cargo).map_err(|source| GuestError::Build {
         package: program.package,
@@ -319,4 +327,33 @@ fn read(path: &Path) -> Result<Vec<u8>, GuestError> {
 
 fn len(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A program of this size: a header (elf(5)) without segments, and nothing.
+    fn program(bytes: usize) -> Vec<u8> {
+        let mut file = b"\x7fELF\x02\x01".to_vec();
+        file.resize(bytes, 0);
+        file[32] = 64;
+        file[54] = 56;
+        file
+    }
+
+    #[test]
+    fn an_initramfs_that_has_grown_is_not_made() {
+        let limit = usize::try_from(INITRAMFS_BYTES).unwrap();
+        let around = packed(Set::Tailored, &program(64), None).unwrap().len() - 64;
+        let largest = program(limit - around);
+        assert_eq!(packed(Set::Tailored, &largest, None).unwrap().len(), limit);
+        let error = packed(Set::Tailored, &program(largest.len() + 1), None).unwrap_err();
+        let expected = format!(
+            "the tailored initramfs has 4194308 bytes, and 4194304 are allowed, since every boot copies it \
+             (docs/kernel.md says what is in it); the agent has {} of them",
+            largest.len() + 1
+        );
+        assert_eq!(error.to_string(), expected);
+    }
 }
