@@ -9,10 +9,11 @@
 //! programs; how they are tested it must not know.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kata_image::{BuildError, Image, ImageBuilder, LayerCompression, LayoutError, Platform};
+use kata_image::{BuildError, Image, ImageBuilder, LayerCompression, LayoutError, Platform, Progress};
 
 use sha2::{Digest as _, Sha256};
 
@@ -20,6 +21,7 @@ use crate::making::{MakingError, file, program};
 use crate::partial::Partial;
 use crate::process;
 use crate::progress::Step;
+use crate::units::mib;
 
 /// A program as an image.
 #[derive(Debug)]
@@ -105,14 +107,23 @@ fn make(rootfs: &Path, layout: &Path) -> Result<(), ImagesError> {
         }
         write(&step, program.name, image, partial.path())?;
     }
+    let size = blob_bytes(partial.path()).map_err(file("read", partial.path()))?;
     partial.complete(layout).map_err(file("create", layout))?;
-    step.done("");
+    step.done(mib(size));
     Ok(())
+}
+
+fn blob_bytes(layout: &Path) -> io::Result<u64> {
+    let mut sizes = fs::read_dir(layout.join("blobs/sha256"))?.map(|entry| Ok(entry?.metadata()?.len()));
+    sizes.try_fold(0, |sum, size: io::Result<u64>| Ok(sum + size?))
 }
 
 fn write(step: &Step, name: &'static str, image: ImageBuilder, layout: &Path) -> Result<(), ImagesError> {
     let failed = |source| ImagesError::Build { name, source };
-    let mut report = |progress: kata_image::Progress| step.says(&format!("{name}: {progress}"));
+    let mut report = |progress: Progress| {
+        let what = format!("{name}: {}, {}", progress.stage, progress.counted());
+        step.counts(&what, progress.done_bytes, progress.total_bytes);
+    };
     let image = image.build(&mut report).map_err(failed)?;
     image
         .write_layout(layout, Some(name), &mut report)
