@@ -167,6 +167,7 @@ on_every_backend! {
         let count = "select (select count(*) from pgbench_history), \
                      (select sum(abalance) from pgbench_accounts) = (select sum(bbalance) from pgbench_branches)";
         assert_eq!(text(&exec(&sandbox, postgres(&["psql", "-tAc", count])).await), "100|t");
+        assert_eq!(run(&sandbox, &["stat", "-c", "%U", "/proc/1"]).await, "postgres");
         let (status, said) = server.stop().await;
         assert!(status.success() && said.contains("database system is shut down"), "{status}\n{said}");
         sandbox.stop().await.unwrap();

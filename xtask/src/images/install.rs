@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use super::programs::Program;
+use crate::distribution::{Distribution, Family};
 use crate::making::{MakingError, program as failed};
 use crate::process;
 use crate::progress::Step;
@@ -26,7 +27,8 @@ const WITHOUT: [&str; 7] = [
 ];
 
 /// Marks the time from when on changes count; what is changed next has a later one, however coarse the clock.
-const MARK: &str = "touch \"$1/.base\"\n\
+const MARK: &str = "set -eu\n\
+                    touch \"$1/.base\"\n\
                     while ! [ \"$1/.tick\" -nt \"$1/.base\" ]; do touch \"$1/.tick\"; done\n\
                     rm \"$1/.tick\"";
 
@@ -48,7 +50,7 @@ pub(super) fn layer(program: &Program, scratch: &Path) -> PathBuf {
 pub(super) fn layers(
     step: &Step,
     rootfs: &Path,
-    suite: &str,
+    distribution: &Distribution,
     programs: &[Program],
     scratch: &Path,
 ) -> Result<(), MakingError> {
@@ -60,7 +62,7 @@ pub(super) fn layers(
     let work = || {
         while let Some(program) = next() {
             step.says(program.package);
-            process::run(step, &mut mmdebstrap(&base, suite, program, scratch))
+            process::run(step, &mut mmdebstrap(&base, distribution, program, scratch))
                 .map_err(failed("install packages on the root filesystem"))?;
         }
         Ok(())
@@ -83,7 +85,7 @@ fn without_devices(step: &Step, rootfs: &Path, base: &Path) -> Result<(), Making
 }
 
 /// Unpacks the base, installs a package, keeps what that changed.
-fn mmdebstrap(base: &Path, suite: &str, program: &Program, scratch: &Path) -> Command {
+fn mmdebstrap(base: &Path, distribution: &Distribution, program: &Program, scratch: &Path) -> Command {
     // A special hook's words are a shell's.
     let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
     let mut command = process::command("mmdebstrap", ["--variant=custom", "--format=null"]);
@@ -105,7 +107,11 @@ fn mmdebstrap(base: &Path, suite: &str, program: &Program, scratch: &Path) -> Co
     command.arg(format!("--customize-hook={CHANGES}"));
     let layer = quoted(&layer(program, scratch));
     command.arg(format!("--customize-hook=download /tmp/changes.tar {layer}"));
-    command.args([suite, "/dev/null"]);
+    // Where the programs are that a distribution does not support itself.
+    if distribution.family == Family::Ubuntu {
+        command.arg("--components=main,universe");
+    }
+    command.args([distribution.codename.as_str(), "/dev/null"]);
     command
 }
 
@@ -146,8 +152,18 @@ mod tests {
     #[test]
     fn what_a_program_asks_for_is_in_the_command() {
         let program = &super::super::PROGRAMS[0];
-        let command = mmdebstrap(Path::new("/base.tar"), "bookworm", program, Path::new("/it's"));
-        let line = process::line(&command);
+        let line = |family| {
+            let codename = "release".to_owned();
+            let distribution = Distribution { family, codename };
+            let base = Path::new("/base.tar");
+            process::line(&mmdebstrap(base, &distribution, program, Path::new("/it's")))
+        };
+        assert!(line(Family::Ubuntu).contains("universe"));
+        let line = line(Family::Debian);
+        assert!(
+            line.ends_with(" release /dev/null") && !line.contains("universe"),
+            "{line}"
+        );
         assert!(line.contains("--include=postgresql "), "{line}");
         assert!(line.contains("create_main_cluster"), "{line}");
         assert!(

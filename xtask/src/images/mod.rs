@@ -85,8 +85,8 @@ fn make(rootfs: &Path, layout: &Path) -> Result<(), ImagesError> {
         .compression(LayerCompression::Zstd)
         .cmd(["/bin/sh"]);
     write(&step, "base", base, partial.path())?;
-    let suite = Distribution::detect()?.codename;
-    install::layers(&step, rootfs, &suite, PROGRAMS, scratch.path())?;
+    let distribution = Distribution::detect()?;
+    install::layers(&step, rootfs, &distribution, PROGRAMS, scratch.path())?;
     for program in PROGRAMS {
         let base = Image::open(partial.path(), Some("base"), &Platform::host(), scratch.path())?;
         let image = image(program, base, scratch.path())?;
