@@ -12,4 +12,4 @@ find . -xdev \( \
     -o -path './usr/sbin/start-stop-daemon*' -o -path ./usr/sbin/policy-rc.d \
     \) -prune -o -cnewer .base -print |
     awk -F/ '{ path = "."; for (i = 2; i <= NF; i++) { path = path "/" $i; if (!seen[path]++) print path } }' |
-    tar --create --file tmp/changes.tar --xattrs '--xattrs-include=*' --no-recursion --files-from=-
+    tar --create --file tmp/changes.tar --numeric-owner --xattrs '--xattrs-include=*' --no-recursion --files-from=-
