@@ -6,8 +6,11 @@
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::error::Error;
+use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
+use examples::{ImageBar, print_error};
+use kata_sandbox::image::{ImageSource, Pull, Store};
 use kata_sandbox::report::{Info, Usage};
 use kata_sandbox::{Container, Output, Sandbox};
 
@@ -33,17 +36,35 @@ async fn main() -> ExitCode {
         eprintln!("usage: hello ROOTFS.tar|DIRECTORY");
         return ExitCode::from(2);
     };
-    match hello(Container::new(rootfs).args(["sh", "-c", SCRIPT])).await {
+    match fetch_and_run(rootfs).await {
         Ok(output) if output.status.code() == STATUS => ExitCode::SUCCESS,
         Ok(_) => {
             eprintln!("expected exit status {STATUS}");
             ExitCode::FAILURE
         }
         Err(error) => {
-            print_chain(&error);
+            print_error(error.as_ref());
             ExitCode::FAILURE
         }
     }
+}
+
+async fn fetch_and_run(image: OsString) -> Result<Output, Box<dyn Error + Send + Sync>> {
+    let name = image.clone();
+    // It reads files or the network, for long maybe.
+    let fetched = tokio::task::spawn_blocking(move || fetch(&name));
+    fetched.await??;
+    Ok(hello(Container::new(image).args(["sh", "-c", SCRIPT])).await?)
+}
+
+/// Puts the image into the store, where the sandbox finds it; without this it would do the same, without a word.
+fn fetch(image: &OsStr) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let store = Store::open(Store::default_directory()?)?;
+    let mut bar = ImageBar::new(image.display().to_string());
+    let source = ImageSource::detect(image)?;
+    store.image(&source, &Pull::default(), &mut |progress| bar.report(progress))?;
+    bar.finish();
+    Ok(())
 }
 
 async fn hello(container: Container) -> Result<Output, kata_sandbox::Error> {
@@ -88,14 +109,4 @@ fn print_cost(usage: &Usage) {
         "processor   {:.1} ms in the container",
         usage.cpu_time.unwrap_or_default().as_secs_f64() * 1e3
     );
-}
-
-fn print_chain(error: &dyn Error) {
-    eprint!("error: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        eprint!(": {error}");
-        cause = error.source();
-    }
-    eprintln!();
 }

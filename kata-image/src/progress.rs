@@ -14,8 +14,10 @@ pub enum Stage {
     Hashing,
     /// Making a layer of a directory or an archive.
     Packing,
-    /// Reading an image's layers from where it is.
+    /// Reading an image's layers from where it is, into the store.
     Downloading,
+    /// Writing an image's layers into a layout or an archive, from wherever they are.
+    Copying,
     /// Writing an image's layers to a registry.
     Uploading,
 }
@@ -23,7 +25,10 @@ pub enum Stage {
 impl Stage {
     /// Whether what is counted besides bytes are layers, not entries of a filesystem.
     const fn counts_layers(self) -> bool {
-        matches!(self, Self::Packing | Self::Downloading | Self::Uploading)
+        matches!(
+            self,
+            Self::Packing | Self::Downloading | Self::Copying | Self::Uploading
+        )
     }
 }
 
@@ -40,6 +45,27 @@ pub struct Progress {
     pub entries: u64,
 }
 
+impl Progress {
+    /// What is counted besides bytes, and how many there are: `1 layer`, `7 entries`.
+    ///
+    /// ```
+    /// use kata_image::{Progress, Stage};
+    ///
+    /// let progress = Progress { stage: Stage::Downloading, done_bytes: 0, total_bytes: None, entries: 1 };
+    /// assert_eq!(progress.counted(), "1 layer");
+    /// ```
+    #[must_use]
+    pub fn counted(&self) -> String {
+        let unit = match (self.stage.counts_layers(), self.entries) {
+            (true, 1) => "layer",
+            (true, _) => "layers",
+            (false, 1) => "entry",
+            (false, _) => "entries",
+        };
+        format!("{} {unit}", self.entries)
+    }
+}
+
 impl fmt::Display for Stage {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
@@ -48,6 +74,7 @@ impl fmt::Display for Stage {
             Self::Hashing => "hashing",
             Self::Packing => "packing",
             Self::Downloading => "downloading",
+            Self::Copying => "copying",
             Self::Uploading => "uploading",
         })
     }
@@ -59,12 +86,7 @@ impl fmt::Display for Progress {
         if let Some(total) = self.total_bytes {
             write!(formatter, " of {}", total >> 20)?;
         }
-        let unit = if self.stage.counts_layers() {
-            "layers"
-        } else {
-            "entries"
-        };
-        write!(formatter, " MiB, {} {unit}", self.entries)
+        write!(formatter, " MiB, {}", self.counted())
     }
 }
 
@@ -92,5 +114,7 @@ mod tests {
             Progress { stage, ..progress }.to_string(),
             "uploading 3 MiB, 7 layers"
         );
+        let entries = 1;
+        assert_eq!(Progress { entries, ..progress }.counted(), "1 entry");
     }
 }

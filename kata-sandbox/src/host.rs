@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 
-use kata_image::{ImageSource, ReadyImage, Store, StoreError};
+use kata_image::{ImageSource, Progress, ReadyImage, Store, StoreError};
 use kata_vmm::hypervisor::{Capabilities, probe};
 
 use crate::container::Container;
@@ -41,7 +41,16 @@ fn image(store: &Store, container: &Container) -> Result<ReadyImage, Error> {
     let name: &OsStr = &container.image;
     let unusable = |kind| error(kind, format!("{} cannot be used as an image", name.display()));
     let source = ImageSource::detect(name).map_err(|cause| unusable(ErrorKind::Image).with_source(cause))?;
-    let report = &mut |progress| tracing::debug!(image = %name.display(), "{progress}");
+    let report = &mut |progress: Progress| {
+        tracing::debug!(
+            image = %name.display(),
+            stage = %progress.stage,
+            done_bytes = progress.done_bytes,
+            total_bytes = progress.total_bytes,
+            counted = progress.entries,
+            "{progress}"
+        );
+    };
     let image = store.image(&source, &container.pull, report);
     image.map_err(|cause| match store_kind(&cause) {
         ErrorKind::NoSpace => error(ErrorKind::NoSpace, "no space for the image").with_source(cause),

@@ -18,5 +18,5 @@
 
 pub use kata_image::{
     Image, ImageConfig, ImageSource, Platform, Progress, Pruned, Pull, PullPolicy, ReadyImage, Reference,
-    Registries, Store, StoreError, StoredImage,
+    Registries, Stage, Store, StoreError, StoredImage, Verified,
 };

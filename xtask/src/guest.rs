@@ -22,16 +22,26 @@ use sha2::{Digest, Sha256};
 
 use crate::kernel::{self, Kernel, KernelError, Tailored};
 use crate::process::{self, ProcessError};
-use crate::progress::{self, Step};
+use crate::progress::Step;
 use crate::units::mib;
 use crate::workspace::Workspace;
 
-/// An initramfs above this is worth a word: every boot copies it.
+/// What an initramfs may have at most: every boot copies it, and every guest keeps `/init` in its memory.
 const INITRAMFS_BYTES: u64 = 4 << 20;
 
+/// What the linker leaves out; found from the workspace's root, where cargo links.
+const SCRIPT: &str = "xtask/static.ld";
+
 /// Static, and at a fixed address: each start of a position-independent program patches a quarter of a
-/// megabyte of itself first, and the agent starts itself anew for every container.
-const STATIC: &str = "-C target-feature=+crt-static -C relocation-model=static";
+/// megabyte of itself first, and the agent starts itself anew for every container. Cargo does not look into
+/// the linker's script, so what is in it is among the flags.
+fn flags() -> String {
+    let script = hex::encode(Sha256::digest(include_bytes!("../static.ld")));
+    format!(
+        "-C target-feature=+crt-static -C relocation-model=static -C link-arg=-Wl,-T,{SCRIPT} -C metadata={}",
+        &script[..16]
+    )
+}
 
 /// Name of the file beside the kernel that says what it was extracted from.
 const ORIGIN: &str = "vmlinux.origin";
@@ -75,6 +85,19 @@ pub(crate) enum GuestError {
     /// The initramfs could not be put together.
     #[error("cannot make the initramfs")]
     Initramfs(#[from] LayoutError),
+    /// The initramfs has grown.
+    #[error(
+        "the {set} initramfs has {bytes} bytes, and {INITRAMFS_BYTES} are allowed, since every boot copies it \
+         (docs/kernel.md says what is in it); the agent has {agent} of them"
+    )]
+    TooLarge {
+        /// Whose it is.
+        set: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// The part of it that is the agent.
+        agent: u64,
+    },
     /// The result could not be installed.
     #[error("cannot install the guest's files")]
     Install(#[from] AssetError),
@@ -102,7 +125,7 @@ pub(crate) fn make(workspace: &Workspace) -> Result<Kernel, GuestError> {
     let agent = build_static(workspace, &AGENT)?;
     let step = Step::start("guest");
     let place = Set::Distribution.directory()?;
-    let archive = initramfs(&agent, Some(&kernel.modules))?;
+    let archive = packed(Set::Distribution, &agent, Some(&kernel.modules))?;
     let mut made = vec![
         install_vmlinux(&place, &kernel)?,
         install_if_changed(&place, Asset::Initramfs.file_name(), &archive, 0o644)?,
@@ -115,7 +138,6 @@ pub(crate) fn make(workspace: &Workspace) -> Result<Kernel, GuestError> {
         made.push(install_tailored_initramfs(&agent)?);
     }
     step.done(format!("kernel {}, {}", kernel.version, summary(&made)));
-    check_size(&archive);
     Ok(kernel)
 }
 
@@ -152,8 +174,7 @@ pub(crate) fn tailored_kernel() -> Result<Option<PathBuf>, GuestError> {
 
 /// The agent alone: everything else is built in.
 fn install_tailored_initramfs(agent: &[u8]) -> Result<Installed, GuestError> {
-    let archive = initramfs(agent, None)?;
-    check_size(&archive);
+    let archive = packed(Set::Tailored, agent, None)?;
     install_if_changed(
         &Set::Tailored.directory()?,
         Asset::Initramfs.file_name(),
@@ -162,13 +183,18 @@ fn install_tailored_initramfs(agent: &[u8]) -> Result<Installed, GuestError> {
     )
 }
 
-fn check_size(archive: &[u8]) {
-    if len(archive) > INITRAMFS_BYTES {
-        progress::note(format!(
-            "the initramfs is larger than {}: every boot copies it",
-            mib(INITRAMFS_BYTES)
-        ));
+/// A set's initramfs, which must not grow.
+fn packed(set: Set, agent: &[u8], modules: Option<&Path>) -> Result<Vec<u8>, GuestError> {
+    let archive = initramfs(agent, modules)?;
+    let bytes = len(&archive);
+    if bytes > INITRAMFS_BYTES {
+        return Err(GuestError::TooLarge {
+            set: set.name(),
+            bytes,
+            agent: len(agent),
+        });
     }
+    Ok(archive)
 }
 
 /// A file in the guest directory.
@@ -216,7 +242,7 @@ pub(crate) fn build_static(workspace: &Workspace, program: &Program) -> Result<V
         .arg("--target-dir")
         .arg(&directory);
     cargo
-        .env("RUSTFLAGS", STATIC)
+        .env("RUSTFLAGS", flags())
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     process::run(&step, &mut cargo).map_err(|source| GuestError::Build {
         package: program.package,
@@ -301,4 +327,33 @@ fn read(path: &Path) -> Result<Vec<u8>, GuestError> {
 
 fn len(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A program of this size: a header (elf(5)) without segments, and nothing.
+    fn program(bytes: usize) -> Vec<u8> {
+        let mut file = b"\x7fELF\x02\x01".to_vec();
+        file.resize(bytes, 0);
+        file[32] = 64;
+        file[54] = 56;
+        file
+    }
+
+    #[test]
+    fn an_initramfs_that_has_grown_is_not_made() {
+        let limit = usize::try_from(INITRAMFS_BYTES).unwrap();
+        let around = packed(Set::Tailored, &program(64), None).unwrap().len() - 64;
+        let largest = program(limit - around);
+        assert_eq!(packed(Set::Tailored, &largest, None).unwrap().len(), limit);
+        let error = packed(Set::Tailored, &program(largest.len() + 1), None).unwrap_err();
+        let expected = format!(
+            "the tailored initramfs has 4194308 bytes, and 4194304 are allowed, since every boot copies it \
+             (docs/kernel.md says what is in it); the agent has {} of them",
+            largest.len() + 1
+        );
+        assert_eq!(error.to_string(), expected);
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  terminal:   ⠹ root filesystem  12.3s  I: installing packages...     (a line that moves)
+//!              ⠹ images  3.1s  python █████░░░░░ 12.00 MiB of 31.70 MiB, 48.20 MiB/s
 //!              ✔ root filesystem  41.0s  212 MiB
 //!  otherwise:  root filesystem ...
 //!              root filesystem: done in 41.0s, 212 MiB
@@ -13,6 +14,8 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::units::mib;
 
 /// How often a spinner moves.
 const TICK: Duration = Duration::from_millis(100);
@@ -49,7 +52,28 @@ impl Step {
     /// What a program that works on it said last; shown on a terminal only.
     pub(crate) fn says(&self, line: &str) {
         if let Some(bar) = &self.bar {
+            if bar.length().is_some() {
+                set_style(bar, SPINNER);
+                bar.unset_length();
+            }
             bar.set_message(printable(line));
+        }
+    }
+
+    /// So many bytes of something; where it is known of how many, there is a bar. Shown on a terminal only.
+    pub(crate) fn counts(&self, what: &str, done_bytes: u64, total_bytes: Option<u64>) {
+        let Some(total_bytes) = total_bytes else {
+            return self.says(&format!("{what} {}", mib(done_bytes)));
+        };
+        if let Some(bar) = &self.bar {
+            if bar.length() != Some(total_bytes) {
+                set_style(bar, BYTES);
+                bar.set_length(total_bytes);
+                // The rate is that of these bytes alone.
+                bar.reset_eta();
+            }
+            bar.set_message(printable(what));
+            bar.set_position(done_bytes);
         }
     }
 
@@ -92,12 +116,20 @@ pub(crate) fn note(text: impl AsRef<str>) {
     eprintln!("{mark}{}", text.as_ref());
 }
 
-fn spinner(name: &str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    // The template is a constant and well-formed; the default style is a spinner too.
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix}  {elapsed}  {wide_msg:.dim}") {
+const SPINNER: &str = "{spinner} {prefix}  {elapsed}  {wide_msg:.dim}";
+const BYTES: &str =
+    "{spinner} {prefix}  {elapsed}  {msg:.dim} {bar:24} {bytes} of {total_bytes}, {bytes_per_sec}";
+
+fn set_style(bar: &ProgressBar, template: &str) {
+    // The templates are constants and well-formed; the default style is a spinner too.
+    if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
+}
+
+fn spinner(name: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    set_style(&bar, SPINNER);
     bar.set_prefix(name.to_owned());
     bar.enable_steady_tick(TICK);
     bar

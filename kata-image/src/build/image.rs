@@ -288,7 +288,9 @@ pub(super) struct Done {
     total_bytes: u64,
     /// Of the blobs that are done.
     done_bytes: u64,
-    blobs: u64,
+    layers: u64,
+    /// What is no layer.
+    config: Digest,
     reported_bytes: u64,
 }
 
@@ -302,7 +304,8 @@ impl Done {
             stage,
             total_bytes: sizes.fold(0, u64::saturating_add),
             done_bytes: 0,
-            blobs: 0,
+            layers: 0,
+            config: image.manifest.config.digest.clone(),
             reported_bytes: 0,
         }
     }
@@ -317,7 +320,7 @@ impl Done {
 
     pub(super) fn finish(&mut self, descriptor: &Descriptor, progress: &mut dyn FnMut(Progress)) {
         self.done_bytes = self.done_bytes.saturating_add(descriptor.size);
-        self.blobs += 1;
+        self.layers += u64::from(descriptor.digest != self.config);
         self.tell(self.done_bytes, progress);
     }
 
@@ -327,7 +330,7 @@ impl Done {
             stage: self.stage,
             done_bytes,
             total_bytes: Some(self.total_bytes),
-            entries: self.blobs,
+            entries: self.layers,
         });
     }
 }

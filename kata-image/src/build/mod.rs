@@ -246,15 +246,17 @@ impl ImageBuilder {
         let mut assembled = Assembled::default();
         let mut packed = Vec::new();
         let temporary = self.temporary.clone().unwrap_or_else(std::env::temp_dir);
+        let mut told = Progress {
+            stage: Stage::Packing,
+            done_bytes: 0,
+            total_bytes: None,
+            entries: 0,
+        };
         for source in &self.layers {
-            let entries = packed.len() as u64;
-            let mut report = |done_bytes| {
-                progress(Progress {
-                    stage: Stage::Packing,
-                    done_bytes,
-                    total_bytes: None,
-                    entries,
-                });
+            let before_bytes = told.done_bytes;
+            let mut report = |bytes| {
+                told.done_bytes = before_bytes + bytes;
+                progress(told);
             };
             packed.push(match source {
                 LayerSource::Directory(path) => {
@@ -264,6 +266,8 @@ impl ImageBuilder {
                     packing::archive(path, self.compression, &temporary, &mut report)?
                 }
             });
+            told.entries += 1;
+            progress(told);
         }
         let config = to_bytes(&self.config(&packed)?);
         let config_descriptor = Descriptor::of(media_type::OCI_CONFIG, &config);

@@ -27,7 +27,7 @@ pub(super) fn layout(
     fs::create_dir_all(&blobs).map_err(write_error(&blobs))?;
     let index = added(read_index(directory)?, image, name);
     let index = index_bytes(&index, directory)?;
-    let mut done = Done::new(image, Stage::Downloading);
+    let mut done = Done::new(image, Stage::Copying);
     for descriptor in image.descriptors() {
         blob_file(image, descriptor, directory, &mut |bytes| {
             done.report(bytes, progress)
@@ -63,7 +63,7 @@ pub(super) fn archive(
         members.bytes(LAYOUT_FILE, &layout_bytes())?;
         members.bytes(INDEX_FILE, &index)?;
         members.bytes(&blob_name(&image.digest()), image.manifest_bytes())?;
-        let mut done = Done::new(image, Stage::Downloading);
+        let mut done = Done::new(image, Stage::Copying);
         for descriptor in image.descriptors() {
             members.header(&blob_name(&descriptor.digest), descriptor.size)?;
             copy_blob(image, descriptor, members.output, path, &mut |bytes| {

@@ -29,7 +29,7 @@ fn what_is_pushed_is_what_skopeo_finds() {
     let last = reports.last().unwrap();
     assert_eq!(
         (last.stage, Some(last.done_bytes), last.entries),
-        (Stage::Uploading, last.total_bytes, 3)
+        (Stage::Uploading, last.total_bytes, 2)
     );
 
     let address = format!("docker://{reference}");

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: whole-system measurements. It sets up and builds; the package `benches` measures.
 
 mod devices;
+mod image;
 mod nested;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +37,8 @@ pub(crate) enum Bench {
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
     },
+    /// From an image in a registry to what a machine can boot, against skopeo, umoci and mkfs.erofs
+    Image,
 }
 
 /// Why nothing was measured.
@@ -75,6 +78,7 @@ pub(crate) fn run(workspace: &Workspace, what: &Bench) -> Result<(), BenchError>
     match what {
         Bench::Boot { peers, nested_only } => boot(workspace, peers.as_deref(), *nested_only),
         Bench::Devices { only } => devices::run(workspace, only.as_deref()),
+        Bench::Image => image::run(workspace),
     }
 }
 

@@ -2,13 +2,15 @@
 //!
 //! It owns how mmdebstrap is run (mmdebstrap(1), "SPECIAL HOOKS"). What becomes of the layers it must not know.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+use super::ENTRYPOINT;
 use super::programs::Program;
 use crate::distribution::{Distribution, Family};
-use crate::making::{MakingError, program as failed};
+use crate::making::{MakingError, file, program as failed};
 use crate::process;
 use crate::progress::Step;
 
@@ -42,6 +44,11 @@ pub(super) fn layer(program: &Program, scratch: &Path) -> PathBuf {
     scratch.join(format!("{}.tar", program.name))
 }
 
+/// Where the script is that its command goes through.
+fn entrypoint(program: &Program, scratch: &Path) -> PathBuf {
+    scratch.join(format!("{}.sh", program.name))
+}
+
 /// Makes the layers of all programs in `scratch`, as many at once as there are processors: half of the time they wait
 /// for the archive.
 ///
@@ -62,6 +69,10 @@ pub(super) fn layers(
     let work = || {
         while let Some(program) = next() {
             step.says(program.package);
+            if let Some(script) = program.entrypoint {
+                let path = entrypoint(program, scratch);
+                fs::write(&path, script).map_err(file("write", &path))?;
+            }
             process::run(step, &mut mmdebstrap(&base, distribution, program, scratch))
                 .map_err(failed("install packages on the root filesystem"))?;
         }
@@ -103,6 +114,11 @@ fn mmdebstrap(base: &Path, distribution: &Distribution, program: &Program, scrat
         );
         command.arg(after);
     }
+    if program.entrypoint.is_some() {
+        let script = quoted(&entrypoint(program, scratch));
+        command.arg(format!("--customize-hook=upload {script} {ENTRYPOINT}"));
+        command.arg(format!("--customize-hook=chmod 755 \"$1{ENTRYPOINT}\""));
+    }
     command.arg(format!("--customize-hook={CHANGES}"));
     let layer = quoted(&layer(program, scratch));
     command.arg(format!("--customize-hook=download /tmp/changes.tar {layer}"));
@@ -118,7 +134,6 @@ fn mmdebstrap(base: &Path, distribution: &Distribution, program: &Program, scrat
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
-    use std::fs;
     use std::os::unix::fs::symlink;
 
     fn sh(script: &str, root: &Path) {
@@ -165,6 +180,7 @@ mod tests {
         );
         assert!(line.contains("--include=postgresql "), "{line}");
         assert!(line.contains("create_main_cluster"), "{line}");
+        assert!(line.contains(&format!("s/postgres.sh' {ENTRYPOINT}")), "{line}");
         assert!(
             line.contains(r"/tmp/changes.tar '/it'\\''s/postgres.tar'"),
             "{line}"

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  root filesystem ─────────────────────────────► base                a layer that the others share
-//!   └ mmdebstrap installs a package ─► changes ─► python, nginx, …    a layer each, and one of its entrypoint
+//!   └ mmdebstrap installs a package ─► changes ─► python, nginx, …    a layer each
 //! ```
 //!
 //! Packages are installed as a person would in a Dockerfile: with what they do to users, links and caches. It owns how
@@ -12,16 +12,17 @@ mod install;
 mod programs;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use kata_image::{BuildError, Image, ImageBuilder, LayerCompression, LayoutError, Platform};
+use kata_image::{BuildError, Image, ImageBuilder, LayerCompression, LayoutError, Platform, Progress};
 use sha2::{Digest as _, Sha256};
 
 use crate::distribution::{Distribution, DistributionError};
 use crate::making::{MakingError, file};
 use crate::partial::Partial;
 use crate::progress::Step;
+use crate::units::mib;
 use programs::{PROGRAMS, Program};
 
 /// Where an image has the script that its command goes through.
@@ -89,23 +90,27 @@ fn make(rootfs: &Path, layout: &Path) -> Result<(), ImagesError> {
     install::layers(&step, rootfs, &distribution, PROGRAMS, scratch.path())?;
     for program in PROGRAMS {
         let base = Image::open(partial.path(), Some("base"), &Platform::host(), scratch.path())?;
-        let image = image(program, base, scratch.path())?;
+        let image = image(program, base, scratch.path());
         write(&step, program.name, image, partial.path())?;
     }
+    let size = blob_bytes(partial.path()).map_err(file("read", partial.path()))?;
     partial.complete(layout).map_err(file("create", layout))?;
-    step.done("");
+    step.done(mib(size));
     Ok(())
 }
 
+fn blob_bytes(layout: &Path) -> io::Result<u64> {
+    let mut sizes = fs::read_dir(layout.join("blobs/sha256"))?.map(|entry| Ok(entry?.metadata()?.len()));
+    sizes.try_fold(0, |sum, size: io::Result<u64>| Ok(sum + size?))
+}
+
 /// The image of a program whose layer is made.
-fn image(program: &Program, base: Image, scratch: &Path) -> Result<ImageBuilder, MakingError> {
+fn image(program: &Program, base: Image, scratch: &Path) -> ImageBuilder {
     let mut image = Image::builder()
         .base(base)
         .archive(install::layer(program, scratch));
-    if let Some(script) = program.entrypoint {
-        let tree = scratch.join(format!("{}.entrypoint", program.name));
-        place(&tree, ENTRYPOINT, script)?;
-        image = image.directory(tree).owner(0, 0).entrypoint([ENTRYPOINT]);
+    if program.entrypoint.is_some() {
+        image = image.entrypoint([ENTRYPOINT]);
     }
     image = image.cmd(program.cmd.iter().copied());
     for (name, value) in program.env {
@@ -123,43 +128,17 @@ fn image(program: &Program, base: Image, scratch: &Path) -> Result<ImageBuilder,
     if let Some(signal) = program.stop_signal {
         image = image.stop_signal(signal);
     }
-    Ok(image)
-}
-
-/// Writes a script that can be run, with its directories, below `tree`.
-fn place(tree: &Path, at: &str, script: &str) -> Result<(), MakingError> {
-    let path = tree.join(at.trim_start_matches('/'));
-    let parent = path.parent().unwrap_or(tree);
-    fs::create_dir_all(parent).map_err(file("create", parent))?;
-    fs::write(&path, script).map_err(file("write", &path))?;
-    // What this process may not give to others (umask(2)) is right in the image.
-    for above in path.ancestors().take_while(|above| *above != tree) {
-        fs::set_permissions(above, fs::Permissions::from_mode(0o755)).map_err(file("write", above))?;
-    }
-    Ok(())
+    image
 }
 
 fn write(step: &Step, name: &'static str, image: ImageBuilder, layout: &Path) -> Result<(), ImagesError> {
     let failed = |source| ImagesError::Build { name, source };
-    let mut report = |progress: kata_image::Progress| step.says(&format!("{name}: {progress}"));
+    let mut report = |progress: Progress| {
+        let what = format!("{name}: {}, {}", progress.stage, progress.counted());
+        step.counts(&what, progress.done_bytes, progress.total_bytes);
+    };
     let image = image.build(&mut report).map_err(failed)?;
     image
         .write_layout(layout, Some(name), &mut report)
         .map_err(failed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_entrypoint_can_be_run_by_everybody() {
-        let tree = tempfile::tempdir().unwrap();
-        place(tree.path(), ENTRYPOINT, "#!/bin/sh\n").unwrap();
-        let script = tree.path().join("usr/local/bin/docker-entrypoint.sh");
-        for path in [script.as_path(), script.parent().unwrap()] {
-            let mode = fs::metadata(path).unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o755, "{}", path.display());
-        }
-    }
 }

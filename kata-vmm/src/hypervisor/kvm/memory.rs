@@ -1,6 +1,6 @@
 //! Guest memory: a file in memory, mapped here and given to KVM.
 //!
-//! Owns the file, its mapping and the memory slots. Fresh memory is mapped shared, so that devices in other
+//! Owns the mapping and the memory slots. Fresh memory is mapped shared, so that devices in other
 //! processes see it too; memory that comes from a template is mapped privately: the guest's writes stay its
 //! own. It must not know what is in it.
 #![expect(
@@ -14,12 +14,10 @@ use std::io;
 use kata_virtio::Memory;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use rustix::fs::{MemfdFlags, Mode, OFlags, ftruncate, openat};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
-};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+
+use crate::hypervisor::guest_memory;
 
 /// Where the contents come from.
 #[derive(Debug)]
@@ -46,7 +44,7 @@ impl Ram {
     pub(super) fn new(ranges: &[(GuestAddress, u64)], contents: Contents) -> io::Result<Self> {
         let total = ranges.iter().map(|(_, bytes)| bytes).sum();
         let (file, flags) = match contents {
-            Contents::Fresh => (largest_pages(total)?, libc::MAP_SHARED),
+            Contents::Fresh => (guest_memory::fresh(total)?, libc::MAP_SHARED),
             Contents::Template(file) => (file, libc::MAP_PRIVATE),
         };
         if file.metadata()?.len() < total {
@@ -79,12 +77,7 @@ impl Ram {
 
     /// Bytes that the host has given to its file; private copies of a template's pages are not among them.
     pub(super) fn resident_bytes(&self) -> Option<u64> {
-        /// What `st_blocks` counts (inode(7)).
-        const BLOCK_BYTES: u64 = 512;
-        let stat = rustix::fs::fstat(&self.file).ok()?;
-        u64::try_from(stat.st_blocks)
-            .ok()
-            .map(|blocks| blocks * BLOCK_BYTES)
+        guest_memory::resident_bytes(&self.file)
     }
 
     /// Gives it to a VM, a slot for each range. The VM must be dropped before.
@@ -106,45 +99,6 @@ impl Ram {
         }
         Ok(())
     }
-}
-
-/// A file with pages of 2 MiB if this process may have them, else one without.
-fn largest_pages(bytes: u64) -> io::Result<File> {
-    huge(bytes).or_else(|cause| {
-        log::info!("guest memory has pages of 4 KiB only: no file system for larger ones: {cause}");
-        fresh(bytes)
-    })
-}
-
-/// A file in a file system of its own that takes pages of 2 MiB where it can (Linux
-/// Documentation/admin-guide/mm/transhuge.rst, `huge=`), which only a caller with CAP_SYS_ADMIN can make: a
-/// memfd takes them only where the whole host says so. Each page that the guest meets for the first time is a
-/// fault, and so there are five hundred times fewer.
-fn huge(bytes: u64) -> rustix::io::Result<File> {
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(&context, "huge", "within_size")?;
-    fsconfig_create(&context)?;
-    let mount = fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_NOEXEC,
-    )?;
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file = openat(&mount, ".", flags, Mode::RUSR | Mode::WUSR)?;
-    ftruncate(&file, bytes)?;
-    Ok(File::from(file))
-}
-
-/// A file in memory that cannot shrink under a mapping.
-fn fresh(bytes: u64) -> io::Result<File> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = File::from(rustix::fs::memfd_create("guest-memory", flags)?);
-    file.set_len(bytes)?;
-    rustix::fs::fcntl_add_seals(
-        &file,
-        rustix::fs::SealFlags::SHRINK | rustix::fs::SealFlags::GROW | rustix::fs::SealFlags::SEAL,
-    )?;
-    Ok(file)
 }
 
 #[cfg(test)]
@@ -169,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_template_is_read_and_never_written() {
-        let mut file = fresh(2 * PAGE).unwrap();
+        let mut file = guest_memory::fresh(2 * PAGE).unwrap();
         file.write_all(b"template").unwrap();
         let ranges = [(GuestAddress(0), 2 * PAGE)];
         let one = Ram::new(&ranges, Contents::Template(file.try_clone().unwrap())).unwrap();

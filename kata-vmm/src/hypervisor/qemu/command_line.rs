@@ -18,6 +18,8 @@ pub(super) struct Plan<'a> {
     /// The frequency of the counter that a guest in software sees, in kHz; `None` on KVM, whose guests
     /// are told by kvm-clock.
     pub(super) timestamp_counter_khz: Option<u64>,
+    /// The descriptor of the guest's memory.
+    pub(super) memory: RawFd,
     /// The kernel's descriptor.
     pub(super) kernel: RawFd,
     /// The initramfs's.
@@ -79,10 +81,15 @@ fn machine(line: &mut Line, plan: &Plan<'_>) {
     };
     line.add("-smp", vcpus.to_string());
     line.add("-m", format!("{}M", memory.0));
-    // Shared, so that devices in other processes see it.
+    // A file of ours: one that QEMU makes has pages of 4 KiB. Shared, so that devices in other processes see it;
+    // aligned, so that large pages can be mapped.
+    let file = format!("mem-path=/proc/self/fd/{}", plan.memory);
     line.add(
         "-object",
-        format!("memory-backend-memfd,id=mem,size={}M,share=on", memory.0),
+        format!(
+            "memory-backend-file,id=mem,size={}M,{file},share=on,align=2M",
+            memory.0
+        ),
     );
     // Without it QEMU's virtio-mmio is the draft before VIRTIO 1.0.
     line.add("-global", "virtio-mmio.force-legacy=false");
@@ -223,6 +230,7 @@ mod tests {
             machine,
             accelerator,
             timestamp_counter_khz: (accelerator == Accelerator::Tcg).then_some(2_596_124),
+            memory: 15,
             kernel: 10,
             initramfs: 11,
             disks,
@@ -252,7 +260,7 @@ mod tests {
 -cpu max
 -smp 1
 -m 128M
--object memory-backend-memfd,id=mem,size=128M,share=on
+-object memory-backend-file,id=mem,size=128M,mem-path=/proc/self/fd/15,share=on,align=2M
 -global virtio-mmio.force-legacy=false
 -nodefaults
 -no-user-config
@@ -290,7 +298,7 @@ noreplace-smp no_timer_check tsc=reliable tsc_early_khz=2596124",
 -cpu host
 -smp 2
 -m 128M
--object memory-backend-memfd,id=mem,size=128M,share=on
+-object memory-backend-file,id=mem,size=128M,mem-path=/proc/self/fd/15,share=on,align=2M
 -global virtio-mmio.force-legacy=false
 -nodefaults
 -no-user-config
@@ -336,6 +344,7 @@ noreplace-smp no_timer_check tsc=reliable tsc_early_khz=2596124",
                 machine: &machine,
                 accelerator,
                 timestamp_counter_khz: khz,
+                memory: 15,
                 kernel: 10,
                 initramfs: 11,
                 disks: Vec::new(),

@@ -18,6 +18,7 @@ mod qmp;
 mod rendezvous;
 mod timestamp_counter;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -35,6 +36,7 @@ use self::rendezvous::Rendezvous;
 use self::timestamp_counter::Measurement;
 use super::child::{Child, Status};
 use super::devices::{self, Named};
+use super::guest_memory;
 use super::limits::unsupported;
 use super::sockets::Sockets;
 use super::tail::TailReader;
@@ -74,6 +76,8 @@ pub(super) struct Emulator {
     /// Those that QEMU has not connected to yet.
     expected: Vec<Expected>,
     meters: Vec<Metered>,
+    /// The guest's.
+    memory: File,
     start: Instant,
     /// Product and version, from the greeting.
     version: String,
@@ -118,6 +122,7 @@ impl Emulator {
             vsock,
             meter,
         } = connect(machine)?;
+        let (memory, theirs) = memory(machine).map_err(|cause| failure("make guest memory", &cause))?;
         let kernel = files.duplicate(boot.kernel)?;
         let initramfs = files.duplicate(boot.initramfs)?;
         let mut meters = vec![("vsock".to_owned(), meter)];
@@ -127,6 +132,7 @@ impl Emulator {
             machine,
             accelerator: boot.accelerator,
             timestamp_counter_khz: measurement.map(|measurement| measurement.khz()),
+            memory: theirs.as_raw_fd(),
             kernel: kernel.as_raw_fd(),
             initramfs: initramfs.as_raw_fd(),
             disks: ends(&disks),
@@ -137,7 +143,7 @@ impl Emulator {
         };
         let arguments = command_line::arguments(&plan);
         log::debug!("{} {arguments:?}", boot.binary.display());
-        let mut kept = vec![kernel, initramfs, qmp.1.into(), console.1.into(), vsock.1];
+        let mut kept = vec![theirs, kernel, initramfs, qmp.1.into(), console.1.into(), vsock.1];
         let (mut served, theirs): (Vec<_>, Vec<_>) = disks.into_iter().unzip();
         served.push(vsock.0);
         kept.extend(theirs);
@@ -152,6 +158,7 @@ impl Emulator {
             served,
             expected,
             meters,
+            memory,
             start,
             version: String::new(),
             phase: Phase::Starting,
@@ -335,6 +342,7 @@ impl Vm for Emulator {
                 .iter()
                 .map(|(name, meter)| DeviceInfo::new(name, meter.figures()))
                 .collect(),
+            resident_bytes: guest_memory::resident_bytes(&self.memory),
             ..MachineInfo::default()
         }
     }
@@ -351,6 +359,13 @@ fn check(machine: &Machine) -> Result<(), LaunchError> {
         return Err(unsupported(format!("{count} disks and network cards"), reason));
     }
     Ok(())
+}
+
+/// The guest's memory, and QEMU's descriptor of it.
+fn memory(machine: &Machine) -> io::Result<(File, OwnedFd)> {
+    let memory = guest_memory::fresh(u64::from(machine.memory.0) << 20)?;
+    let theirs = memory.try_clone()?;
+    Ok((memory, theirs.into()))
 }
 
 /// QEMU's ends of these devices' connections.

@@ -28,6 +28,9 @@ const MAX_NOTES: u64 = 64 << 10;
 const MACHINE: u16 = 62;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
+/// The owners of notes. Every Linux since 5.8 has notes of its own (include/linux/elfnote-lto.h).
+const XEN: &[u8] = b"Xen\0";
+const LINUX: &[u8] = b"Linux\0";
 /// The note with PVH's entry point (Xen, public/elfnote.h).
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 
@@ -36,10 +39,35 @@ const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 pub(super) struct Elf {
     /// In the order of their addresses; they do not overlap.
     pub(super) segments: Vec<Segment>,
-    /// PVH's 32-bit entry, where the kernel has one.
-    pub(super) pvh_entry: Option<u32>,
-    /// The 64-bit entry. With or without it, it is not the lowest address.
-    pub(super) entry: u64,
+    /// The entry that is taken; it is in one of them.
+    pub(super) entry: Entry,
+}
+
+/// Where a kernel starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// PVH's, in 32-bit mode.
+    Pvh(u32),
+    /// The file's own, in 64-bit mode.
+    Long(u64),
+}
+
+/// What the notes tell.
+#[derive(Debug, Default)]
+struct Notes {
+    pvh: Option<u32>,
+    linux: bool,
+}
+
+impl Notes {
+    /// Linux is entered by its own protocol, also where it has PVH's entry: there it first asks 256 times whether Xen
+    /// is the hypervisor (arch/x86/platform/pvh/enlighten.c), and each question is an exit.
+    fn entry(&self, of_file: u64) -> Entry {
+        match self.pvh {
+            Some(entry) if !self.linux => Entry::Pvh(entry),
+            _ => Entry::Long(of_file),
+        }
+    }
 }
 
 /// A part of the file that goes to memory.
@@ -88,21 +116,17 @@ pub(super) fn parse(image: &Image<'_>) -> Result<Elf, KernelError> {
     image.read("program header table", offset, &mut table)?;
 
     let mut segments = Vec::new();
-    let mut pvh_entry = None;
+    let mut notes = Notes::default();
     for (number, header) in table.chunks_exact(PROGRAM_HEADER).map(Fields).enumerate() {
         match header.u32(0) {
             PT_LOAD if header.u64(40) > 0 => segments.push(segment(image, number, &header)?),
-            PT_NOTE if pvh_entry.is_none() => pvh_entry = note(image, &header)?,
+            PT_NOTE => read_notes(image, &header, &mut notes)?,
             _ => {}
         }
     }
     segments.sort_by_key(|segment| segment.address);
-    let elf = Elf {
-        segments,
-        pvh_entry,
-        entry: header.u64(24),
-    };
-    check(elf)
+    let entry = notes.entry(header.u64(24));
+    check(Elf { segments, entry })
 }
 
 fn segment(image: &Image<'_>, number: usize, header: &Fields<'_>) -> Result<Segment, KernelError> {
@@ -133,7 +157,10 @@ fn check(elf: Elf) -> Result<Elf, KernelError> {
             second: pair[1].number,
         });
     }
-    let entry = elf.pvh_entry.map_or(elf.entry, u64::from);
+    let entry = match elf.entry {
+        Entry::Pvh(entry) => entry.into(),
+        Entry::Long(entry) => entry,
+    };
     let holds = |segment: &Segment| (segment.address..segment.end()).contains(&entry);
     if elf.segments.iter().any(holds) {
         Ok(elf)
@@ -142,35 +169,34 @@ fn check(elf: Elf) -> Result<Elf, KernelError> {
     }
 }
 
-/// PVH's entry point, if this segment of notes has it.
-fn note(image: &Image<'_>, header: &Fields<'_>) -> Result<Option<u32>, KernelError> {
+fn read_notes(image: &Image<'_>, header: &Fields<'_>, notes: &mut Notes) -> Result<(), KernelError> {
     let (offset, bytes, alignment) = (header.u64(8), header.u64(32), header.u64(48));
     let length = match usize::try_from(bytes) {
         Ok(length) if bytes <= MAX_NOTES => length,
         _ => return Err(KernelError::NotesTooLong { bytes }),
     };
-    let mut notes = vec![0; length];
-    image.read("note segment", offset, &mut notes)?;
+    let mut segment = vec![0; length];
+    image.read("note segment", offset, &mut segment)?;
     // Four bytes, except in segments that say eight (System V gABI, "Note Section").
-    find_pvh_entry(&notes, if alignment == 8 { 8 } else { 4 })
+    parse_notes(&segment, if alignment == 8 { 8 } else { 4 }, notes)
 }
 
-fn find_pvh_entry(mut notes: &[u8], alignment: usize) -> Result<Option<u32>, KernelError> {
-    while let Some((header, rest)) = notes.split_at_checked(12) {
+fn parse_notes(mut segment: &[u8], alignment: usize, notes: &mut Notes) -> Result<(), KernelError> {
+    while let Some((header, rest)) = segment.split_at_checked(12) {
         let header = Fields(header);
-        let (name, rest) =
-            padded(rest, header.u32(0), alignment).ok_or(KernelError::Notes { bytes: notes.len() })?;
-        let (description, rest) =
-            padded(rest, header.u32(4), alignment).ok_or(KernelError::Notes { bytes: notes.len() })?;
-        if header.u32(8) == XEN_ELFNOTE_PHYS32_ENTRY && name == b"Xen\0" {
-            return match description {
-                [a, b, c, d] | [a, b, c, d, 0, 0, 0, 0] => Ok(Some(u32::from_le_bytes([*a, *b, *c, *d]))),
-                _ => Err(KernelError::PvhNote),
+        let beyond = || KernelError::Notes { bytes: segment.len() };
+        let (name, rest) = padded(rest, header.u32(0), alignment).ok_or_else(beyond)?;
+        let (description, rest) = padded(rest, header.u32(4), alignment).ok_or_else(beyond)?;
+        notes.linux |= name == LINUX;
+        if header.u32(8) == XEN_ELFNOTE_PHYS32_ENTRY && name == XEN {
+            notes.pvh = match description {
+                [a, b, c, d] | [a, b, c, d, 0, 0, 0, 0] => Some(u32::from_le_bytes([*a, *b, *c, *d])),
+                _ => return Err(KernelError::PvhNote),
             };
         }
-        notes = rest;
+        segment = rest;
     }
-    Ok(None)
+    Ok(())
 }
 
 /// The first `length` bytes, and what follows their padding. The padding of the last note may be missing.

@@ -140,12 +140,9 @@ fn load_elf(
         let range = (segment.offset, segment.file_bytes);
         image.copy("segment", range, memory, segment.address)?;
     }
-    let protocol = match elf.pvh_entry {
-        Some(entry) => Protocol::Pvh { entry },
-        None => Protocol::Linux {
-            entry: elf.entry,
-            header: None,
-        },
+    let protocol = match elf.entry {
+        elf::Entry::Pvh(entry) => Protocol::Pvh { entry },
+        elf::Entry::Long(entry) => Protocol::Linux { entry, header: None },
     };
     let end = elf.segments.last().map_or(0, Segment::end);
     Ok(Kernel { protocol, end })

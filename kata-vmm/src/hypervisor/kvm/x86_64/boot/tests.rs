@@ -52,18 +52,28 @@ const NOTE: u64 = 4;
 
 /// Two segments, the entry in the second, and PVH's note in the first, after another note.
 fn pvh() -> Parts {
+    with_note(b"GNU\0", 3)
+}
+
+/// The same, by its notes a Linux.
+fn linux() -> Parts {
+    with_note(b"Linux\0", 0x101)
+}
+
+fn with_note(name: &[u8], kind: u32) -> Parts {
     let mut contents = vec![0xaa; 0x2000];
     let mut notes = Vec::new();
     for (name, kind, description) in [
-        (&b"GNU\0"[..], 3_u32, &[9; 5][..]),
+        (name, kind, &[9; 5][..]),
         (b"Xen\0", 18, &[0x30, 0x0a, 0x20, 0, 0, 0, 0, 0]),
     ] {
         notes.extend(u32::try_from(name.len()).unwrap().to_le_bytes());
         notes.extend(u32::try_from(description.len()).unwrap().to_le_bytes());
         notes.extend(kind.to_le_bytes());
-        notes.extend(name);
-        notes.extend(description);
-        notes.resize(notes.len().next_multiple_of(4), 0);
+        for field in [name, description] {
+            notes.extend(field);
+            notes.resize(notes.len().next_multiple_of(4), 0);
+        }
     }
     contents[0x800..0x800 + notes.len()].copy_from_slice(&notes);
     contents[0x1000..].fill(0xbb);
@@ -207,6 +217,14 @@ fn a_plain_elf_finds_everything_by_the_zero_page() {
 }
 
 /// A walk as the processor does it (Intel SDM 3A §4.5), for the first and last byte of every 2 MiB.
+#[test]
+fn linux_is_entered_by_its_own_protocol_also_where_it_has_the_other() {
+    let memory = memory(&[(0, 64 * MIB)]);
+    let entry = boot(&memory, &linux().bytes(), &[], true).unwrap();
+    assert_eq!(entry, boot(&memory, &plain().bytes(), &[], true).unwrap());
+    assert!(matches!(entry, Entry::Long { rip: 0x20_0100, .. }), "{entry:?}");
+}
+
 #[test]
 fn page_tables_map_the_first_four_gib_to_themselves() {
     let memory = memory(&[(0, 64 * MIB)]);

@@ -1,11 +1,12 @@
 //! An image of a directory, without any container engine: written as a layout, and pushed where that is asked for.
-//! `cargo run --release -p kata-image --example build_image -- ROOTFS_DIRECTORY LAYOUT_DIRECTORY [REFERENCE]`.
+//! `cargo run --release --example build_image -- ROOTFS_DIRECTORY LAYOUT_DIRECTORY [REFERENCE]`.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::error::Error;
 use std::process::ExitCode;
 
-use kata_image::{Image, Reference, Registries};
+use examples::{ImageBar, print_error};
+use kata_sandbox::image::{Image, Reference, Registries};
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
@@ -20,20 +21,14 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprint!("error: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                eprint!(": {error}");
-                cause = error.source();
-            }
-            eprintln!();
+            print_error(error.as_ref());
             ExitCode::FAILURE
         }
     }
 }
 
 fn build(rootfs: &str, layout: &str, reference: Option<&str>) -> Result<(), Box<dyn Error>> {
-    let mut report = |progress| eprint!("\r{progress}        ");
+    let mut bar = ImageBar::new(rootfs);
     let image = Image::builder()
         .directory(rootfs)
         .cmd(["/bin/sh"])
@@ -41,14 +36,17 @@ fn build(rootfs: &str, layout: &str, reference: Option<&str>) -> Result<(), Box<
             "PATH",
             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         )
-        .build(&mut report)?;
-    image.write_layout(layout, Some("latest"), &mut report)?;
-    eprintln!();
+        .build(&mut |progress| bar.report(progress))?;
+    image.write_layout(layout, Some("latest"), &mut |progress| bar.report(progress))?;
+    bar.finish();
     println!("{} is in {layout}", image.digest());
     if let Some(reference) = reference {
+        let mut bar = ImageBar::new(reference);
         let reference: Reference = reference.parse()?;
-        image.push(&Registries::new(), &reference, &mut report)?;
-        eprintln!();
+        image.push(&Registries::new(), &reference, &mut |progress| {
+            bar.report(progress)
+        })?;
+        bar.finish();
         println!("{reference} is {}", image.digest());
     }
     Ok(())
