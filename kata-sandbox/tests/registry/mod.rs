@@ -1,6 +1,7 @@
 //! A registry on loopback that serves the images of `KATA_TEST_IMAGES`, an OCI layout: as much of the OCI distribution
 //! specification as a pull needs. It runs wherever the tests do, in the nested bed too.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

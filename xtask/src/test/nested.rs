@@ -56,6 +56,12 @@ const SELECTION: &[&str] = &[
     "the_exit_code_is_the_code_and_streams_are_apart",
 ];
 
+/// The test program of real software, which stands for what people run: on every backend, once.
+const SOFTWARE: &str = "programs";
+
+/// How many times longer than another test one of its tests takes.
+const SOFTWARE_WEIGHT: usize = 6;
+
 /// Tests about quantity, which a guest inside of an emulated guest has no time for.
 const LONG: &[&str] = &[
     "a_hundred_one_after_another_grow_nothing",
@@ -78,6 +84,18 @@ struct Unit {
     tests: Vec<String>,
 }
 
+impl Unit {
+    /// How long it takes, in tests of the usual length.
+    fn weight(&self) -> usize {
+        let each = if self.program == SOFTWARE {
+            SOFTWARE_WEIGHT
+        } else {
+            1
+        };
+        self.tests.len() * each
+    }
+}
+
 /// What runs, and what does not although it could.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
@@ -97,8 +115,9 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// Whether a test runs on a backend with such a guest.
-    fn wants(&self, backend: Backend, (kernel, vcpus): (GuestKernel, u8), name: &str) -> bool {
+    /// Whether a test of a program runs on a backend with such a guest.
+    fn wants(&self, backend: Backend, guest: (GuestKernel, u8), program: &str, name: &str) -> bool {
+        let (kernel, vcpus) = guest;
         // Who names tests or a backend means them.
         if self.extent == Extent::Full || self.filter.is_some() {
             return true;
@@ -108,7 +127,7 @@ impl Asked<'_> {
         }
         let best = self.backend.is_some() || BACKENDS.first() == Some(&backend);
         let whole = best && vcpus == 1 && !LONG.contains(&name);
-        whole || SELECTION.contains(&name)
+        whole || SELECTION.contains(&name) || (vcpus == 1 && program == SOFTWARE)
     }
 }
 
@@ -139,7 +158,7 @@ impl Plan {
                 .iter()
                 .filter_map(|test| Some((test, test.strip_prefix(&module)?)))
                 .filter(|(test, _)| asked.filter.is_none_or(|part| test.contains(part)))
-                .partition(|(_, name)| asked.wants(backend, guest, name));
+                .partition(|(_, name)| asked.wants(backend, guest, &program.name, name));
             if !others.is_empty() {
                 let place = (backend.name(), vcpus, kernel.label());
                 *self.left_out.entry(place).or_default() += others.len();
@@ -182,10 +201,10 @@ impl Plan {
     /// The work of so many beds, about the same for each.
     fn shares(&self, beds: usize) -> Vec<Vec<&Unit>> {
         let mut units: Vec<&Unit> = self.units.iter().collect();
-        units.sort_by_key(|unit| std::cmp::Reverse(unit.tests.len()));
+        units.sort_by_key(|unit| std::cmp::Reverse(unit.weight()));
         let mut shares = vec![Vec::new(); beds];
         for unit in units {
-            let load = |share: &Vec<&Unit>| share.iter().map(|unit| unit.tests.len()).sum::<usize>();
+            let load = |share: &Vec<&Unit>| share.iter().map(|unit| unit.weight()).sum::<usize>();
             if let Some(least) = shares.iter_mut().min_by_key(|share| load(share)) {
                 least.push(unit);
             }
@@ -325,6 +344,8 @@ fn script(share: &[&Unit]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::super::programs::Program;
     use super::*;
 
@@ -362,6 +383,21 @@ mod tests {
         assert_eq!(tests(&plan), [(1, 2), (2, 1), (1, 1)]);
         assert_eq!(plan.omissions().len(), 3);
         assert!(plan.omissions()[2].contains("2 test(s) on qemu_kvm with 2 vCPU and the tailored kernel"));
+    }
+
+    #[test]
+    fn real_software_runs_once_on_every_backend_and_counts_for_its_length() {
+        let tests_of_the_sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kata-sandbox/tests");
+        assert!(tests_of_the_sdk.join(SOFTWARE).with_extension("rs").is_file());
+        let mut programs = programs();
+        programs.tests[0].name = SOFTWARE.to_owned();
+        let all = Asked {
+            backend: None,
+            ..asked(Extent::Normal)
+        };
+        let plan = Plan::new(&programs, all);
+        assert_eq!(tests(&plan), [(1, 3), (2, 1), (1, 1)]);
+        assert_eq!(plan.units[0].weight(), 3 * SOFTWARE_WEIGHT);
     }
 
     #[test]

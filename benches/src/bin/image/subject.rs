@@ -1,9 +1,9 @@
-//! The image that is pulled: three layers of real software, packed with gzip as most images are, some 120 MB when
+//! The image that is pulled: three layers of real software, packed with gzip as most images are, some 110 MB when
 //! they are unpacked. How it is measured, it must not know.
 //!
 //! ```text
 //!  root filesystem, without what slim images leave out ─► layer 1
-//!  images of the tests: python, redis                  ─► layers 2 and 3
+//!  images of the tests: nginx, redis                  ─► layers 2 and 3
 //! ```
 
 use std::error::Error;
@@ -26,7 +26,7 @@ const LEFT_OUT: [&str; 7] = [
 ];
 
 /// Images of the tests, each of whose last layer is taken.
-const PROGRAMS: [&str; 2] = ["python", "redis"];
+const PROGRAMS: [&str; 2] = ["nginx", "redis"];
 
 /// What is in the registry.
 #[derive(Debug, Clone)]
@@ -55,13 +55,13 @@ impl Subject {
             archives.push(unpack_last_layer(images, name, work)?);
         }
         let mut unpacked_bytes = 0;
-        let mut builder = Image::builder().temporary_directory(work).cmd(["python3"]);
+        let mut builder = Image::builder().temporary_directory(work).cmd(["redis-server"]);
         for archive in &archives {
             unpacked_bytes += archive.metadata()?.len();
             builder = builder.archive(archive);
         }
         let image = builder.build(&mut |_| ())?;
-        let reference: Reference = format!("{host}/bench/python:1").parse()?;
+        let reference: Reference = format!("{host}/bench/servers:1").parse()?;
         image.push(&Registries::new(), &reference, &mut |_| ())?;
         Ok(Self {
             reference: reference.to_string(),
