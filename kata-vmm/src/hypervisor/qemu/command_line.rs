@@ -77,7 +77,11 @@ fn machine(line: &mut Line, plan: &Plan<'_>) {
     match plan.accelerator {
         Accelerator::Kvm => line.add("-accel", "kvm").add("-cpu", "host"),
         // The cache of translated code is bounded (MiB): by default it may grow to an eighth of the host.
-        Accelerator::Tcg => line.add("-accel", "tcg,tb-size=128").add("-cpu", "max"),
+        // Processors take turns on one thread: with a thread for each, QEMU before 8.1 now and then runs what
+        // another processor has just patched away, and the kernel dies of a breakpoint that is not there.
+        Accelerator::Tcg => line
+            .add("-accel", "tcg,thread=single,tb-size=128")
+            .add("-cpu", "max"),
     };
     line.add("-smp", vcpus.to_string());
     line.add("-m", format!("{}M", memory.0));
@@ -160,6 +164,9 @@ fn kernel_words(plan: &Plan<'_>) -> Vec<String> {
         // The only other clock loses ticks on a loaded host. A kernel that compares the two takes the good
         // one for bad, and is left with a clock that is slow and has a resolution of 4 ms.
         words.push("tsc=reliable");
+        // CMPXCHG16B of QEMU before 8.0 leaves an operand where the flags should be. An interrupt right behind it
+        // returns with them, and the kernel allocates memory with it. Programs of the guest still have it.
+        words.push("clearcpuid=cx16");
     }
     let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();
     if let Some(khz) = plan.timestamp_counter_khz {
@@ -256,7 +263,7 @@ mod tests {
             "\
 -name kata-webaccelkvm-S1,debug-threads=on
 -machine microvm,acpi=on,rtc=on,pic=off,pit=off,x-option-roms=off,memory-backend=mem
--accel tcg,tb-size=128
+-accel tcg,thread=single,tb-size=128
 -cpu max
 -smp 1
 -m 128M
@@ -276,7 +283,7 @@ mod tests {
 -kernel /proc/self/fd/10
 -initrd /proc/self/fd/11
 -append console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests initcall_blacklist=jent_mod_init dummy.numdummies=0 \
-noreplace-smp no_timer_check tsc=reliable tsc_early_khz=2596124",
+noreplace-smp no_timer_check tsc=reliable clearcpuid=cx16 tsc_early_khz=2596124",
         );
     }
 
@@ -362,7 +369,7 @@ noreplace-smp no_timer_check tsc=reliable tsc_early_khz=2596124",
         );
         assert_eq!(
             words(2, Accelerator::Tcg, Some(2_000_000)),
-            format!("{common} no_timer_check tsc=reliable tsc_early_khz=2000000")
+            format!("{common} no_timer_check tsc=reliable clearcpuid=cx16 tsc_early_khz=2000000")
         );
     }
 }
