@@ -205,7 +205,7 @@ fn a_person_types_resizes_interrupts_and_leaves() {
     terminal.type_in("stty size; echo $TERM\r");
     terminal.until("30 100\r\nxterm-256color\r\n");
 
-    terminal.type_in("trap 'stty size; trap - WINCH' WINCH; echo re''ady; sleep 1000 & wait; kill %1\r");
+    terminal.type_in("sh -c \"trap 'stty size; exit' WINCH; sleep 1000 & echo re''ady; wait\"\r");
     terminal.until("ready\r\n");
     terminal.resize(41, 132);
     terminal.until("41 132\r\n");
