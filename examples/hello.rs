@@ -6,11 +6,10 @@
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::error::Error;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use examples::{ImageBar, print_error};
-use kata_sandbox::image::{ImageSource, Pull, Store};
+use examples::{fetch, print_error};
 use kata_sandbox::report::{Info, Usage};
 use kata_sandbox::{Container, Output, Sandbox};
 
@@ -55,16 +54,6 @@ async fn fetch_and_run(image: OsString) -> Result<Output, Box<dyn Error + Send +
     let fetched = tokio::task::spawn_blocking(move || fetch(&name));
     fetched.await??;
     Ok(hello(Container::new(image).args(["sh", "-c", SCRIPT])).await?)
-}
-
-/// Puts the image into the store, where the sandbox finds it; without this it would do the same, without a word.
-fn fetch(image: &OsStr) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let store = Store::open(Store::default_directory()?)?;
-    let mut bar = ImageBar::new(image.display().to_string());
-    let source = ImageSource::detect(image)?;
-    store.image(&source, &Pull::default(), &mut |progress| bar.report(progress))?;
-    bar.finish();
-    Ok(())
 }
 
 async fn hello(container: Container) -> Result<Output, kata_sandbox::Error> {

@@ -349,9 +349,11 @@ impl Process {
     /// Sets the terminal's size.
     ///
     /// # Errors
-    /// Unsupported without a terminal.
+    /// Unsupported without a terminal; not running, when the process has ended.
     pub(crate) fn resize(&self, size: Winsize) -> Result<(), Failed> {
         match &self.terminal {
+            // Our side of the terminal outlives its process, and would take any size.
+            Some(_) if self.has_ended() => Err(Failed::new(FailureKind::NotRunning, "the process has ended")),
             Some(master) => rustix::termios::tcsetwinsize(master.as_fd(), size)
                 .map_err(|error| Failed::new(FailureKind::NotRunning, format!("terminal: {error}"))),
             None => Err(Failed::new(

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use harness::{Agent, DEADLINE, execution, text};
 use kata_agent_proto::agent::{CloseStdinRequest, TtyWinResizeRequest};
-use kata_agent_proto::oci;
+use kata_agent_proto::{CallError, FailureKind, oci};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -212,6 +212,32 @@ async fn a_terminal_is_resized_and_ended_by_its_character() {
     agent.client.close_stdin(close).await.unwrap();
     assert_eq!(agent.wait("c1", "e").await, Ok(0));
     assert_eq!(text(stdout).await, "40 120\r\nended\r\n");
+}
+
+#[tokio::test]
+async fn a_resize_after_the_end_is_refused_by_kind() {
+    let Some(agent) = Agent::start().await else { return };
+    let (_stdin, stdout) = terminal(&agent, "stty size").await;
+    assert_eq!(agent.wait("c1", "e").await, Ok(0));
+    assert_eq!(text(stdout).await, "30 100\r\n");
+    let resize = TtyWinResizeRequest {
+        container_id: "c1".into(),
+        exec_id: "e".into(),
+        row: 40,
+        column: 120,
+        ..Default::default()
+    };
+    let refused = agent.client.tty_win_resize(resize).await;
+    assert!(
+        matches!(
+            &refused,
+            Err(CallError::Failed {
+                kind: FailureKind::NotRunning,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]

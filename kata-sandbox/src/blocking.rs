@@ -14,7 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::container::{Command, Container, Input};
 use crate::error::{Error, ErrorKind};
 use crate::output::{ExitStatus, Output};
-use crate::process::{Handle, Streams, too_large};
+use crate::process::{Handle, Streams, TerminalSize, too_large};
 use crate::report::{Info, MachineInfo, Stage, Timings, Usage};
 
 /// A microVM with a container in it; see [`crate::Sandbox`].
@@ -160,11 +160,11 @@ impl Drop for Sandbox {
 /// # }
 /// ```
 pub struct Process {
-    /// Standard input, where it was left open; dropping it is end of file.
+    /// Standard input, where it was left open; dropping it is end of file, and ctrl-d for a terminal.
     pub stdin: Option<Box<dyn Write + Send>>,
-    /// Standard output. The process waits when nobody reads.
+    /// Standard output, and with a terminal all that is written to it. The process waits when nobody reads.
     pub stdout: Option<Box<dyn Read + Send>>,
-    /// Standard error. The process waits when nobody reads.
+    /// Standard error; none with a terminal. The process waits when nobody reads.
     pub stderr: Option<Box<dyn Read + Send>>,
     handle: Handle,
     runtime: Arc<Runtime>,
@@ -195,15 +195,18 @@ impl Process {
                 runtime.spawn(crate::process::feed(stream, bytes));
                 None
             }
+            // Only a terminal has a stream for this: closing it types the end.
+            (_, Input::Closed) => None,
             (stream, _) => stream
                 .map(blocking)
                 .transpose()?
                 .map(|s| Box::new(s) as Box<dyn Write + Send>),
         };
+        let stderr = streams.stderr.map(blocking).transpose()?;
         Ok(Self {
             stdin,
             stdout: Some(Box::new(blocking(streams.stdout)?)),
-            stderr: Some(Box::new(blocking(streams.stderr)?)),
+            stderr: stderr.map(|stream| Box::new(stream) as _),
             handle,
             runtime,
             timings,
@@ -232,6 +235,14 @@ impl Process {
     /// As there.
     pub fn kill(&self) -> Result<(), Error> {
         self.signal(9)
+    }
+
+    /// See [`crate::Process::resize`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resize(&self, size: TerminalSize) -> Result<(), Error> {
+        self.runtime.block_on(self.handle.resize(size))
     }
 
     /// See [`crate::Process::output`].

@@ -10,6 +10,8 @@ use kata_image::{Pull, guest};
 use kata_vmm::hypervisor::Backend;
 use kata_vmm::machine::MiB;
 
+use crate::terminal::TerminalSize;
+
 /// Where standard input comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) enum Input {
@@ -30,6 +32,8 @@ pub(crate) struct ProcessSettings {
     pub(crate) cwd: Option<String>,
     pub(crate) user: Option<String>,
     pub(crate) input: Input,
+    /// In place of pipes; none for pipes.
+    pub(crate) terminal: Option<TerminalSize>,
 }
 
 impl ProcessSettings {
@@ -196,6 +200,29 @@ impl Container {
         self
     }
 
+    /// Gives the container's own process a terminal of this size in place of pipes, for programs that a person uses.
+    ///
+    /// All that the process writes arrives in its standard output, with the line ends of a terminal (`\r\n`); there
+    /// is no standard error. What is written to its standard input is typed: control characters act (3 is ctrl-c),
+    /// lines are echoed, and the end of input is typed too, as ctrl-d, which ends a line that was begun and counts as
+    /// the end only after one. `TERM` is `xterm` unless it is given. A container that idles cannot have one.
+    ///
+    /// ```no_run
+    /// use kata_sandbox::process::TerminalSize;
+    /// use kata_sandbox::{Container, Sandbox};
+    ///
+    /// # async fn example() -> Result<(), kata_sandbox::Error> {
+    /// let size = TerminalSize { rows: 24, columns: 80 };
+    /// let output = Sandbox::run(Container::new("debian.tar").args(["stty", "size"]).terminal(size)).await?;
+    /// assert_eq!(output.stdout, b"24 80\r\n");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn terminal(mut self, size: TerminalSize) -> Self {
+        self.process.terminal = Some(size);
+        self
+    }
+
     /// The host name that the container sees. Default: the sandbox's name.
     pub fn hostname(mut self, name: impl Into<String>) -> Self {
         self.hostname = Some(name.into());
@@ -335,6 +362,24 @@ impl Command {
     /// Leaves standard input open for [`Process::stdin`](crate::Process::stdin).
     pub fn stdin_piped(mut self) -> Self {
         self.process.input = Input::Piped;
+        self
+    }
+
+    /// Gives the program a terminal of this size in place of pipes, as [`Container::terminal`].
+    ///
+    /// ```no_run
+    /// use kata_sandbox::process::TerminalSize;
+    /// use kata_sandbox::{Command, Sandbox};
+    ///
+    /// # async fn example(sandbox: Sandbox) -> Result<(), kata_sandbox::Error> {
+    /// let size = TerminalSize { rows: 24, columns: 80 };
+    /// let shell = sandbox.exec(Command::new("sh").terminal(size).stdin_piped()).await?;
+    /// assert!(shell.stderr.is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn terminal(mut self, size: TerminalSize) -> Self {
+        self.process.terminal = Some(size);
         self
     }
 }

@@ -27,6 +27,7 @@ fn process(container: &Container, image: &ImageConfig) -> ProcessSettings {
             .clone()
             .or_else(|| Some(image.user.clone()).filter(|user| !user.is_empty())),
         input: given.input.clone(),
+        terminal: given.terminal,
     }
 }
 

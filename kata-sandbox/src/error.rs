@@ -64,7 +64,7 @@ pub enum ErrorKind {
     Stopped,
     /// The container or process does not exist (any more).
     NotFound,
-    /// The call does not fit the state: starting twice, exec before start.
+    /// The call does not fit the state: starting twice, exec before start, resizing what has no terminal.
     InvalidState,
     /// The operating system refused something of its own accord: descriptors, processes, memory.
     Io,

@@ -25,6 +25,8 @@
 //!   own and nothing of the host.
 //! - **Process**: the container's own program, or one that [`exec`](Sandbox::exec) added. Its streams
 //!   are connections into the guest; its end is its exit, not the end of its output.
+//! - **Terminal**: what a process has in place of three streams where a person sits in front of it
+//!   ([`Container::terminal`], [`Command::terminal`]).
 //! - **Image**: where the root filesystem comes from, and what its author says about its containers. Its layers
 //!   are turned into read-only EROFS images once and cached ([`image`]); what a container writes stays in the
 //!   guest's memory, or on a disk of its own, and dies with it unless it is kept.
@@ -59,18 +61,19 @@ mod link;
 mod output;
 mod plan;
 mod prepare;
-mod process;
+pub mod process;
 mod questions;
 pub mod report;
 mod sandbox;
 mod spec;
 mod supervise;
+mod terminal;
 mod usage;
 
 pub use container::{Command, Container};
 pub use error::{Error, ErrorKind};
 pub use kata_vmm::hypervisor::Backend;
 pub use kata_vmm::machine::MiB;
-pub use output::{ExitStatus, Output};
+pub use output::Output;
 pub use process::Process;
 pub use sandbox::Sandbox;

@@ -57,6 +57,7 @@ pub(crate) fn plan(
 ) -> Result<Plan, Error> {
     check_machine(container)?;
     check_process(&container.process, true)?;
+    check_terminal(&container.process)?;
     let selection = select(container.backend, capabilities).map_err(|cause| {
         Error::new(
             ErrorKind::Unsupported,
@@ -164,6 +165,16 @@ pub(crate) fn check_process(process: &ProcessSettings, may_be_idle: bool) -> Res
         Some(cwd) if !cwd.starts_with('/') || cwd.contains('\0') => Err(invalid(format!(
             "working directory {cwd:?} is not an absolute path"
         ))),
+        _ => Ok(()),
+    }
+}
+
+/// A terminal that nobody would have is a mistake, not something to leave out.
+fn check_terminal(process: &ProcessSettings) -> Result<(), Error> {
+    match (process.args.is_empty(), process.terminal) {
+        (true, Some(_)) => Err(invalid(
+            "a container that idles has no process for a terminal; give it to the commands of exec",
+        )),
         _ => Ok(()),
     }
 }

@@ -1,27 +1,32 @@
-//! A running process of a container: its streams, its signals, its end.
+//! A running process of a container: its streams, its terminal, its signals, its end.
+//!
+//! [`Process`] is at the crate's root too. Must not know how a process is started.
 
 use std::fmt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kata_agent_proto::agent::{SignalProcessRequest, WaitProcessRequest};
+use kata_agent_proto::agent::{SignalProcessRequest, TtyWinResizeRequest, WaitProcessRequest};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::container::Input;
+use crate::container::{Input, ProcessSettings};
 use crate::error::{Error, ErrorKind};
 use crate::link::Link;
-use crate::output::{ExitStatus, Output};
+pub use crate::output::ExitStatus;
+use crate::output::Output;
 use crate::report::{Stage, Timings, Usage};
 use crate::spec::CONTAINER_ID;
+pub use crate::terminal::TerminalSize;
 
 /// The host's ends of a process's standard streams.
 #[derive(Debug)]
 pub(crate) struct Streams {
     pub(crate) stdin: Option<StdUnixStream>,
     pub(crate) stdout: StdUnixStream,
-    pub(crate) stderr: StdUnixStream,
+    /// None with a terminal.
+    pub(crate) stderr: Option<StdUnixStream>,
 }
 
 /// The ports by which the agent knows the streams; 0 is none.
@@ -33,17 +38,18 @@ pub(crate) struct Ports {
 }
 
 impl Streams {
-    /// Connects the streams that a process with this input has.
-    pub(crate) async fn connect(link: &Link, input: &Input, stage: Stage) -> Result<(Self, Ports), Error> {
-        let (stdin_port, stdin) = match input {
-            Input::Closed => (0, None),
-            Input::Bytes(_) | Input::Piped => {
-                let (port, stream) = link.stream(stage).await?;
-                (port, Some(stream))
-            }
-        };
+    /// Connects the streams that a process with these settings has.
+    pub(crate) async fn connect(
+        link: &Link,
+        settings: &ProcessSettings,
+        stage: Stage,
+    ) -> Result<(Self, Ports), Error> {
+        let has_terminal = settings.terminal.is_some();
+        // A pipe without a writer is at its end; a terminal's end has to be typed.
+        let has_input = has_terminal || settings.input != Input::Closed;
+        let (stdin_port, stdin) = optional(link, has_input, stage).await?;
         let (stdout_port, stdout) = link.stream(stage).await?;
-        let (stderr_port, stderr) = link.stream(stage).await?;
+        let (stderr_port, stderr) = optional(link, !has_terminal, stage).await?;
         let ports = Ports {
             stdin: stdin_port,
             stdout: stdout_port,
@@ -57,6 +63,17 @@ impl Streams {
             },
             ports,
         ))
+    }
+}
+
+/// A stream and its port where one is needed, and port 0 where none is.
+async fn optional(link: &Link, is_needed: bool, stage: Stage) -> Result<(u32, Option<StdUnixStream>), Error> {
+    match is_needed {
+        true => link
+            .stream(stage)
+            .await
+            .map(|(port, stream)| (port, Some(stream))),
+        false => Ok((0, None)),
     }
 }
 
@@ -82,11 +99,11 @@ impl Streams {
 /// # }
 /// ```
 pub struct Process {
-    /// Standard input, where it was left open; dropping it is end of file.
+    /// Standard input, where it was left open; dropping it is end of file, and ctrl-d for a terminal.
     pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
-    /// Standard output. The process waits when nobody reads.
+    /// Standard output, and with a terminal all that is written to it. The process waits when nobody reads.
     pub stdout: Option<Box<dyn AsyncRead + Send + Unpin>>,
-    /// Standard error. The process waits when nobody reads.
+    /// Standard error; none with a terminal. The process waits when nobody reads.
     pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
     pub(crate) handle: Handle,
     pub(crate) timings: Timings,
@@ -107,6 +124,7 @@ pub(crate) struct Handle {
     pub(crate) exec_id: String,
     /// The most that is collected of one stream.
     pub(crate) output_limit_bytes: u64,
+    pub(crate) has_terminal: bool,
 }
 
 impl Handle {
@@ -147,6 +165,23 @@ impl Handle {
             .await?;
         Ok(())
     }
+
+    pub(crate) async fn resize(&self, size: TerminalSize) -> Result<(), Error> {
+        if !self.has_terminal {
+            let message = "cannot resize the terminal: the process was started without one";
+            return Err(Error::new(ErrorKind::InvalidState, Stage::Exit, message));
+        }
+        let request = TtyWinResizeRequest {
+            container_id: CONTAINER_ID.into(),
+            exec_id: self.exec_id.clone(),
+            row: size.rows.into(),
+            column: size.columns.into(),
+            ..TtyWinResizeRequest::default()
+        };
+        let call = self.link.client.tty_win_resize(request);
+        self.link.call(Stage::Exit, "resize the terminal", call).await?;
+        Ok(())
+    }
 }
 
 impl Process {
@@ -163,12 +198,15 @@ impl Process {
                 tokio::spawn(feed(stream, bytes));
                 None
             }
+            // Only a terminal has a stream for this: closing it types the end.
+            (_, Input::Closed) => None,
             (stream, _) => stream.map(|stream| Box::new(stream) as Box<dyn AsyncWrite + Send + Unpin>),
         };
+        let stderr = streams.stderr.map(UnixStream::from_std).transpose()?;
         Ok(Self {
             stdin,
             stdout: Some(Box::new(UnixStream::from_std(streams.stdout)?)),
-            stderr: Some(Box::new(UnixStream::from_std(streams.stderr)?)),
+            stderr: stderr.map(|stream| Box::new(stream) as _),
             handle,
             timings,
         })
@@ -198,6 +236,28 @@ impl Process {
     /// As [`signal`](Self::signal).
     pub async fn kill(&self) -> Result<(), Error> {
         self.signal(9).await
+    }
+
+    /// Gives the terminal another size; the programs in it are told (SIGWINCH).
+    ///
+    /// ```no_run
+    /// use kata_sandbox::process::TerminalSize;
+    /// use kata_sandbox::{Container, Sandbox};
+    ///
+    /// # async fn example() -> Result<(), kata_sandbox::Error> {
+    /// let size = TerminalSize { rows: 24, columns: 80 };
+    /// let container = Container::new("debian.tar").args(["bash"]).terminal(size).stdin_piped();
+    /// let sandbox = Sandbox::boot(container).await?;
+    /// let shell = sandbox.spawn().await?;
+    /// shell.resize(TerminalSize { rows: 50, columns: 132 }).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidState`] for a process that was started without a terminal, and when it has ended.
+    pub async fn resize(&self, size: TerminalSize) -> Result<(), Error> {
+        self.handle.resize(size).await
     }
 
     /// Closes standard input, reads both outputs to their ends and waits for the exit.

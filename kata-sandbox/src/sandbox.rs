@@ -10,7 +10,7 @@ use kata_vmm::hypervisor::{Capabilities, probe};
 use tokio::sync::oneshot;
 
 use crate::connect::{Connected, connect};
-use crate::container::{Command, Container, Input};
+use crate::container::{Command, Container, Input, ProcessSettings};
 use crate::error::{Error, ErrorKind};
 use crate::host::Ready;
 use crate::launch::launch;
@@ -286,16 +286,17 @@ impl Sandbox {
         start_container(&self.link).await?;
         let mut timings = self.info.timings.clone();
         timings.mark(Stage::Start);
-        let handle = self.handle(CONTAINER_ID.into());
+        let handle = self.handle(CONTAINER_ID.into(), &self.container.process);
         Ok((handle, streams, timings))
     }
 
-    fn handle(&self, exec_id: String) -> Handle {
+    fn handle(&self, exec_id: String, settings: &ProcessSettings) -> Handle {
         let output_limit_bytes = self.container.output_limit.bytes();
         Handle {
             link: Arc::clone(&self.link),
             exec_id,
             output_limit_bytes,
+            has_terminal: settings.terminal.is_some(),
         }
     }
 
@@ -303,7 +304,7 @@ impl Sandbox {
         check_process(&command.process, false)?;
         let mut timings = Timings::begin();
         let exec_id = format!("exec{}", self.next_exec.fetch_add(1, Ordering::Relaxed));
-        let (streams, ports) = Streams::connect(&self.link, &command.process.input, Stage::Start).await?;
+        let (streams, ports) = Streams::connect(&self.link, &command.process, Stage::Start).await?;
         let mut request = spec::exec_request(&self.container.process, &command.process, exec_id.clone());
         request.stdin_port = ports.stdin;
         request.stdout_port = ports.stdout;
@@ -311,7 +312,7 @@ impl Sandbox {
         let call = self.link.client.exec_process(request);
         self.link.call(Stage::Start, "run the command", call).await?;
         timings.mark(Stage::Start);
-        Ok((self.handle(exec_id), streams, timings))
+        Ok((self.handle(exec_id, &command.process), streams, timings))
     }
 }
 
@@ -322,7 +323,7 @@ async fn create(link: &Link, plan: &Plan, container: &Container) -> Result<Optio
     let streams = if is_idle {
         None
     } else {
-        let (streams, ports) = Streams::connect(link, &container.process.input, Stage::Create).await?;
+        let (streams, ports) = Streams::connect(link, &container.process, Stage::Create).await?;
         request.stdin_port = ports.stdin;
         request.stdout_port = ports.stdout;
         request.stderr_port = ports.stderr;

@@ -5,16 +5,20 @@
 
 use kata_agent_proto::agent::{CreateContainerRequest, ExecProcessRequest, Storage, StringUser};
 use kata_agent_proto::oci::{
-    Linux, LinuxCapabilities, LinuxNamespace, Mount, POSIXRlimit, Process, Root, Spec,
+    Box as ConsoleSize, Linux, LinuxCapabilities, LinuxNamespace, Mount, POSIXRlimit, Process, Root, Spec,
 };
 use protobuf::MessageField;
 
 use crate::container::{Container, Input, ProcessSettings, Writable};
+use crate::terminal::TerminalSize;
 
 /// Serial of the disk that a container writes to.
 pub(crate) const WRITABLE_SERIAL: &str = "writable";
 /// The one container of a sandbox, so far.
 pub(crate) const CONTAINER_ID: &str = "main";
+
+/// What docker says of the terminals that it makes (moby `oci/oci.go`, container environment).
+const DEFAULT_TERM: &str = "xterm";
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -93,6 +97,7 @@ pub(crate) fn exec_request(
         cwd: command.cwd.clone().or_else(|| container.cwd.clone()),
         user: command.user.clone().or_else(|| container.user.clone()),
         input: Input::Closed,
+        terminal: command.terminal,
     };
     ExecProcessRequest {
         container_id: CONTAINER_ID.into(),
@@ -189,8 +194,12 @@ fn process(settings: &ProcessSettings) -> Process {
         .iter()
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
-    if !settings.env.iter().any(|(name, _)| name == "PATH") {
+    let is_given = |wanted: &str| settings.env.iter().any(|(name, _)| name == wanted);
+    if !is_given("PATH") {
         env.insert(0, format!("PATH={DEFAULT_PATH}"));
+    }
+    if settings.terminal.is_some() && !is_given("TERM") {
+        env.push(format!("TERM={DEFAULT_TERM}"));
     }
     let capabilities = strings(&CAPABILITIES);
     Process {
@@ -210,7 +219,17 @@ fn process(settings: &ProcessSettings) -> Process {
             ..POSIXRlimit::default()
         }],
         no_new_privileges: true,
+        terminal: settings.terminal.is_some(),
+        console_size: settings.terminal.map(console_size).into(),
         ..Process::default()
+    }
+}
+
+fn console_size(size: TerminalSize) -> ConsoleSize {
+    ConsoleSize {
+        height: size.rows.into(),
+        width: size.columns.into(),
+        ..ConsoleSize::default()
     }
 }
 
@@ -314,6 +333,28 @@ mod tests {
             ("www-data", "staff")
         );
         assert_eq!(request.process.args, ["ls"]);
+    }
+
+    #[test]
+    fn a_terminal_has_a_size_and_a_kind_that_the_caller_may_replace() {
+        let size = TerminalSize { rows: 3, columns: 4 };
+        let container = Container::new("i").args(["x"]).terminal(size);
+        let made = process(&container.process);
+        assert!(made.terminal && made.env.contains(&"TERM=xterm".into()));
+        assert_eq!((made.console_size.height, made.console_size.width), (3, 4));
+        let made = process(&container.clone().env("TERM", "vt220").process);
+        assert!(made.env.contains(&"TERM=vt220".into()) && !made.env.contains(&"TERM=xterm".into()));
+
+        // Of two processes each has its own, or none.
+        let plain = exec_request(
+            &container.process,
+            &crate::Command::new("ls").process,
+            "e1".into(),
+        );
+        assert!(!plain.process.terminal && plain.process.console_size.is_none());
+        let command = crate::Command::new("ls").terminal(size);
+        let own = exec_request(&Container::new("i").process, &command.process, "e2".into());
+        assert!(own.process.terminal && own.process.env.contains(&"TERM=xterm".into()));
     }
 
     #[test]

@@ -9,7 +9,8 @@
 
 use std::time::Duration;
 
-use kata_sandbox::{ExitStatus, Process, Sandbox};
+use kata_sandbox::process::ExitStatus;
+use kata_sandbox::{Process, Sandbox};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
