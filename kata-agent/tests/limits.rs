@@ -230,11 +230,8 @@ async fn only_what_runs_can_be_paused_and_only_what_is_there_can_be_asked() {
 async fn limits_are_set_at_the_creation_and_changed_later_all_or_none() {
     let Some(agent) = Agent::start().await else { return };
     let api = agent.every_method();
-    let probe = agent.cgroup("").join("hugetlb.2MB.max");
-    if !probe.exists() {
-        eprintln!(
-            "SKIPPED limits_are_set_at_the_creation_and_changed_later_all_or_none: optional: no huge pages in cgroup v2"
-        );
+    let test = "limits_are_set_at_the_creation_and_changed_later_all_or_none";
+    if !has(&agent, "hugetlb.2MB.max", test) {
         return;
     }
     let mut request = agent.container("c1", &[]);
@@ -392,4 +389,75 @@ async fn who_waits_for_want_of_memory_hears_of_the_end_of_the_sandbox() {
     for waiting in waiting {
         assert_eq!(waiting.await.unwrap(), End::NotFound);
     }
+}
+
+/// Whether the machine's cgroup v2 has a file for containers; says so when it has not.
+fn has(agent: &Agent, file: &str, test: &str) -> bool {
+    let there = agent.cgroup("").join(file).exists();
+    if !there {
+        eprintln!("SKIPPED {test}: optional: no {file} in cgroup v2");
+    }
+    there
+}
+
+#[tokio::test]
+async fn every_kill_for_want_of_memory_is_an_event_of_its_container() {
+    let test = "every_kill_for_want_of_memory_is_an_event_of_its_container";
+    let Some(agent) = Agent::start().await else { return };
+    if !has(&agent, "memory.events", test) {
+        return;
+    }
+    let api = agent.every_method();
+    for id in ["one", "other"] {
+        let mut request = agent.container(id, &[]);
+        let resources = linux(&mut request).resources.mut_or_insert_default();
+        resources.memory.mut_or_insert_default().limit = 32 << 20;
+        resources.memory.mut_or_insert_default().swap = 32 << 20;
+        agent.start_container(request).await.unwrap();
+    }
+    let hog = ["sh", "-c", "a=0123456789abcdef; while true; do a=$a$a; done"];
+    for (id, exec_id) in [("one", "e1"), ("one", "e2"), ("other", "e1"), ("one", "e3")] {
+        assert_eq!(agent.exec(id, exec_id, &hog).await.unwrap().0, 137);
+    }
+    // What the removed container had is not lost.
+    agent.remove("other").await.unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        let event = api
+            .get_oom_event(deadline(), &GetOOMEventRequest::new())
+            .await
+            .unwrap();
+        ids.push(event.container_id);
+    }
+    ids.sort();
+    assert_eq!(ids, ["one", "one", "one", "other"]);
+    let figures = stats(&api, "one").await.unwrap();
+    assert!(figures.cgroup_stats.memory_stats.usage.failcnt >= 3);
+    assert_eq!(figures.cgroup_stats.memory_stats.usage.limit, 32 << 20);
+}
+
+#[tokio::test]
+async fn a_number_of_processes_is_held_and_can_be_raised() {
+    let test = "a_number_of_processes_is_held_and_can_be_raised";
+    let Some(agent) = Agent::start().await else { return };
+    if !has(&agent, "pids.max", test) {
+        return;
+    }
+    let api = agent.every_method();
+    let limit = |limit| oci::LinuxResources {
+        pids: Some(oci::LinuxPids {
+            limit,
+            ..Default::default()
+        })
+        .into(),
+        ..Default::default()
+    };
+    let mut request = agent.container("c1", &[]);
+    linux(&mut request).resources = Some(limit(3)).into();
+    agent.start_container(request).await.unwrap();
+    let three = ["sh", "-c", "sleep 0 & sleep 0 & wait; wait"];
+    let (status, _) = agent.exec("c1", "few", &three).await.unwrap();
+    assert_ne!(status, 0, "the init, the shell and one more are all there may be");
+    assert_eq!(update(&api, "c1", limit(-1)).await, End::Done);
+    assert_eq!(agent.exec("c1", "many", &three).await.unwrap().0, 0);
 }
