@@ -16,6 +16,8 @@ use kata_agent_proto::{Failed, FailureKind};
 use tokio::sync::watch;
 
 use crate::exec::NameSpaces;
+use crate::freezer::{Freezer, Pause};
+use crate::oom::Kills;
 use crate::process::Process;
 use crate::reaper::Child;
 
@@ -72,18 +74,31 @@ pub(crate) struct Container {
     init: Arc<Process>,
     launches: Launches,
     started: AtomicBool,
+    freezer: Freezer,
+    kills: Option<Kills>,
+    /// Held while its limits are changed, so that what a failure puts back is its own.
+    pub(crate) updating: tokio::sync::Mutex<()>,
     /// By name; `None` while being made.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
 }
 
 impl Container {
-    pub(crate) fn new(id: String, places: Places, init: Process, launches: Launches) -> Self {
+    pub(crate) fn new(
+        id: String,
+        places: Places,
+        init: Process,
+        launches: Launches,
+        kills: Option<Kills>,
+    ) -> Self {
         Container {
             id,
             places,
             init: Arc::new(init),
             launches,
             started: AtomicBool::new(false),
+            freezer: Freezer::new(),
+            kills,
+            updating: tokio::sync::Mutex::new(()),
             execs: Mutex::new(HashMap::new()),
         }
     }
@@ -128,6 +143,57 @@ impl Container {
 
     fn is_running(&self) -> bool {
         self.started.load(Ordering::Relaxed) && !self.init.has_ended()
+    }
+
+    fn running(&self) -> Result<(), Failed> {
+        if self.is_running() {
+            Ok(())
+        } else {
+            Err(Failed::new(FailureKind::NotRunning, &self.id))
+        }
+    }
+
+    /// Stops all of its processes where they are; returns when they stand still. Twice is once.
+    pub(crate) async fn pause(&self) -> Result<(), Failed> {
+        self.running()?;
+        match self.freezer.pause(&self.places.cgroup).await {
+            Ok(Pause::Frozen) => Ok(()),
+            Ok(Pause::Resumed) => Err(Failed::new(
+                FailureKind::Container,
+                format!("pause: {} was resumed meanwhile", self.id),
+            )),
+            Err(error) => Err(self.freezer_failed("pause", &error)),
+        }
+    }
+
+    /// Lets all of its processes go on. One that is not paused goes on anyway.
+    pub(crate) async fn resume(&self) -> Result<(), Failed> {
+        self.running()?;
+        let resumed = self.freezer.resume(&self.places.cgroup).await;
+        resumed.map_err(|error| self.freezer_failed("resume", &error))
+    }
+
+    fn freezer_failed(&self, what: &str, error: &io::Error) -> Failed {
+        if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) {
+            // It was removed meanwhile.
+            return Failed::new(FailureKind::NotRunning, &self.id);
+        }
+        Failed::new(FailureKind::Container, format!("{what}: {error}"))
+    }
+
+    /// Whether its limits can be changed: also before the start, not after the end.
+    pub(crate) fn check_alive(&self) -> Result<(), Failed> {
+        if self.init.has_ended() {
+            return Err(Failed::new(FailureKind::NotRunning, &self.id));
+        }
+        Ok(())
+    }
+
+    /// Tells of those that were killed for want of memory, to the last one.
+    pub(crate) fn tell_kills(&self) {
+        if let Some(Err(error)) = self.kills.as_ref().map(Kills::tell) {
+            crate::warn(&format!("memory.events of {}: {error}", self.id));
+        }
     }
 
     /// Reserves a name for a process that is being made, and keeps the init.

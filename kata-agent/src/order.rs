@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use kata_agent_proto::{Failed, FailureKind};
 use serde::{Deserialize, Serialize};
 
+use crate::limits::Limits;
+
 /// Longest outcome in bytes: what a pipe takes in one piece.
 pub(crate) const OUTCOME_MAX_BYTES: usize = 4096;
 
@@ -19,6 +21,8 @@ pub(crate) enum Order {
     Create(Create),
     /// Start a further process in a container.
     Exec(Exec),
+    /// Change the limits of a container.
+    Update(Update),
     /// Release what a container had.
     Remove(Remove),
     /// Mount storages that belong to the sandbox.
@@ -60,6 +64,9 @@ pub(crate) struct Create {
     /// Directory of config.json and of the container's state.
     pub(crate) bundle: PathBuf,
     pub(crate) storages: Storages,
+    /// Absolute path of the cgroup's directory.
+    pub(crate) cgroup: PathBuf,
+    pub(crate) limits: Limits,
     /// The OCI specification; without arguments the container idles.
     pub(crate) spec: serde_json::Value,
     pub(crate) user: Option<User>,
@@ -83,6 +90,14 @@ pub(crate) struct Exec {
     pub(crate) console: Option<PathBuf>,
     /// The container's init, which is not waited for before the worker has ended.
     pub(crate) init_pid: i32,
+}
+
+/// Changes the limits of a container.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Update {
+    /// Absolute path of the cgroup's directory.
+    pub(crate) cgroup: PathBuf,
+    pub(crate) limits: Limits,
 }
 
 /// Releases what a container had; its processes are dead or dying.

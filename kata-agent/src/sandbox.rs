@@ -17,8 +17,10 @@ use crate::container::{Container, Launches, Places};
 use crate::exec::{Joiner, NameSpaces, Plan, Target};
 use crate::guest::Guest;
 use crate::launch;
-use crate::order::{Create, Exec, Order, Remove, Storage, Storages, User};
-use crate::process::{Ports, Prepared};
+use crate::limits::Limits;
+use crate::oom::{self, Kills};
+use crate::order::{Create, Exec, Order, Remove, Storage, Storages, Update, User};
+use crate::process::{Ports, Prepared, Process};
 use crate::reaper::Reaper;
 use crate::streams::Unclaimed;
 
@@ -53,6 +55,7 @@ pub(crate) struct Sandbox {
     pub(crate) reaper: Reaper,
     joiner: Joiner,
     pub(crate) unclaimed: Unclaimed,
+    pub(crate) oom: oom::Events,
     names: Mutex<Names>,
     /// `None` while being made or removed.
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
@@ -64,6 +67,7 @@ pub(crate) struct Sandbox {
 pub(crate) struct Creation {
     pub(crate) id: String,
     pub(crate) spec: serde_json::Value,
+    pub(crate) limits: Limits,
     pub(crate) user: Option<User>,
     pub(crate) storages: Vec<Storage>,
     pub(crate) ports: Ports,
@@ -80,6 +84,13 @@ pub(crate) struct Execution {
     pub(crate) terminal: bool,
 }
 
+/// A container's first process, and what is watched of it.
+struct Init {
+    id: String,
+    process: Process,
+    kills: Option<Kills>,
+}
+
 /// Why a container or process was not found, or what else failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -89,6 +100,9 @@ pub(crate) enum Error {
     /// Its processes did not end in time.
     #[error("the processes of {0} did not end in time")]
     Timeout(String),
+    /// There is no sandbox any more.
+    #[error("the sandbox is destroyed")]
+    Destroyed,
     /// A failure with a kind.
     #[error(transparent)]
     Failed(#[from] Failed),
@@ -112,6 +126,7 @@ impl Sandbox {
             reaper: Reaper::default(),
             joiner,
             unclaimed: Unclaimed::default(),
+            oom: oom::Events::default(),
             names: Mutex::default(),
             containers: Mutex::default(),
             destroyed: Notify::new(),
@@ -196,7 +211,7 @@ impl Sandbox {
         })?;
         let made = self.make_init(&places, creation, &launches).await;
         match made {
-            Ok((id, init)) => Ok(Container::new(id, places, init, launches)),
+            Ok(Init { id, process, kills }) => Ok(Container::new(id, places, process, launches, kills)),
             Err(failed) => {
                 self.release(&places).await?;
                 Err(failed.into())
@@ -209,10 +224,11 @@ impl Sandbox {
         places: &Places,
         creation: Creation,
         launches: &Launches,
-    ) -> Result<(String, crate::process::Process), Failed> {
+    ) -> Result<Init, Failed> {
         let Creation {
             id,
             mut spec,
+            limits,
             user,
             storages,
             ports,
@@ -225,6 +241,8 @@ impl Sandbox {
         let order = Order::Create(Create {
             id: id.clone(),
             bundle: places.bundle.clone(),
+            cgroup: places.cgroup.clone(),
+            limits,
             storages: self.storages(storages),
             spec,
             user,
@@ -233,7 +251,24 @@ impl Sandbox {
             hostname,
         });
         let child = launch::process(&self.reaper, &order, streams, &self.disks).await?;
-        Ok((id, prepared.follow(child, launches.none()).await?))
+        let kills = Kills::watch(&id, &places.cgroup, &self.oom)
+            .map_err(|error| Failed::new(FailureKind::Container, format!("memory.events: {error}")))?;
+        let process = prepared.follow(child, launches.none()).await?;
+        Ok(Init { id, process, kills })
+    }
+
+    /// Changes the limits of a container: all of them, or none.
+    pub(crate) async fn update(&self, id: &str, limits: Limits) -> Result<(), Error> {
+        let container = self.container(id)?;
+        container.check_alive()?;
+        let _alone = container.updating.lock().await;
+        let order = Order::Update(Update {
+            cgroup: container.places.cgroup.clone(),
+            limits,
+        });
+        let updated = launch::run(&self.reaper, &order, &[]).await;
+        // Without processes its cgroup may be gone at any time, which is no fault of the limits.
+        Ok(updated.or_else(|failed| container.check_alive().and(Err(failed)))?)
     }
 
     fn places(&self, creation: &Creation) -> Places {
@@ -327,6 +362,7 @@ impl Sandbox {
         // A process that was being made meanwhile may have joined after the first blow.
         container.settled().await;
         kill_all()?;
+        container.tell_kills();
         self.release(&container.places).await
     }
 
@@ -349,6 +385,7 @@ impl Sandbox {
                 crate::warn(&format!("{id} is not removed: {error}"));
             }
         }
+        self.oom.close();
         self.destroyed.notify_one();
     }
 }

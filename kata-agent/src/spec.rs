@@ -1,7 +1,8 @@
 //! From the API's specification to the OCI runtime specification as JSON.
 //!
 //! Owns the field-by-field translation (OCI runtime-spec config.md and config-linux.md). What is asked
-//! and cannot be done is refused here by name; nothing is dropped. Must not know where the result goes.
+//! and cannot be done is refused here by name; nothing is dropped. Limits are not part of it: [`crate::limits`]
+//! writes them. Must not know where the result goes.
 
 use kata_agent_proto::oci;
 use kata_agent_proto::{Failed, FailureKind};
@@ -165,7 +166,6 @@ fn linux(linux: &oci::Linux) -> Result<Value, Failed> {
         "uidMappings": linux.uid_mappings.iter().map(id_mapping).collect::<Vec<_>>(),
         "gidMappings": linux.gid_mappings.iter().map(id_mapping).collect::<Vec<_>>(),
         "sysctl": linux.sysctl,
-        "resources": linux.resources.as_ref().map(resources).transpose()?,
         "cgroupsPath": linux.cgroups_path,
         "namespaces": linux.namespaces.iter().map(namespace).collect::<Vec<_>>(),
         "devices": linux.devices.iter().map(device).collect::<Vec<_>>(),
@@ -191,65 +191,6 @@ fn device(device: &oci::LinuxDevice) -> Value {
     value["major"] = json!(device.major);
     value["minor"] = json!(device.minor);
     value
-}
-
-/// Limits for cgroup v2. What only version 1 knew is refused.
-fn resources(resources: &oci::LinuxResources) -> Result<Value, Failed> {
-    refuse([
-        (
-            !resources.devices.is_empty(),
-            "device rules (the guest has no devices to keep from a container)",
-        ),
-        (resources.network.is_some(), "network classes and priorities"),
-    ])?;
-    Ok(object! {
-        "memory": resources.memory.as_ref().map(memory).transpose()?,
-        "cpu": resources.cpu.as_ref().map(cpu).transpose()?,
-        "pids": resources.pids.as_ref().filter(|pids| pids.limit != 0).map(|pids| json!({ "limit": pids.limit })),
-        "blockIO": resources.block_io.as_ref().map(block_io).transpose()?,
-        "hugepageLimits": resources.hugepage_limits.iter()
-            .map(|limit| json!({ "pageSize": limit.pagesize, "limit": limit.limit })).collect::<Vec<_>>(),
-    })
-}
-
-fn memory(memory: &oci::LinuxMemory) -> Result<Value, Failed> {
-    refuse([
-        (
-            memory.kernel != 0 || memory.kernel_tcp != 0,
-            "kernel memory limits",
-        ),
-        (memory.swappiness != 0, "swappiness"),
-        (memory.disable_oom_killer, "disabling the OOM killer"),
-    ])?;
-    Ok(object! { "limit": memory.limit, "reservation": memory.reservation, "swap": memory.swap })
-}
-
-fn cpu(cpu: &oci::LinuxCPU) -> Result<Value, Failed> {
-    refuse([(
-        cpu.realtime_runtime != 0 || cpu.realtime_period != 0,
-        "realtime CPU limits",
-    )])?;
-    Ok(object! {
-        "shares": cpu.shares, "quota": cpu.quota, "period": cpu.period, "cpus": cpu.cpus, "mems": cpu.mems,
-    })
-}
-
-fn block_io(io: &oci::LinuxBlockIO) -> Result<Value, Failed> {
-    let leaf = io.leaf_weight != 0 || io.weight_device.iter().any(|device| device.leaf_weight != 0);
-    refuse([(leaf, "leaf weights")])?;
-    let throttle = |devices: &[oci::LinuxThrottleDevice]| -> Vec<Value> {
-        let device = |device: &oci::LinuxThrottleDevice| json!({ "major": device.major, "minor": device.minor, "rate": device.rate });
-        devices.iter().map(device).collect()
-    };
-    let weight = |device: &oci::LinuxWeightDevice| json!({ "major": device.major, "minor": device.minor, "weight": device.weight });
-    Ok(object! {
-        "weight": io.weight,
-        "weightDevice": io.weight_device.iter().map(weight).collect::<Vec<_>>(),
-        "throttleReadBpsDevice": throttle(&io.throttle_read_bps_device),
-        "throttleWriteBpsDevice": throttle(&io.throttle_write_bps_device),
-        "throttleReadIOPSDevice": throttle(&io.throttle_read_iops_device),
-        "throttleWriteIOPSDevice": throttle(&io.throttle_write_iops_device),
-    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::process::Pid;
@@ -307,6 +307,104 @@ fn loop_config(fd: RawFd, read_only: bool) -> [u8; 304] {
     let access = if read_only { LO_FLAGS_READ_ONLY } else { 0 };
     config[60..64].copy_from_slice(&(access | LO_FLAGS_AUTOCLEAR).to_ne_bytes());
     config
+}
+
+/// Commands, types and flags of bpf(2), from linux/bpf.h.
+mod bpf {
+    pub(super) const PROG_LOAD: libc::c_int = 5;
+    pub(super) const PROG_ATTACH: libc::c_int = 8;
+    pub(super) const PROG_GET_FD_BY_ID: libc::c_int = 13;
+    pub(super) const PROG_QUERY: libc::c_int = 16;
+    pub(super) const TYPE_CGROUP_DEVICE: u32 = 15;
+    pub(super) const ATTACH_CGROUP_DEVICE: u32 = 6;
+    pub(super) const ALLOW_MULTI: u32 = 2;
+    pub(super) const REPLACE: u32 = 4;
+    /// Programs of a cgroup that are looked at.
+    pub(super) const PROGRAMS: u32 = 8;
+
+    /// Two neighbours in a `union bpf_attr`.
+    pub(super) fn pair(first: u32, second: u32) -> u64 {
+        let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
+/// Calls bpf(2).
+///
+/// # Safety
+/// What `attributes` points to, by the rules of the command, lives and has the announced length.
+unsafe fn call_bpf(command: libc::c_int, attributes: &mut [u64; 6]) -> io::Result<libc::c_int> {
+    let (at, size) = (attributes.as_mut_ptr(), size_of_val(attributes));
+    // SAFETY: `at` and `size` are the union; for what it points to the caller answers.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, at, size) };
+    match libc::c_int::try_from(result) {
+        Ok(result) if result >= 0 => Ok(result),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives the kernel a program that decides on devices, instruction by instruction.
+pub(crate) fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
+    let count = u32::try_from(instructions.len()).map_err(io::Error::other)?;
+    let license = c"Apache-2.0";
+    let mut load = [
+        bpf::pair(bpf::TYPE_CGROUP_DEVICE, count),
+        instructions.as_ptr().expose_provenance() as u64,
+        license.as_ptr().expose_provenance() as u64,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: the instructions have the announced number and the license ends with a null byte.
+    let fd = unsafe { call_bpf(bpf::PROG_LOAD, &mut load) }?;
+    // SAFETY: the kernel has just made the descriptor for this process.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The program at a cgroup itself that decides on devices, if there is one.
+pub(crate) fn device_program(cgroup: &impl AsFd) -> io::Result<Option<OwnedFd>> {
+    let mut ids = [0_u32; bpf::PROGRAMS as usize];
+    let mut query = [
+        bpf::pair(
+            cgroup.as_fd().as_raw_fd().cast_unsigned(),
+            bpf::ATTACH_CGROUP_DEVICE,
+        ),
+        0,
+        ids.as_mut_ptr().expose_provenance() as u64,
+        bpf::pair(bpf::PROGRAMS, 0),
+        0,
+        0,
+    ];
+    // SAFETY: there is place for as many ids as announced.
+    unsafe { call_bpf(bpf::PROG_QUERY, &mut query) }?;
+    if ids[0] == 0 {
+        return Ok(None);
+    }
+    let mut open = [bpf::pair(ids[0], 0), 0, 0, 0, 0, 0];
+    // SAFETY: this command points to nothing.
+    let fd = unsafe { call_bpf(bpf::PROG_GET_FD_BY_ID, &mut open) }?;
+    // SAFETY: the kernel has just made the descriptor for this process.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Has a program decide on the devices of a cgroup, in place of one that does so already.
+pub(crate) fn attach_device_program(
+    cgroup: &impl AsFd,
+    program: &impl AsFd,
+    before: Option<&OwnedFd>,
+) -> io::Result<()> {
+    let number = |fd: BorrowedFd<'_>| fd.as_raw_fd().cast_unsigned();
+    let flags = bpf::ALLOW_MULTI | before.map_or(0, |_| bpf::REPLACE);
+    let mut attach = [
+        bpf::pair(number(cgroup.as_fd()), number(program.as_fd())),
+        bpf::pair(bpf::ATTACH_CGROUP_DEVICE, flags),
+        bpf::pair(before.map_or(0, |before| number(before.as_fd())), 0),
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: this command points to nothing.
+    unsafe { call_bpf(bpf::PROG_ATTACH, &mut attach) }.map(drop)
 }
 
 /// Ends the process at once, without destructors.

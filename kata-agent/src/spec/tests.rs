@@ -23,13 +23,6 @@ fn with_linux(linux: oci::Linux) -> oci::Spec {
     }
 }
 
-fn with_resources(resources: oci::LinuxResources) -> oci::Spec {
-    with_linux(oci::Linux {
-        resources: Some(resources).into(),
-        ..Default::default()
-    })
-}
-
 fn with_process(process: oci::Process) -> oci::Spec {
     oci::Spec {
         process: Some(process).into(),
@@ -97,57 +90,6 @@ fn every_field_of_a_process_arrives() {
         "noNewPrivileges": true, "apparmorProfile": "p", "oomScoreAdj": -5,
     });
     assert_eq!(value, expected);
-}
-
-#[test]
-fn limits_arrive_in_the_words_of_the_oci_specification() {
-    let device = oci::LinuxThrottleDevice {
-        major: 8,
-        minor: 1,
-        rate: 7,
-        ..Default::default()
-    };
-    let value = convert(&with_resources(oci::LinuxResources {
-        memory: Some(oci::LinuxMemory {
-            limit: 1 << 20,
-            swap: -1,
-            ..Default::default()
-        })
-        .into(),
-        cpu: Some(oci::LinuxCPU {
-            quota: 50_000,
-            period: 100_000,
-            cpus: "0-1".into(),
-            ..Default::default()
-        })
-        .into(),
-        pids: Some(oci::LinuxPids {
-            limit: 32,
-            ..Default::default()
-        })
-        .into(),
-        block_io: Some(oci::LinuxBlockIO {
-            weight: 10,
-            throttle_read_iops_device: vec![device],
-            ..Default::default()
-        })
-        .into(),
-        hugepage_limits: vec![oci::LinuxHugepageLimit {
-            pagesize: "2MB".into(),
-            limit: 4,
-            ..Default::default()
-        }],
-        ..Default::default()
-    }))
-    .expect("converted");
-    let expected = json!({
-        "memory": { "limit": 1 << 20, "swap": -1 },
-        "cpu": { "quota": 50_000, "period": 100_000, "cpus": "0-1" },
-        "pids": { "limit": 32 },
-        "blockIO": { "weight": 10, "throttleReadIOPSDevice": [{ "major": 8, "minor": 1, "rate": 7 }] },
-        "hugepageLimits": [{ "pageSize": "2MB", "limit": 4 }],
-    });
-    assert_eq!(value["linux"]["resources"], expected);
 }
 
 #[test]
@@ -251,22 +193,6 @@ fn what_cannot_be_done_is_refused_by_name() {
             ..Default::default()
         }),
         "SELinux",
-    );
-    let rules = oci::LinuxResources {
-        devices: vec![Default::default()],
-        ..Default::default()
-    };
-    unsupported(with_resources(rules), "device rules");
-    let memory = oci::LinuxMemory {
-        swappiness: 1,
-        ..Default::default()
-    };
-    unsupported(
-        with_resources(oci::LinuxResources {
-            memory: Some(memory).into(),
-            ..Default::default()
-        }),
-        "swappiness",
     );
     let hooks = oci::Hooks {
         poststop: vec![Default::default()],

@@ -1,6 +1,7 @@
-//! Creating a container: storages, checks, configuration, libcontainer.
+//! Creating a container: storages, checks, configuration, libcontainer, limits.
 //!
-//! Owns the order of these steps. A failure leaves nothing mounted and no process.
+//! Owns the order of these steps. A failure leaves nothing mounted. An init that cannot get its limits is
+//! left to be killed with its cgroup.
 
 use std::path::Path;
 
@@ -27,6 +28,8 @@ pub(super) fn create(mut order: Create) -> Result<i32, Failed> {
     etc::complete(&root, &order.hostname, &order.dns)?;
     write_checked::<Spec>(&order.bundle.join("config.json"), &order.spec)?;
     let pid = build(&order, workload)?;
+    // The init waits to be started, so nothing has run without its limits.
+    order.limits.apply(&order.cgroup)?;
     mounted.keep();
     Ok(pid)
 }

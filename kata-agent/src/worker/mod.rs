@@ -58,6 +58,7 @@ fn carry_out(order: Order) -> Result<Outcome, Failed> {
     match order {
         Order::Create(create) => create::create(create).map(Outcome::Process),
         Order::Exec(exec) => exec::exec(exec).map(Outcome::Process),
+        Order::Update(update) => update.limits.apply(&update.cgroup).map(|()| Outcome::Done),
         Order::Remove(remove) => remove::remove(&remove).map(|()| Outcome::Done),
         Order::Mount(storages) => {
             storage::mount_all(&storages)?.keep();

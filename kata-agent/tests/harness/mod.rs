@@ -17,6 +17,7 @@ use kata_agent_proto::agent::{
     RemoveContainerRequest, SignalProcessRequest, StartContainerRequest, Storage, StringUser,
     WaitProcessRequest,
 };
+use kata_agent_proto::agent_ttrpc::AgentServiceClient;
 use kata_agent_proto::{CallError, Client, Hello, oci, port, read_hello};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -24,6 +25,7 @@ use rustix::net::{
 };
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
+use ttrpc::r#async::transport::Socket;
 
 /// How long anything may take before a test fails.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -233,6 +235,21 @@ impl Agent {
         connection(self.channel.as_ref().unwrap(), port::AGENT, 3)
             .into_std()
             .unwrap()
+    }
+
+    /// Every method of the API, also those that the client has no use for.
+    pub(crate) fn every_method(&self) -> AgentServiceClient {
+        let stream = UnixStream::from_std(self.raw_api()).unwrap();
+        AgentServiceClient::new(ttrpc::r#async::Client::new(Socket::new(stream)))
+    }
+
+    /// The directory of a container's cgroup, as this process sees it.
+    pub(crate) fn cgroup(&self, id: &str) -> PathBuf {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let mut mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let hierarchy = mounts.find(|mount| mount[2] == "cgroup2").unwrap();
+        let agent = format!("kata-{}", self.process.id());
+        Path::new(hierarchy[1]).join(agent).join(id)
     }
 
     /// Closes the channel: the host is gone.

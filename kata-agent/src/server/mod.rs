@@ -1,7 +1,9 @@
 //! The API: from ttrpc messages to the sandbox and back.
 //!
-//! Owns the reading of requests and the wording of answers. What it does not offer answers
+//! Owns which method does what, and the wording of answers. What it does not offer answers
 //! UNIMPLEMENTED. A request goes on when its connection is lost, so that nothing is left half done.
+
+mod request;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -11,34 +13,31 @@ use std::time::Duration;
 use async_trait::async_trait;
 use kata_agent_proto::agent::{
     CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
-    ExecProcessRequest, GuestDetailsRequest, GuestDetailsResponse, RemoveContainerRequest,
-    ReseedRandomDevRequest, SetGuestDateTimeRequest, SignalProcessRequest, StartContainerRequest,
-    StatsContainerRequest, StatsContainerResponse, StringUser, TtyWinResizeRequest, WaitProcessRequest,
+    ExecProcessRequest, GetOOMEventRequest, GuestDetailsRequest, GuestDetailsResponse, OOMEvent,
+    PauseContainerRequest, RemoveContainerRequest, ReseedRandomDevRequest, ResumeContainerRequest,
+    SetGuestDateTimeRequest, SignalProcessRequest, StartContainerRequest, StatsContainerRequest,
+    StatsContainerResponse, TtyWinResizeRequest, UpdateContainerRequest, WaitProcessRequest,
     WaitProcessResponse,
 };
 use kata_agent_proto::agent_ttrpc::{AgentService, create_agent_service};
 use kata_agent_proto::health::health_check_response::ServingStatus;
 use kata_agent_proto::health::{CheckRequest, HealthCheckResponse, VersionCheckResponse};
 use kata_agent_proto::health_ttrpc::{Health, create_health};
-use kata_agent_proto::{Failed, FailureKind, agent, oci, offered};
+use kata_agent_proto::offered;
 use protobuf::well_known_types::empty::Empty;
-use rustix::termios::Winsize;
 use ttrpc::Code;
 use ttrpc::r#async::{Service, TtrpcContext};
 
-use crate::order::{Storage, User};
-use crate::process::{Ports, Process};
-use crate::sandbox::{Creation, Error, Execution, Sandbox};
-use crate::{spec, stats};
+use self::request::{creation, execution, limits, refuse, signal_number, storages, window};
+use crate::process::Process;
+use crate::sandbox::{Error, Sandbox};
+use crate::stats;
 
 /// Version of the published API that the messages are of.
 const API_VERSION: &str = "0.0.1";
 
-/// Largest signal number (signal(7), SIGRTMAX).
-const SIGNAL_MAX: i32 = 64;
-
 /// Methods of `grpc.AgentService` and `grpc.Health` that are offered.
-const METHODS: [&str; 16] = [
+const METHODS: [&str; 20] = [
     "CreateSandbox",
     "DestroySandbox",
     "GetGuestDetails",
@@ -52,7 +51,11 @@ const METHODS: [&str; 16] = [
     "RemoveContainer",
     "CloseStdin",
     "TtyWinResize",
+    "UpdateContainer",
+    "PauseContainer",
+    "ResumeContainer",
     "StatsContainer",
+    "GetOOMEvent",
     "Check",
     "Version",
 ];
@@ -71,7 +74,7 @@ impl From<Error> for ttrpc::Error {
     fn from(error: Error) -> Self {
         let code = match &error {
             Error::Failed(failed) => return failed.clone().into(),
-            Error::NotFound(_) => Code::NOT_FOUND,
+            Error::NotFound(_) | Error::Destroyed => Code::NOT_FOUND,
             Error::Timeout(_) => Code::DEADLINE_EXCEEDED,
         };
         ttrpc::Error::RpcStatus(ttrpc::get_status(code, error))
@@ -88,112 +91,8 @@ async fn to_the_end<T: Send + 'static>(
     }
 }
 
-fn refuse(asked: bool, what: &str) -> Result<(), Error> {
-    if asked {
-        Err(Failed::new(FailureKind::Unsupported, what).into())
-    } else {
-        Ok(())
-    }
-}
-
 fn guest_failure(what: &str, error: &std::io::Error) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, format!("{what}: {error}")))
-}
-
-fn storages(storages: Vec<agent::Storage>) -> Result<Vec<Storage>, Error> {
-    let storage = |storage: agent::Storage| {
-        refuse(storage.fs_group.is_some(), "ownership of a storage")?;
-        Ok(Storage {
-            driver: storage.driver,
-            driver_options: storage.driver_options,
-            source: storage.source,
-            fstype: storage.fstype,
-            options: storage.options,
-            mount_point: storage.mount_point,
-        })
-    };
-    storages.into_iter().map(storage).collect()
-}
-
-/// The user of a request: its own field, else the specification's name.
-fn user(given: Option<StringUser>, process: Option<&oci::Process>) -> Option<User> {
-    let name = || {
-        let user = process?.user.as_ref()?;
-        (!user.username.is_empty()).then(|| User {
-            uid: user.username.clone(),
-            ..User::default()
-        })
-    };
-    let given = given.map(|user| User {
-        uid: user.uid,
-        gid: user.gid,
-        additional_gids: user.additional_gids,
-    });
-    given.or_else(name)
-}
-
-fn terminal(process: &oci::Process) -> Result<bool, Error> {
-    if let Some(size) = process.console_size.as_ref() {
-        window(size.height, size.width)?;
-    }
-    Ok(process.terminal)
-}
-
-fn window(rows: u32, columns: u32) -> Result<Winsize, Error> {
-    let cells = |count: u32| {
-        u16::try_from(count).map_err(|_| Failed::new(FailureKind::Invalid, format!("terminal size {count}")))
-    };
-    Ok(Winsize {
-        ws_row: cells(rows)?,
-        ws_col: cells(columns)?,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    })
-}
-
-fn signal_number(signal: u32) -> Result<i32, Error> {
-    let number = i32::try_from(signal)
-        .ok()
-        .filter(|signal| (1..=SIGNAL_MAX).contains(signal));
-    Ok(number.ok_or_else(|| Failed::new(FailureKind::Invalid, format!("signal {signal}")))?)
-}
-
-fn creation(request: CreateContainerRequest) -> Result<Creation, Error> {
-    refuse(request.sandbox_pidns, "a shared PID namespace")?;
-    refuse(!request.devices.is_empty(), "devices")?;
-    refuse(!request.shared_mounts.is_empty(), "shared mounts")?;
-    let named = !request.exec_id.is_empty() && request.exec_id != request.container_id;
-    refuse(named, "an init with a name other than its container's")?;
-    let oci = request.oci.as_ref().unwrap_or_default();
-    let process = oci.process.as_ref();
-    Ok(Creation {
-        spec: spec::convert(oci)?,
-        user: user(request.string_user.into_option(), process),
-        terminal: process.map(terminal).transpose()?.unwrap_or(false),
-        id: request.container_id,
-        storages: storages(request.storages)?,
-        ports: Ports {
-            stdin: request.stdin_port,
-            stdout: request.stdout_port,
-            stderr: request.stderr_port,
-        },
-    })
-}
-
-fn execution(request: ExecProcessRequest) -> Result<Execution, Error> {
-    let process = request.process.as_ref().unwrap_or_default();
-    Ok(Execution {
-        process: spec::convert_process(process)?,
-        terminal: terminal(process)?,
-        user: user(request.string_user.into_option(), request.process.as_ref()),
-        container_id: request.container_id,
-        exec_id: request.exec_id,
-        ports: Ports {
-            stdin: request.stdin_port,
-            stdout: request.stdout_port,
-            stderr: request.stderr_port,
-        },
-    })
 }
 
 impl Server {
@@ -333,9 +232,53 @@ impl AgentService for Server {
         request: StatsContainerRequest,
     ) -> ttrpc::Result<StatsContainerResponse> {
         let container = self.0.container(&request.container_id)?;
-        let stats = stats::read(&container.places.cgroup);
+        let cgroup = stats::read(&container.places.cgroup);
+        let network = stats::network().map_err(|error| guest_failure("network figures", &error))?;
         Ok(StatsContainerResponse {
-            cgroup_stats: Some(stats).into(),
+            cgroup_stats: Some(cgroup).into(),
+            network_stats: network,
+            ..Default::default()
+        })
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let sandbox = self.0.clone();
+        to_the_end(async move {
+            // Who there is comes before what is asked of it.
+            sandbox.container(&request.container_id)?;
+            let limits = limits(request.resources.as_ref())?;
+            sandbox.update(&request.container_id, limits).await
+        })
+        .await?;
+        Ok(Empty::new())
+    }
+
+    async fn pause_container(
+        &self,
+        _: &TtrpcContext,
+        request: PauseContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.0.container(&request.container_id)?.pause().await?;
+        Ok(Empty::new())
+    }
+
+    async fn resume_container(
+        &self,
+        _: &TtrpcContext,
+        request: ResumeContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.0.container(&request.container_id)?.resume().await?;
+        Ok(Empty::new())
+    }
+
+    async fn get_oom_event(&self, _: &TtrpcContext, _: GetOOMEventRequest) -> ttrpc::Result<OOMEvent> {
+        let container_id = self.0.oom.next().await.ok_or(Error::Destroyed)?;
+        Ok(OOMEvent {
+            container_id,
             ..Default::default()
         })
     }
