@@ -60,6 +60,7 @@ mod features;
 mod header;
 mod limits;
 mod link;
+mod outgoing;
 mod pair;
 mod rotation;
 mod tap;
