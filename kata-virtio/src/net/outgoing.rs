@@ -225,7 +225,7 @@ mod tests {
         let (memory, message) = (memory(), message(60 * 1023));
         let mut sizes = vec![60; 1023];
         sizes.insert(0, HEADER_BYTES);
-        let parts = place(&memory, 0x1_0000 + 17, &message, &sizes);
+        let parts = place(&memory, 0x1_8011, &message, &sizes);
         let across = |&(GuestAddress(address), len): &(GuestAddress, usize)| {
             address < 0x2_0000 && address + u64::try_from(len).unwrap() > 0x2_0000
         };
