@@ -67,16 +67,21 @@ impl Vectors {
         parts: &[(GuestAddress, usize)],
     ) -> Result<(), GuestMemoryError> {
         self.clear();
+        self.look_up(memory, parts).inspect_err(|_| self.list.clear())?;
+        self.memory = Some(Arc::clone(memory));
+        Ok(())
+    }
+
+    fn look_up(&mut self, memory: &Memory, parts: &[(GuestAddress, usize)]) -> Result<(), GuestMemoryError> {
         for &(address, len) in parts {
-            for slice in GuestMemory::get_slices(&**memory, address, len, Permissions::ReadWrite)? {
-                let slice = slice.inspect_err(|_| self.list.clear())?;
+            for slice in GuestMemory::get_slices(memory, address, len, Permissions::ReadWrite)? {
+                let slice = slice?;
                 self.list.push(Vector {
                     address: slice.ptr_guard_mut().as_ptr().cast(),
                     bytes: slice.len(),
                 });
             }
         }
-        self.memory = Some(Arc::clone(memory));
         Ok(())
     }
 
@@ -154,7 +159,7 @@ impl Vectors {
         self.list.insert(self.first, first);
         let rest = self.rest();
         // SAFETY: `rest` has `count` elements, which the kernel only reads from: the first is `head`, which
-        // is borrowed, the others as in `read`.
+        // is borrowed until the end of the call, the others are as in `read`.
         let sent = unsafe { writev(fd.as_raw_fd(), rest.as_ptr(), count) };
         let sent = usize::try_from(sent).map_err(|_| io::Error::last_os_error());
         self.list.remove(self.first);
@@ -247,4 +252,73 @@ impl Kept {
 /// Whether two memories are the same mappings: only then can one be kept for the other.
 fn same(one: &Memory, other: &Memory) -> bool {
     one.num_regions() == other.num_regions() && one.iter().zip(other.iter()).all(|(a, b)| std::ptr::eq(a, b))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    fn memory(bytes: usize) -> Memory {
+        Memory::from_ranges(&[(GuestAddress(0), bytes)]).unwrap()
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_found_leaves_nothing_behind() {
+        let memory = Arc::new(memory(0x2000));
+        let mut vectors = Vectors::default();
+        let good = (GuestAddress(0x1000), 16);
+        for bad in [(0x1ff8, 9), (0x2000, 1), (u64::MAX - 3, 64)] {
+            vectors.load(&memory, &[good]).unwrap();
+            let (address, len) = bad;
+            let refused = vectors.load(&memory, &[good, (GuestAddress(address), len)]);
+            assert!(refused.is_err() && vectors.is_done(), "{bad:x?}");
+            assert_eq!(Arc::strong_count(&memory), 1, "{bad:x?}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_its_head_and_what_is_left_and_can_be_sent_again() {
+        let memory = Arc::new(memory(0x2000));
+        memory.write_slice(b"0123456789", GuestAddress(0x1000)).unwrap();
+        let mut vectors = Vectors::default();
+        let parts = [(0x1000, 2), (0x1002, 3), (0x1005, 5)].map(|(at, len)| (GuestAddress(at), len));
+        vectors.load(&memory, &parts).unwrap();
+        let (here, there) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        for (skipped, left) in [
+            (0, "0123456789"),
+            (1, "123456789"),
+            (1, "23456789"),
+            (4, "6789"),
+            (3, "9"),
+        ] {
+            vectors.advance(skipped);
+            for head in ["head ", ""] {
+                let sent = vectors.send(here.as_fd(), head.as_bytes()).unwrap();
+                let mut message = [0; 32];
+                let taken = there.recv(&mut message).unwrap();
+                assert_eq!(
+                    (sent, &message[..taken]),
+                    (taken, format!("{head}{left}").as_bytes())
+                );
+            }
+        }
+        vectors.advance(1);
+        assert!(vectors.is_done());
+    }
+
+    #[test]
+    fn a_memory_is_kept_until_there_is_another() {
+        let (first, second) = (memory(0x1000), memory(0x1000));
+        let mut kept = Kept::default();
+        let one = kept.keep(&first);
+        assert!(Arc::ptr_eq(&one, &kept.keep(&first.clone())));
+        let other = kept.keep(&second);
+        assert!(!Arc::ptr_eq(&one, &other) && same(&other, &second) && !same(&one, &second));
+        kept.forget();
+        assert_eq!((Arc::strong_count(&one), Arc::strong_count(&other)), (1, 1));
+    }
 }
