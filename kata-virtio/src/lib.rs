@@ -29,6 +29,7 @@ mod queue;
 mod rate_limit;
 pub mod rng;
 pub mod transport;
+mod vectors;
 pub mod vhost_user;
 pub mod vsock;
 

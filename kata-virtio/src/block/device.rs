@@ -21,13 +21,14 @@ use super::counters::{Cells, Counters};
 use super::disk::Disk;
 use super::engine::{Begun, Engine, Executor, IN_FLIGHT_MAX};
 use super::events::Events;
-use super::kernel::{Task, same};
+use super::kernel::Task;
 use super::layout::{Layout, QUEUE_SIZE, WRITEBACK_OFFSET};
 use super::request::{Part, Request};
 use super::turn::{Budget, weight};
 use super::verdict::{Judge, Refusal, SERIAL_BYTES, Work};
 use crate::complaint::Complaints;
 use crate::queue::Chains;
+use crate::vectors::Kept;
 use crate::{Device, Kind, Memory, Meter, Signals};
 
 /// A disk. Made by a [`Builder`].
@@ -45,7 +46,7 @@ pub struct Block {
     /// The queue to begin with.
     first: usize,
     /// The memory that requests were last in.
-    memory: Option<Arc<Memory>>,
+    memory: Kept,
     counters: Arc<Cells>,
     complaints: Complaints,
     troubles: Complaints,
@@ -109,7 +110,7 @@ impl Block {
             request: Request::default(),
             ranges: Ranges::default(),
             first: 0,
-            memory: None,
+            memory: Kept::default(),
             counters: Arc::new(Cells::default()),
             complaints: Complaints::new("block"),
             troubles: Complaints::new("block"),
@@ -163,14 +164,6 @@ impl Block {
         !has(VIRTIO_BLK_F_FLUSH) || has(VIRTIO_BLK_F_CONFIG_WCE) && !self.negotiated.writeback
     }
 
-    /// The memory, kept for as long as the kernel works on it.
-    fn keep(&mut self, memory: &Memory) -> Arc<Memory> {
-        match &self.memory {
-            Some(kept) if same(kept, memory) => Arc::clone(kept),
-            _ => Arc::clone(self.memory.insert(Arc::new(memory.clone()))),
-        }
-    }
-
     /// Ends what the executor has; returns whether it has.
     fn settle(&mut self) -> bool {
         let settled = self.executor.settle(self.events.finished());
@@ -194,7 +187,7 @@ impl Block {
     }
 
     fn run(&mut self, memory: &Memory, queues: &mut [&mut Queue]) -> Result<Signals, Fault> {
-        let memory = self.keep(memory);
+        let memory = self.memory.keep(memory);
         let mut budget = Budget::new();
         let mut moved = 0;
         self.executor.signal(false);
@@ -558,7 +551,7 @@ impl Device for Block {
     fn reset(&mut self) {
         self.counters.device_resets.add(1);
         self.negotiated = State::NEW;
-        self.memory = None;
+        self.memory.forget();
         self.broken = false;
         self.unsettled = !self.settle();
     }

@@ -10,9 +10,10 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use rustix::fs::{AtFlags, FallocateFlags, OFlags, StatxFlags, fallocate};
 use rustix::io::Errno;
 
-use super::kernel::{Task, Vectors};
+use super::kernel::Task;
 use super::layout::SECTOR_BYTES;
 use super::verdict::Range;
+use crate::vectors::Vectors;
 
 /// The unit of direct I/O where the file system does not tell: no disk has a larger one.
 const DIRECT_UNIT: u32 = 4096;

@@ -17,7 +17,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::disk::Disk;
-use super::kernel::{Ring, Task, Vectors};
+use super::kernel::{Ring, Task};
+use crate::vectors::Vectors;
 
 /// Whether the kernel has not carried a task out for reasons of its own, rather than the disk's: a signal,
 /// a lack of room, or the end of the thread that submitted it, as after a pause.

@@ -1,200 +1,26 @@
-//! Guest memory handed to the kernel: the one place of the device that is not safe Rust.
+//! Guest memory handed to io_uring: the one place of the device that is not safe Rust.
 //!
-//! Owns addresses of guest memory (as `iovec`s) and the system calls that take them: `preadv`, `pwritev`
-//! and io_uring. Knows neither requests nor queues. What it upholds:
-//!
-//! - A [`Vectors`] keeps the guest memory mapped that its addresses are in.
-//! - While a ring works on a [`Vectors`], the ring owns it, unmoved and unchanged; a ring that ends waits
-//!   for what the kernel was given; what was only started never gets there.
-//!
-//! The kernel copies to and from guest memory while the guest may change it. No Rust reference to that
-//! memory ever exists, so that is no data race of this program.
+//! Owns the ring and what the kernel has of it. Knows neither requests nor queues; the addresses of guest
+//! memory are those of [`Vectors`]. What it upholds: while a ring works on a [`Vectors`], the ring owns it,
+//! unmoved and unchanged; a ring that ends waits for what the kernel was given; what was only started never
+//! gets there.
 #![expect(
     unsafe_code,
-    reason = "preadv, pwritev and io_uring take addresses, and guest memory must not become a slice"
+    reason = "io_uring takes addresses, which stay its own until it has finished"
 )]
 
-use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
 
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
-use vm_memory::{GuestMemory, GuestMemoryBackend, GuestMemoryError, Permissions};
 
-use super::request::Part;
-use crate::Memory;
+use crate::vectors::Vectors;
 
 /// `RWF_DSYNC` (uapi linux/fs.h): a write that is durable when it is done.
 const DURABLE: i32 = 2;
-
-unsafe extern "C" {
-    fn preadv(fd: c_int, vectors: *const Vector, count: c_int, offset: i64) -> isize;
-    fn pwritev(fd: c_int, vectors: *const Vector, count: c_int, offset: i64) -> isize;
-}
-
-/// `struct iovec` (readv(2)).
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-struct Vector {
-    address: *mut c_void,
-    bytes: usize,
-}
-
-/// The buffers of one request, as the kernel takes them; kept between requests for its allocation.
-#[derive(Debug, Default)]
-pub(super) struct Vectors {
-    list: Vec<Vector>,
-    /// Those before it are done.
-    first: usize,
-    /// Keeps what the list points to.
-    memory: Option<Arc<Memory>>,
-}
-
-// SAFETY: the addresses belong to the mapping that `memory` keeps, which is as good on any thread.
-unsafe impl Send for Vectors {}
-
-impl Vectors {
-    /// Looks up `parts` of guest memory.
-    ///
-    /// # Errors
-    /// When they are not in it; nothing is kept then.
-    pub(super) fn load(&mut self, memory: &Arc<Memory>, parts: &[Part]) -> Result<(), GuestMemoryError> {
-        self.clear();
-        for &(address, len) in parts {
-            for slice in GuestMemory::get_slices(&**memory, address, len, Permissions::ReadWrite)? {
-                let slice = slice.inspect_err(|_| self.list.clear())?;
-                self.list.push(Vector {
-                    address: slice.ptr_guard_mut().as_ptr().cast(),
-                    bytes: slice.len(),
-                });
-            }
-        }
-        self.memory = Some(Arc::clone(memory));
-        Ok(())
-    }
-
-    /// Forgets the buffers.
-    pub(super) fn clear(&mut self) {
-        self.list.clear();
-        self.first = 0;
-        self.memory = None;
-    }
-
-    /// Whether nothing is left to do.
-    pub(super) fn is_done(&self) -> bool {
-        self.rest().is_empty()
-    }
-
-    /// Whether all addresses and lengths are multiples of `unit`.
-    pub(super) fn aligned(&self, unit: usize) -> bool {
-        let aligned =
-            |vector: &Vector| vector.address.addr().is_multiple_of(unit) && vector.bytes.is_multiple_of(unit);
-        self.rest().iter().all(aligned)
-    }
-
-    /// Takes note that the first `bytes` are done.
-    pub(super) fn advance(&mut self, mut bytes: usize) {
-        while let Some(vector) = self.list.get_mut(self.first) {
-            let done = vector.bytes.min(bytes);
-            vector.address = vector.address.wrapping_byte_add(done);
-            vector.bytes -= done;
-            bytes -= done;
-            if vector.bytes > 0 {
-                return;
-            }
-            self.first += 1;
-        }
-    }
-
-    fn rest(&self) -> &[Vector] {
-        self.list.get(self.first..).unwrap_or_default()
-    }
-
-    /// Reads from `offset` of the file, once; returns how many bytes came.
-    ///
-    /// # Errors
-    /// What preadv(2) says.
-    pub(super) fn read(&self, file: &File, offset: u64) -> io::Result<usize> {
-        let (rest, count, offset) = (self.rest(), self.count()?, position(offset)?);
-        // SAFETY: `rest` has `count` elements, whose stretches of mapped memory `self.memory` keeps, and
-        // which no Rust reference points into.
-        let read = unsafe { preadv(file.as_raw_fd(), rest.as_ptr(), count, offset) };
-        usize::try_from(read).map_err(|_| io::Error::last_os_error())
-    }
-
-    /// Writes at `offset` of the file, once; returns how many bytes went.
-    ///
-    /// # Errors
-    /// What pwritev(2) says.
-    pub(super) fn write(&self, file: &File, offset: u64) -> io::Result<usize> {
-        let (rest, count, offset) = (self.rest(), self.count()?, position(offset)?);
-        // SAFETY: as in `read`; here the kernel only reads from the stretches.
-        let written = unsafe { pwritev(file.as_raw_fd(), rest.as_ptr(), count, offset) };
-        usize::try_from(written).map_err(|_| io::Error::last_os_error())
-    }
-
-    /// Bytes that are left.
-    pub(super) fn bytes(&self) -> u64 {
-        let bytes = self.rest().iter().map(|vector| vector.bytes);
-        bytes.map(|bytes| u64::try_from(bytes).unwrap_or(u64::MAX)).sum()
-    }
-
-    /// Copies to the first `bytes.len()` bytes that are left, or to all, and takes note of it.
-    pub(super) fn fill(&mut self, mut bytes: &[u8]) {
-        while let Some((vector, (now, later))) =
-            self.next_of(bytes.len()).map(|(v, n)| (v, bytes.split_at(n)))
-        {
-            // SAFETY: `now` is no longer than the stretch, which is mapped, and which no slice overlaps.
-            unsafe {
-                vector
-                    .address
-                    .cast::<u8>()
-                    .copy_from_nonoverlapping(now.as_ptr(), now.len())
-            };
-            self.advance(now.len());
-            bytes = later;
-        }
-    }
-
-    /// Copies the first `bytes.len()` bytes that are left, or all, and takes note of it.
-    pub(super) fn empty(&mut self, mut bytes: &mut [u8]) {
-        while let Some((vector, count)) = self.next_of(bytes.len()) {
-            let (now, later) = bytes.split_at_mut(count);
-            // SAFETY: `now` is no longer than the stretch, which is mapped, and which no slice overlaps.
-            unsafe {
-                vector
-                    .address
-                    .cast::<u8>()
-                    .copy_to_nonoverlapping(now.as_mut_ptr(), now.len())
-            };
-            self.advance(count);
-            bytes = later;
-        }
-    }
-
-    /// The next stretch, and how many of `most` bytes are in it.
-    fn next_of(&self, most: usize) -> Option<(Vector, usize)> {
-        let vector = *self.rest().first()?;
-        Some((vector, vector.bytes.min(most))).filter(|_| most > 0)
-    }
-
-    fn count(&self) -> io::Result<c_int> {
-        c_int::try_from(self.rest().len()).map_err(|_| io::ErrorKind::InvalidInput.into())
-    }
-}
-
-fn position(offset: u64) -> io::Result<i64> {
-    i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
-}
-
-/// Whether two memories are the same mappings: only then can one be kept for the other.
-pub(super) fn same(one: &Memory, other: &Memory) -> bool {
-    one.num_regions() == other.num_regions() && one.iter().zip(other.iter()).all(|(a, b)| std::ptr::eq(a, b))
-}
 
 /// What a ring is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -258,11 +84,11 @@ impl Ring {
         let Some(place @ None) = self.busy.get_mut(usize::from(token)) else {
             return Err(vectors);
         };
-        let Ok(count) = u32::try_from(vectors.rest().len()) else {
+        let Ok(count) = u32::try_from(vectors.count()) else {
             return Err(vectors);
         };
         let vectors = place.insert(vectors);
-        let list = vectors.rest().as_ptr().cast();
+        let list = vectors.as_ptr().cast();
         let entry: squeue::Entry = match task {
             Task::Read { offset } => opcode::Readv::new(Fixed(0), list, count).offset(offset).build(),
             Task::Write { offset, durable } => opcode::Writev::new(Fixed(0), list, count)

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! - `request` the layout of a request · `verdict` what it comes to · `layout` features and configuration
-//!   space: all three pure · `disk` the file · `kernel` guest memory for system calls, the only unsafe code
+//!   space: all three pure · `disk` the file · `kernel` guest memory for io_uring, the only unsafe code
 //!   · `engine` at once or in the ring · `events` what wakes the worker · `turn` how much is done at once · `clear` discards and zeroes ·
 //!   `answer` the end of a request · `device` the queues.
 //! - The worker is one thread. Plain requests, discards and writes of zeroes are carried out in it, one

@@ -54,6 +54,13 @@ pub(super) struct Parts {
 }
 
 impl Parts {
+    /// These, for tests of what is done with them.
+    #[cfg(test)]
+    pub(super) fn of(parts: Vec<(GuestAddress, usize)>) -> Self {
+        let bytes = parts.iter().map(|(_, len)| len).sum();
+        Self { parts, bytes }
+    }
+
     /// Forgets them.
     pub(super) fn clear(&mut self) {
         self.parts.clear();
@@ -113,6 +120,11 @@ impl Parts {
         }
         // The iterator stops in silence at what it cannot follow.
         if ended { Ok(()) } else { Err(ChainError::Endless) }
+    }
+
+    /// Address and bytes of each.
+    pub(super) fn as_slice(&self) -> &[(GuestAddress, usize)] {
+        &self.parts
     }
 
     /// Copies all bytes into the beginning of `into`; returns how many.

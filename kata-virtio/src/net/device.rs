@@ -21,6 +21,7 @@ use super::rotation::Rotation;
 use super::tap::Tap;
 use crate::complaint::Complaints;
 use crate::rate_limit::RateLimit;
+use crate::vectors::Kept;
 use crate::{COMMON_FEATURES, Device, Kind, Memory, Meter, Signals};
 
 /// Entries of a receive or transmit queue, unless asked for otherwise.
@@ -79,6 +80,8 @@ pub struct Net {
     transmits: Rotation,
     receives: Rotation,
     events: OwnedFd,
+    /// The memory that frames were last in.
+    memory: Kept,
     link: Arc<Link>,
     counters: Arc<Cells>,
     complaints: Complaints,
@@ -130,6 +133,7 @@ impl Net {
             attached: tap.queues(),
             tap,
             events,
+            memory: Kept::default(),
             link: Arc::new(link),
             counters: Arc::new(Cells::default()),
             complaints: Complaints::new("net"),
@@ -357,8 +361,9 @@ impl Net {
         if let Err(error) = self.attach(wanted) {
             self.lose(&error);
         }
+        let memory = self.memory.keep(memory);
         let mut turn = Turn {
-            memory,
+            memory: &memory,
             features: self.features,
             mtu: self.mtu.filter(|_| self.features.contains(Features::MTU)),
             link_up: self.link_up,
@@ -531,6 +536,7 @@ impl Device for Net {
         self.counters.add(Count::DeviceResets, 1);
         self.broken = false;
         self.features = Features::empty();
+        self.memory.forget();
         self.asked = 1;
         let held = self
             .pairs

@@ -7,18 +7,19 @@
 //! ```text
 //!   guest driver              this device                               host
 //!  ┌────────────┐
-//!  │ transmit 0 ┼─► chain ─► header and frame, copied once ─► judged ─► write ─► tap queue 0
-//!  │ receive  0 ◄┼─ chains ◄─ header with num_buffers ◄─ one frame ◄──── read ──┘   │
+//!  │ transmit 0 ┼─► chain ┬► header, copied once ─► judged ┬► writev ─► tap queue 0
+//!  │            │         └► frame, where it lies ─────────┘               │
+//!  │ receive  0 ◄┼─ chains ◄─ header with num_buffers ◄─ one frame ◄─ read ──┘
 //!  │ transmit n ┼─►   the same for each pair of queues       ─────────────────► tap queue n
 //!  │ control    ┼─► pairs in use ─► TUNSETQUEUE
 //!  │ config     ◄┼─ link status ◄── Handle::set_link, or the tap is gone
 //!  └────────────┘
 //! ```
 //!
-//! - `tap` descriptors and ioctls, the only unsafe code · `header` the frame's header and its rules ·
+//! - `tap` descriptors and ioctls, the only unsafe code here · `header` the frame's header and its rules ·
 //!   `features` bits and what they need · `chains` bytes in descriptor chains · `limits` rates ·
-//!   `rotation` whose turn it is · `pair` a turn of a pair of queues · `control` commands · `link` the
-//!   cable · `device` the whole.
+//!   `rotation` whose turn it is · `outgoing` a frame from chain to tap · `pair` a turn of a pair of
+//!   queues · `control` commands · `link` the cable · `device` the whole.
 //! - Checksums and segmentation are the kernel's on either side: a frame of 64 KiB passes as one.
 //! - Frames of the host stay in the tap while the driver has no buffer for them; when its ring is full,
 //!   the kernel drops them. Frames of the guest stay in the queue while the tap takes none (`EAGAIN`).
@@ -33,7 +34,8 @@
 //! | frame below 14 or above 65550 bytes | not sent, counted |
 //! | checksum or headers beyond the frame, segments of no bytes | not sent, counted |
 //! | segmentation or checksum that it did not negotiate | not sent, counted |
-//! | header changed after the check | header and frame are copied once, then judged |
+//! | header changed after the check | it is copied once, then judged, and the copy is what the tap gets |
+//! | frame changed while it is sent | that version or this is on the wire; its place and length are copies |
 //! | frame that the kernel finds wrong all the same | `EINVAL`, counted |
 //! | receive buffers too small for a header | returned unused, counted; the frame waits |
 //! | receive buffers too small for the frame, all of the ring | frame is dropped and counted |
@@ -49,8 +51,8 @@
 //! | any address, any frame | it reaches the tap: who is on that network decides what it may do there |
 //! | frame in more than 1024 buffers | chains are returned unused, counted; a frame of the host waits |
 //!
-//! Memory that a guest can make the device hold: two buffers of 64 KiB for each pair, and 32 KiB that say
-//! where a frame's buffers are.
+//! Memory that a guest can make the device hold: two buffers of 64 KiB for each pair (one of them only if it
+//! cuts a frame into a thousand pieces), and 32 KiB that say where a frame's buffers are.
 
 mod chains;
 mod control;
@@ -60,6 +62,7 @@ mod features;
 mod header;
 mod limits;
 mod link;
+mod outgoing;
 mod pair;
 mod rotation;
 mod tap;

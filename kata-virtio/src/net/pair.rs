@@ -13,6 +13,7 @@
 //! comes. A frame that is out of the tap and finds too few buffers is held here, never dropped.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -20,11 +21,12 @@ use rustix::time::Timespec;
 use virtio_queue::{Error as QueueError, Queue, QueueT};
 use zerocopy::little_endian::U16;
 
-use super::chains::{self, ChainError, Filled, Parts, Side};
+use super::chains::{self, Filled, Parts, Side};
 use super::counters::{Cells, Count};
 use super::features::Features;
 use super::header::{FrameHeader, HEADER_BYTES, MAX_FRAME_BYTES, Malformed};
 use super::limits::Limits;
+use super::outgoing::{Outgoing, Unfit};
 use crate::Memory;
 use crate::complaint::Complaints;
 
@@ -35,7 +37,7 @@ const FRAMES_AT_ONCE: usize = 256;
 /// Their bytes.
 const BYTES_AT_ONCE: usize = 2 << 20;
 
-/// Where frames are on their way: header and frame, and a byte by which too long a frame is known.
+/// Where a frame to the guest is on its way: header and frame, and a byte by which too long a frame is known.
 const BUFFER_BYTES: usize = HEADER_BYTES + MAX_FRAME_BYTES + 1;
 
 /// Bytes that a frame may be longer than the MTU: an Ethernet header with a VLAN tag.
@@ -43,7 +45,7 @@ const LINK_HEADER_BYTES: usize = 18;
 
 /// What a turn of a pair needs of the device.
 pub(super) struct Turn<'a> {
-    pub(super) memory: &'a Memory,
+    pub(super) memory: &'a Arc<Memory>,
     pub(super) features: Features,
     pub(super) mtu: Option<u16>,
     /// Whether frames pass at all.
@@ -72,7 +74,7 @@ pub(super) struct Pair {
     incoming_paid: bool,
     outgoing_paid: bool,
     incoming: Vec<u8>,
-    outgoing: Vec<u8>,
+    outgoing: Outgoing,
     parts: Parts,
     filled: Vec<Filled>,
 }
@@ -123,7 +125,7 @@ impl Pair {
             incoming_paid: false,
             outgoing_paid: false,
             incoming: vec![0; BUFFER_BYTES],
-            outgoing: vec![0; HEADER_BYTES + MAX_FRAME_BYTES],
+            outgoing: Outgoing::default(),
             parts: Parts::default(),
             filled: Vec::new(),
         }
@@ -139,6 +141,7 @@ impl Pair {
     pub(super) fn reset(&mut self) -> bool {
         self.incoming_paid = false;
         self.outgoing_paid = false;
+        self.outgoing.clear();
         std::mem::take(&mut self.held) > 0
     }
 
@@ -150,7 +153,7 @@ impl Pair {
         queue: &mut Queue,
     ) -> Result<bool, QueueError> {
         let before = queue.next_used();
-        queue.disable_notification(turn.memory)?;
+        queue.disable_notification(&**turn.memory)?;
         let mut budget = Budget::new();
         while let Some(chain) = chains::next_chain(turn.memory, queue)? {
             let head = chain.head_index();
@@ -158,7 +161,10 @@ impl Pair {
             let loaded = self
                 .parts
                 .append(chain, Side::Readable, queue.size(), HEADER_BYTES);
-            match loaded.and_then(|_| self.send(turn, tap)) {
+            let parsed = loaded
+                .map_err(Unfit::from)
+                .and_then(|_| self.outgoing.parse(turn.memory, &self.parts, turn.features));
+            match parsed.map(|bytes| self.send(turn, tap, bytes)) {
                 Ok(Step::Next(bytes)) => budget.spend(bytes),
                 Ok(Step::Wait) => {
                     turn.starved = !self.outgoing_paid && budget.is_whole();
@@ -170,51 +176,40 @@ impl Pair {
                     turn.malformed(&error);
                 }
             }
-            queue.add_used(turn.memory, head, 0)?;
+            queue.add_used(&**turn.memory, head, 0)?;
             if budget.is_spent() {
                 turn.again = true;
                 break;
             }
         }
-        Ok(queue.next_used() != before && queue.needs_notification(turn.memory)?)
+        self.outgoing.clear();
+        Ok(queue.next_used() != before && queue.needs_notification(&**turn.memory)?)
     }
 
-    /// Sends what is in the loaded buffers.
-    fn send(&mut self, turn: &mut Turn<'_>, tap: BorrowedFd<'_>) -> Result<Step, ChainError> {
-        let total = self.parts.gather(turn.memory, &mut self.outgoing)?;
-        let Some((header, frame)) = self.outgoing[..total].split_first_chunk_mut::<HEADER_BYTES>() else {
-            return Ok(Step::Next(0));
-        };
-        match FrameHeader::from_bytes(header).judge_from_guest(frame.len(), turn.features) {
-            Ok(judged) => *header = judged.to_bytes(),
-            Err(error) => {
-                turn.malformed(&error);
-                return Ok(Step::Next(0));
-            }
-        }
-        let bytes = frame.len();
+    /// Sends the frame that was parsed, of so many bytes.
+    fn send(&mut self, turn: &mut Turn<'_>, tap: BorrowedFd<'_>, bytes: usize) -> Step {
         if !turn.link_up {
             turn.counters.add(Count::DroppedFromGuest, 1);
-            return Ok(Step::Next(bytes));
+            return Step::Next(bytes);
         }
         self.outgoing_paid = self.outgoing_paid || turn.limits.permit_from_guest(bytes, turn.counters);
         if !self.writable || !self.outgoing_paid {
-            return Ok(Step::Wait);
+            return Step::Wait;
         }
-        match rustix::io::write(tap, &self.outgoing[..total]) {
-            Ok(_) => {
+        match self.outgoing.send(tap) {
+            Ok(()) => {
                 turn.counters.add(Count::FramesFromGuest, 1);
                 turn.counters.add(Count::BytesFromGuest, bytes);
             }
             Err(Errno::AGAIN) => {
                 self.writable = false;
                 turn.counters.add(Count::TransmitStalls, 1);
-                return Ok(Step::Wait);
+                return Step::Wait;
             }
             Err(error) => turn.not_sent(error),
         }
         self.outgoing_paid = false;
-        Ok(Step::Next(bytes))
+        Step::Next(bytes)
     }
 
     /// Host to guest; returns whether the driver waits for a signal.
@@ -225,7 +220,7 @@ impl Pair {
         queue: &mut Queue,
     ) -> Result<bool, QueueError> {
         let before = queue.next_used();
-        queue.disable_notification(turn.memory)?;
+        queue.disable_notification(&**turn.memory)?;
         let mut budget = Budget::new();
         while let Step::Next(bytes) = self.receive_one(turn, tap, queue)? {
             budget.spend(bytes);
@@ -249,7 +244,7 @@ impl Pair {
                 return Ok(Step::Wait);
             }
             // What no buffer is there for stays in the tap.
-            if !chains::has_chain(turn.memory, queue)? && !queue.enable_notification(turn.memory)? {
+            if !chains::has_chain(turn.memory, queue)? && !queue.enable_notification(&**turn.memory)? {
                 turn.counters.add(Count::ReceiveStalls, 1);
                 return Ok(Step::Wait);
             }
@@ -355,7 +350,7 @@ impl Pair {
     fn write_frame(&mut self, turn: &mut Turn<'_>, queue: &mut Queue) -> Result<Step, QueueError> {
         let count = u16::try_from(self.filled.len()).unwrap_or(u16::MAX);
         self.incoming[HEADER_BYTES - 2..HEADER_BYTES].copy_from_slice(&U16::new(count).to_bytes());
-        if let Err(error) = self.parts.scatter(turn.memory, &self.incoming[..self.held]) {
+        if let Err(error) = self.parts.scatter(&**turn.memory, &self.incoming[..self.held]) {
             turn.malformed(&error);
             return self.give_back(turn, queue);
         }

@@ -170,6 +170,76 @@ fn a_frame_in_thousands_of_buffers_is_refused() {
 }
 
 #[test]
+fn buffers_of_no_bytes_are_not_there() {
+    let mut bed = bed(1);
+    let message = [&FrameHeader::default().to_bytes()[..], &pattern(90)].concat();
+    let memory = bed.machine.guest.memory();
+    memory.write_slice(&message, GuestAddress(0x10_0000)).unwrap();
+    let buffer = |address, len| Buffer {
+        address,
+        len,
+        writable: false,
+    };
+    // Where a buffer without bytes is does not matter.
+    let empty = buffer(u64::MAX, 0);
+    let chain = [
+        empty,
+        buffer(0x10_0000, 5),
+        empty,
+        buffer(0x10_0005, 60),
+        empty,
+        buffer(0x10_0041, 37),
+        empty,
+    ];
+    for indirect in [false, true] {
+        assert!(bed.machine.guest.send_chain(1, &chain, indirect));
+        bed.machine.step();
+        assert_eq!(bed.host_takes(0)[0].frame, pattern(90));
+        assert!(bed.machine.guest.send_chain(1, &[empty; 3], indirect));
+        bed.machine.step();
+    }
+    assert_eq!((bed.malformed(), bed.host_takes(0).len()), (2, 0));
+}
+
+#[test]
+fn a_frame_that_waited_for_the_host_is_judged_as_it_is_then() {
+    let mut bed = bed(1);
+    let place = GuestAddress(0x10_0000);
+    let memory = bed.machine.guest.memory();
+    let frame = Buffer {
+        address: place.0,
+        len: 1412,
+        writable: false,
+    };
+    let mut sent = 0;
+    while bed.machine.figure("transmit_stalls") == 0 {
+        while bed.machine.guest.send_chain(1, &[frame], false) {
+            sent += 1;
+        }
+        bed.machine.step();
+    }
+    memory.write_slice(&[0xff; HEADER_BYTES], place).unwrap();
+    let went = bed.machine.figure("frames_from_guest");
+    let mut taken = Vec::new();
+    bed.machine
+        .run_until(|machine| {
+            let mut message = [0; 2000];
+            while let Ok(bytes @ 1..) = rustix::io::read(&bed.host[0], &mut message[..]) {
+                taken.push(message[..bytes].to_vec());
+            }
+            machine.figure("malformed") + went == sent
+        })
+        .unwrap();
+    assert_eq!(bed.machine.figure("frames_from_guest"), went);
+    assert!(
+        taken
+            .iter()
+            .all(|message| message[..HEADER_BYTES] == [0; HEADER_BYTES])
+    );
+    assert_eq!(u64::try_from(taken.len()).unwrap(), went);
+}
+
+#[test]
 fn a_head_out_of_range_breaks_the_queue() {
     for queue in [0, 1] {
         let mut bed = bed(1);
