@@ -162,7 +162,11 @@ impl Microvm {
         if let Some(bus) = Arc::into_inner(shared.bus) {
             thread::scope(|scope| {
                 for device in bus.into_devices() {
-                    scope.spawn(move || drop(device));
+                    // Without a thread for it the device is dropped here, before the next one.
+                    let end = move || drop(device);
+                    if let Err(cause) = thread::Builder::new().spawn_scoped(scope, end) {
+                        log::debug!("devices end one after another: {cause}");
+                    }
                 }
             });
         }
@@ -190,18 +194,27 @@ fn go_on(shared: &Shared) -> io::Result<()> {
     resumed
 }
 
-/// Does it to every device at once; the first error, once all are done.
+/// Does it to every device at once; the first error, once all are done. A device for which there is no thread has its
+/// turn here.
 fn on_each(bus: &Bus, act: fn(&mut Registers) -> io::Result<()>) -> io::Result<()> {
     let outcomes: Vec<_> = thread::scope(|scope| {
         let acts: Vec<_> = bus
             .devices()
-            .map(|device| scope.spawn(move || act(&mut lock(device))))
+            .map(|device| {
+                let apart = thread::Builder::new().spawn_scoped(scope, move || act(&mut lock(device)));
+                apart.map_err(|_| device)
+            })
             .collect();
-        acts.into_iter().map(|act| act.join()).collect()
+        acts.into_iter()
+            .map(|begun| match begun {
+                Ok(apart) => apart
+                    .join()
+                    .unwrap_or_else(|_| Err(io::Error::other("a device panicked"))),
+                Err(device) => act(&mut lock(device)),
+            })
+            .collect()
     });
-    outcomes
-        .into_iter()
-        .try_for_each(|outcome| outcome.unwrap_or_else(|_| Err(io::Error::other("a device panicked"))))
+    outcomes.into_iter().collect()
 }
 
 impl Drop for Microvm {
