@@ -8,11 +8,14 @@
 //!                   /kata-agent
 //! ```
 //!
-//! An initramfs goes with its kernel: one that was not chosen is the one beside the kernel.
+//! An initramfs goes with its kernel: one that was not chosen is the one beside the kernel. A kernel is looked at
+//! before it is booted, once: what was found good is noted in `<guest directory>/checked`.
 
+mod checked;
 mod executable;
 mod host;
 mod layout;
+mod search;
 
 use std::env;
 use std::fs::File;
@@ -21,11 +24,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::cache::{CacheDirectoryError, cache_directory};
-use crate::kernel::Kernel;
+use crate::kernel::KernelError;
+use search::Search;
 
 pub use executable::{NotStatic, check_static};
 pub use host::HostKernelError;
 pub use layout::{LayoutError, initramfs};
+pub(crate) use search::kernels;
 
 /// What a virtual machine boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,7 +132,10 @@ pub enum AssetError {
         /// Where its initramfs should be.
         path: PathBuf,
     },
-    /// The guest directory has no kernel, and this machine's own do not do.
+    /// The kernel that was chosen, or the best of the guest directory, cannot run a sandbox.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The guest directory has no kernel that does, and this machine's own do not do.
     #[error(
         "the guest kernel was not found in {}, and none of this machine can be used; run `cargo xtask quickstart` \
          (or `cargo xtask guest`), or set KATA_KERNEL to its path", list(.looked_in)
@@ -214,140 +222,65 @@ impl Asset {
     ///
     /// # Errors
     ///
-    /// When no regular file is there.
+    /// When no regular file is there, or the kernel cannot run a sandbox.
     pub fn find(self, overrides: &Overrides) -> Result<PathBuf, AssetError> {
         match self {
-            Self::Kernel => Ok(Search::new(overrides)?.kernel()?),
+            Self::Kernel => Search::new(overrides)?.kernel(),
             Self::Initramfs => Ok(Assets::find(overrides)?.initramfs),
             Self::Agent => Ok(Search::new(overrides)?.agent()?),
         }
     }
 }
 
+/// What a start would boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Provision {
+    /// These files.
+    Ready(Assets),
+    /// Files that it would make first, of this kernel of the machine's own and the agent.
+    Makeable {
+        /// The kernel.
+        kernel: PathBuf,
+    },
+}
+
 impl Assets {
-    /// Finds a kernel and its initramfs. The kernel is the override, else what `KATA_KERNEL` names, else the best
-    /// complete [`Set`]; the initramfs is the override, else what `KATA_INITRAMFS` names, else the one beside the
-    /// kernel.
+    /// Finds a kernel that can run a sandbox, and its initramfs. The kernel is the override, else what `KATA_KERNEL`
+    /// names, else the best of the [`Set`]s: a complete one before one without an initramfs, and none that
+    /// [`Kernel::check`](crate::kernel::Kernel::check) refuses. The initramfs is the override, else what
+    /// `KATA_INITRAMFS` names, else the one beside the kernel.
     ///
     /// # Errors
     ///
-    /// When one is not there; what was chosen is not silently replaced by another.
+    /// When one is not there, or the kernel cannot run a sandbox; what was chosen is not silently replaced by another.
     pub fn find(overrides: &Overrides) -> Result<Self, AssetError> {
-        Search::new(overrides)?.assets()
+        Ok(Search::new(overrides)?.assets()?)
     }
 
-    /// As [`find`](Self::find); where the guest directory has no kernel and none was chosen, takes one of an
-    /// unpacked package or of `/boot`, unpacks it, makes its initramfs with the agent, and keeps both. That takes
+    /// What [`provide`](Self::provide) would give, and whether it would have to make it. Makes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`provide`](Self::provide), but for what goes wrong in making.
+    pub fn look(overrides: &Overrides) -> Result<Provision, AssetError> {
+        Search::new(overrides)?.look().map(|found| match found {
+            host::Found::Made(assets) => Provision::Ready(assets),
+            host::Found::Kernel(kernel) => Provision::Makeable {
+                kernel: kernel.path().to_owned(),
+            },
+        })
+    }
+
+    /// As [`find`](Self::find); where the guest directory has no kernel that does and none was chosen, takes one of
+    /// an unpacked package or of `/boot`, unpacks it, makes its initramfs with the agent, and keeps both. That takes
     /// seconds, once.
     ///
     /// # Errors
     ///
     /// As [`find`](Self::find), or when no kernel of this machine can run a sandbox, or when there is no agent.
     pub fn provide(overrides: &Overrides) -> Result<Self, AssetError> {
-        let search = Search::new(overrides)?;
-        match search.assets() {
-            Err(AssetError::Missing {
-                asset: Asset::Kernel,
-                looked_in,
-            }) if search.is_open() => search.make_of_host().map_err(|source| AssetError::NoKernel {
-                looked_in,
-                source: Box::new(source),
-            }),
-            found => found,
-        }
+        Search::new(overrides)?.provide()
     }
-}
-
-/// What was chosen, and where to look for what was not.
-#[derive(Debug)]
-struct Search {
-    chosen: Overrides,
-    directory: PathBuf,
-}
-
-impl Search {
-    fn new(overrides: &Overrides) -> Result<Self, CacheDirectoryError> {
-        let chosen = |asset: Asset| {
-            let named = asset.override_in(overrides).map(Path::to_path_buf);
-            named.or_else(|| asset.in_environment())
-        };
-        Ok(Self {
-            chosen: Overrides {
-                kernel: chosen(Asset::Kernel),
-                initramfs: chosen(Asset::Initramfs),
-                agent: chosen(Asset::Agent),
-            },
-            directory: directory()?,
-        })
-    }
-
-    /// Whether neither kernel nor initramfs was chosen.
-    fn is_open(&self) -> bool {
-        self.chosen.kernel.is_none() && self.chosen.initramfs.is_none()
-    }
-
-    fn assets(&self) -> Result<Assets, AssetError> {
-        let kernel = self.kernel()?;
-        let initramfs = match &self.chosen.initramfs {
-            Some(path) => existing(Asset::Initramfs, path.clone())?,
-            None => beside(&kernel)?,
-        };
-        Ok(Assets { kernel, initramfs })
-    }
-
-    fn kernel(&self) -> Result<PathBuf, AssetError> {
-        if let Some(path) = &self.chosen.kernel {
-            return existing(Asset::Kernel, path.clone());
-        }
-        let sets: Vec<Assets> = Set::ALL
-            .iter()
-            .map(|set| set.in_directory(&self.directory))
-            .collect();
-        // With an initramfs of the caller's a kernel alone is complete.
-        let complete = |set: &&Assets| self.chosen.initramfs.is_some() || set.initramfs.is_file();
-        let kernels = || sets.iter().filter(|set| set.kernel.is_file());
-        match kernels().find(complete).or_else(|| kernels().next()) {
-            Some(set) => Ok(set.kernel.clone()),
-            None => Err(AssetError::Missing {
-                asset: Asset::Kernel,
-                looked_in: sets.into_iter().map(|set| set.kernel).collect(),
-            }),
-        }
-    }
-
-    fn agent(&self) -> Result<PathBuf, AssetError> {
-        let path = match &self.chosen.agent {
-            Some(path) => path.clone(),
-            None => self.directory.join(Asset::Agent.file_name()),
-        };
-        existing(Asset::Agent, path)
-    }
-
-    fn make_of_host(&self) -> Result<Assets, HostKernelError> {
-        let agent = self.agent().map_err(Box::new)?;
-        host::make(&self.directory, &Kernel::find_on_host()?, &agent)
-    }
-}
-
-fn existing(asset: Asset, path: PathBuf) -> Result<PathBuf, AssetError> {
-    if path.is_file() {
-        return Ok(path);
-    }
-    Err(AssetError::Missing {
-        asset,
-        looked_in: vec![path],
-    })
-}
-
-fn beside(kernel: &Path) -> Result<PathBuf, AssetError> {
-    let path = kernel.with_file_name(Asset::Initramfs.file_name());
-    if path.is_file() {
-        return Ok(path);
-    }
-    Err(AssetError::NoInitramfs {
-        kernel: kernel.to_owned(),
-        path,
-    })
 }
 
 /// Where guest files are kept: `guest` in the [cache directory](cache_directory). It need not exist yet.
@@ -394,89 +327,6 @@ fn replace(directory: &Path, path: &Path, bytes: &[u8], mode: u32) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A search below `root`, which has these files in its guest directory.
-    fn search(root: &Path, files: &[&str]) -> Search {
-        let directory = root.join("guest");
-        for name in files {
-            let path = directory.join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, name).unwrap();
-        }
-        Search {
-            chosen: Overrides::default(),
-            directory,
-        }
-    }
-
-    const BOTH: [&str; 4] = [
-        "distribution/vmlinux",
-        "distribution/initramfs.cpio",
-        "tailored/vmlinux",
-        "tailored/initramfs.cpio",
-    ];
-
-    #[test]
-    fn the_tailored_kernel_is_taken_where_it_is_complete() {
-        let root = tempfile::tempdir().unwrap();
-        let with = |files: &[&str]| {
-            let root = tempfile::tempdir_in(root.path()).unwrap().keep();
-            let assets = search(&root, files).assets().unwrap();
-            let names = [assets.kernel, assets.initramfs];
-            names.map(|path| {
-                path.strip_prefix(root.join("guest"))
-                    .unwrap()
-                    .display()
-                    .to_string()
-            })
-        };
-        assert_eq!(with(&BOTH), ["tailored/vmlinux", "tailored/initramfs.cpio"]);
-        let distribution = ["distribution/vmlinux", "distribution/initramfs.cpio"];
-        assert_eq!(with(&BOTH[..3]), distribution);
-        assert_eq!(with(&BOTH[..2]), distribution);
-    }
-
-    #[test]
-    fn an_initramfs_that_was_not_chosen_is_the_one_beside_the_kernel() {
-        let root = tempfile::tempdir().unwrap();
-        let mut search = search(root.path(), &BOTH);
-        let place = root.path().join("guest/distribution");
-        search.chosen.kernel = Some(place.join("vmlinux"));
-        assert_eq!(search.assets().unwrap().initramfs, place.join("initramfs.cpio"));
-        std::fs::write(root.path().join("alone"), "").unwrap();
-        search.chosen.kernel = Some(root.path().join("alone"));
-        let error = search.assets().unwrap_err();
-        let expected = format!(
-            "there is no initramfs for the kernel {root}/alone: {root}/initramfs.cpio does not exist; run `cargo \
-             xtask guest`, or set KATA_INITRAMFS to one that has this kernel's modules",
-            root = root.path().display()
-        );
-        assert_eq!(error.to_string(), expected);
-        search.chosen.initramfs = Some(place.join("initramfs.cpio"));
-        assert_eq!(search.assets().unwrap().kernel, root.path().join("alone"));
-    }
-
-    #[test]
-    fn a_missing_file_says_where_it_should_be_and_what_to_do() {
-        let error = search(Path::new("/nonexistent"), &[]).agent().unwrap_err();
-        let expected = "the guest agent was not found in /nonexistent/guest/kata-agent; run `cargo xtask \
-                        quickstart` (or `cargo xtask guest`), or set KATA_AGENT to its path";
-        assert_eq!(error.to_string(), expected);
-        let error = search(Path::new("/nonexistent"), &[]).assets().unwrap_err();
-        assert!(matches!(error, AssetError::Missing { looked_in, .. } if looked_in.len() == 2));
-    }
-
-    #[test]
-    fn a_wrong_choice_is_not_replaced_by_another() {
-        let root = tempfile::tempdir().unwrap();
-        let mut search = search(root.path(), &[&BOTH[..], &["kata-agent"]].concat());
-        search.chosen.agent = Some(PathBuf::from("/nonexistent/agent"));
-        search.chosen.kernel = Some(PathBuf::from("/nonexistent/kernel"));
-        for found in [search.agent(), search.kernel()] {
-            assert!(matches!(found, Err(AssetError::Missing { looked_in, .. }) if looked_in.len() == 1));
-        }
-        assert!(!search.is_open());
-    }
 
     #[test]
     fn installing_replaces_and_leaves_nothing_else() {

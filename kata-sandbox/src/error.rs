@@ -28,7 +28,7 @@ pub enum ErrorKind {
     Image,
     /// The file system of the cache, or another one that is needed, is full.
     NoSpace,
-    /// A guest asset or program (kernel, initramfs, agent, monitor) was not found.
+    /// A guest asset or program (kernel, initramfs, agent, monitor) was not found, or the kernel cannot run a sandbox.
     MissingAsset,
     /// The backend cannot run on this host.
     Unsupported,

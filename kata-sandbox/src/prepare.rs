@@ -23,6 +23,8 @@ pub(crate) struct Prepared {
     pub(crate) fds: Vec<OwnedFd>,
     /// The monitor program.
     pub(crate) monitor: PathBuf,
+    /// The guest's kernel, where there is a guest.
+    pub(crate) kernel: Option<PathBuf>,
 }
 
 /// Opens what `plan` names for `container`, off the caller's runtime threads: where nothing else is there, a kernel of
@@ -68,6 +70,7 @@ fn open_all(plan: Plan, image: ReadyImage, store: &Store, container: &Container)
         machine: plan.machine,
         fds,
         monitor,
+        kernel: boot.map(|assets| assets.kernel),
     })
 }
 
@@ -105,12 +108,11 @@ fn boot_files<'a>(found: &'a mut Option<Assets>, overrides: &guest::Overrides) -
 }
 
 fn missing(cause: AssetError) -> Error {
-    Error::new(
-        ErrorKind::MissingAsset,
-        Stage::Prepare,
-        "a guest asset is missing",
-    )
-    .with_source(cause)
+    let message = match &cause {
+        AssetError::Kernel(_) => "the guest kernel cannot be used",
+        _ => "a guest asset is missing",
+    };
+    Error::new(ErrorKind::MissingAsset, Stage::Prepare, message).with_source(cause)
 }
 
 fn open(path: &Path) -> Result<File, Error> {

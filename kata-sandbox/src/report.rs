@@ -1,6 +1,7 @@
 //! What a sandbox tells about itself: where it runs, how long each stage took, what it cost.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use kata_image::ImageConfig;
@@ -182,6 +183,9 @@ pub struct Info {
     pub memory_bytes: u64,
     /// Virtual processors.
     pub vcpus: u8,
+    /// The guest kernel's file; its directory tells a tailored kernel from a distribution's. `None` where there is no
+    /// guest.
+    pub kernel: Option<PathBuf>,
     /// The guest kernel's release.
     pub kernel_release: String,
     /// The agent's version.

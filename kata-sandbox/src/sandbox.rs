@@ -1,5 +1,6 @@
 //! The corridor: from a container to its output, stage by stage.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -117,8 +118,13 @@ impl Sandbox {
         let plan = plan(&container, image.layers.len(), &name, &capabilities)?;
         timings.mark(Stage::Plan);
         tracing::info!(sandbox = name, backend = ?plan.selection.hypervisor, "{}", plan.selection.reason);
-        let described = (image.digest.clone(), image.config.clone());
+        let (image_digest, image_config) = (image.digest.clone(), image.config.clone());
         let prepared = prepare(&plan, image, store, &container).await?;
+        let described = Described {
+            image_digest,
+            image: image_config,
+            kernel: prepared.kernel.clone(),
+        };
         timings.mark(Stage::Prepare);
         let (monitor, control) = launch(prepared).await?;
         timings.mark(Stage::Launch);
@@ -366,15 +372,27 @@ async fn give_up(supervision: &Supervision, error: Error) -> Error {
     error.sandbox_lost()
 }
 
+/// What is told of the files that a machine was made of.
+struct Described {
+    image_digest: String,
+    image: ImageConfig,
+    kernel: Option<PathBuf>,
+}
+
 fn info(
     name: String,
     plan: &Plan,
     connected: Connected,
     supervision: &Supervision,
-    (image_digest, image): (String, ImageConfig),
+    described: Described,
     timings: Timings,
 ) -> Info {
     let monitor_pid = supervision.monitor_pid;
+    let Described {
+        image_digest,
+        image,
+        kernel,
+    } = described;
     Info {
         name,
         selection: plan.selection.clone(),
@@ -382,6 +400,7 @@ fn info(
         machine_type: connected.running.machine_type,
         memory_bytes: plan.machine.memory.bytes(),
         vcpus: plan.machine.vcpus,
+        kernel,
         kernel_release: connected.hello.kernel_release,
         agent_version: connected.hello.agent_version,
         monitor_pid,

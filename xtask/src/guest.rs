@@ -14,13 +14,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use kata_image::guest::{
     Asset, AssetError, LayoutError, NotStatic, Set, check_static, directory, initramfs, install,
 };
 use kata_image::kernel::{ExtractError, ModuleError, ModuleTree, extract_vmlinux};
 use sha2::{Digest, Sha256};
 
-use crate::kernel::{self, Kernel, KernelError, Tailored};
+use crate::kernel::{self, Kernel, KernelError, Tailored, Variant};
 use crate::process::{self, ProcessError};
 use crate::progress::Step;
 use crate::units::mib;
@@ -134,21 +135,25 @@ pub(crate) fn make(workspace: &Workspace) -> Result<Kernel, GuestError> {
     if let Some(config) = &kernel.config {
         install_if_changed(&place, CONFIGURATION, &read(config)?, 0o644)?;
     }
-    if tailored_kernel()?.is_some() {
-        made.push(install_tailored_initramfs(&agent)?);
+    for variant in Variant::value_variants() {
+        let place = place_of(*variant)?;
+        if place.join(Asset::Kernel.file_name()).is_file() {
+            made.push(install_tailored_initramfs(&place, &agent)?);
+        }
     }
     step.done(format!("kernel {}, {}", kernel.version, summary(&made)));
     Ok(kernel)
 }
 
-/// Installs a tailored kernel with its initramfs; from then on guests boot it.
+/// Installs a tailored kernel with its initramfs, and gives back its path. From then on guests boot the default
+/// variant; another is booted where it is asked for.
 ///
 /// # Errors
 /// When a part cannot be made; what was installed before stays.
-pub(crate) fn install_tailored(workspace: &Workspace, tailored: &Tailored) -> Result<(), GuestError> {
+pub(crate) fn install_tailored(workspace: &Workspace, tailored: &Tailored) -> Result<PathBuf, GuestError> {
     let agent = build_static(workspace, &AGENT)?;
     let step = Step::start(format!("guest ({} kernel)", tailored.variant.name()));
-    let place = Set::Tailored.directory()?;
+    let place = place_of(tailored.variant)?;
     let made = [
         install_if_changed(&place, CONFIGURATION, &read(&tailored.config())?, 0o644)?,
         install_if_changed(
@@ -157,10 +162,18 @@ pub(crate) fn install_tailored(workspace: &Workspace, tailored: &Tailored) -> Re
             &read(&tailored.vmlinux())?,
             0o644,
         )?,
-        install_tailored_initramfs(&agent)?,
+        install_tailored_initramfs(&place, &agent)?,
     ];
     step.done(summary(&made));
-    Ok(())
+    Ok(place.join(Asset::Kernel.file_name()))
+}
+
+/// Where a variant of the tailored kernel is: only the default's place is one that guests look into.
+fn place_of(variant: Variant) -> Result<PathBuf, GuestError> {
+    Ok(match variant {
+        Variant::Default => Set::Tailored.directory()?,
+        other => directory()?.join(format!("{}-{}", Set::Tailored.name(), other.name())),
+    })
 }
 
 /// The tailored kernel, where it is installed.
@@ -173,14 +186,9 @@ pub(crate) fn tailored_kernel() -> Result<Option<PathBuf>, GuestError> {
 }
 
 /// The agent alone: everything else is built in.
-fn install_tailored_initramfs(agent: &[u8]) -> Result<Installed, GuestError> {
+fn install_tailored_initramfs(place: &Path, agent: &[u8]) -> Result<Installed, GuestError> {
     let archive = packed(Set::Tailored, agent, None)?;
-    install_if_changed(
-        &Set::Tailored.directory()?,
-        Asset::Initramfs.file_name(),
-        &archive,
-        0o644,
-    )
+    install_if_changed(place, Asset::Initramfs.file_name(), &archive, 0o644)
 }
 
 /// A set's initramfs, which must not grow.
@@ -294,7 +302,7 @@ fn install_vmlinux(place: &Path, kernel: &Kernel) -> Result<Installed, GuestErro
 
 fn installed(place: &Path, file: &str, bytes: u64, changed: bool) -> Installed {
     let set = place.file_name().unwrap_or_default().to_string_lossy();
-    let name = match Set::ALL.iter().any(|known| known.name() == set) {
+    let name = match Set::ALL.iter().any(|known| set.starts_with(known.name())) {
         true => format!("{set}/{file}"),
         false => file.to_owned(),
     };
@@ -340,6 +348,17 @@ mod tests {
         file[32] = 64;
         file[54] = 56;
         file
+    }
+
+    #[test]
+    fn only_the_default_variant_is_where_guests_look() {
+        let looked_into: Vec<PathBuf> = Set::ALL.iter().map(|set| set.directory().unwrap()).collect();
+        for variant in Variant::value_variants() {
+            let is_found = looked_into.contains(&place_of(*variant).unwrap());
+            assert_eq!(is_found, *variant == Variant::Default, "{}", variant.name());
+        }
+        let place = place_of(Variant::NoMitigations).unwrap();
+        assert!(place.ends_with("guest/tailored-no-mitigations"), "{}", place.display());
     }
 
     #[test]

@@ -106,25 +106,29 @@ pub(crate) fn provide(workspace: &Workspace, purpose: Purpose) -> Result<Ready, 
     })
 }
 
-/// Builds the tailored kernel unless it is in the cache, and makes guests boot it.
+/// Builds the tailored kernel unless it is in the cache, and installs it. Guests boot the default variant from then on.
 ///
 /// # Errors
 /// When it cannot be built; the error says what to do.
 pub(crate) fn provide_tailored_kernel(workspace: &Workspace, variant: Variant) -> Result<(), SetupError> {
     packages::provide_for_kernel()?;
-    let directory = tailor(workspace, variant)?;
+    let (built, installed) = tailor(workspace, variant)?;
+    let now = match variant {
+        Variant::Default => "guests boot the tailored kernel now".to_owned(),
+        _ => format!("KATA_KERNEL={} boots it", installed.display()),
+    };
     progress::note(format!(
-        "guests boot the tailored kernel now; what decodes its traces is {}",
-        directory.join("vmlinux.unstripped").display()
+        "{now}; what decodes its traces is {}",
+        built.join("vmlinux.unstripped").display()
     ));
     Ok(())
 }
 
-/// The directory that the kernel was built into.
-fn tailor(workspace: &Workspace, variant: Variant) -> Result<PathBuf, SetupError> {
+/// The directory that the kernel was built into, and the file that guests boot.
+fn tailor(workspace: &Workspace, variant: Variant) -> Result<(PathBuf, PathBuf), SetupError> {
     let tailored = kernel::tailor(&kata_image::cache_directory()?, variant)?;
-    guest::install_tailored(workspace, &tailored)?;
-    Ok(tailored.directory)
+    let installed = guest::install_tailored(workspace, &tailored)?;
+    Ok((tailored.directory, installed))
 }
 
 fn build_monitor(workspace: &Workspace, purpose: Purpose) -> Result<PathBuf, ProcessError> {

@@ -9,13 +9,13 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::checked::stamp;
 use super::{Asset, AssetError, Assets, LayoutError, initramfs, install};
-use crate::kernel::{ExtractError, FindKernelError, Kernel, extract_vmlinux};
+use crate::kernel::{ExtractError, FindKernelError, HostKernels, Kernel, KernelError, extract_vmlinux};
 
 /// Why this machine's own kernels are of no use.
 #[derive(Debug, thiserror::Error)]
@@ -56,14 +56,48 @@ pub enum HostKernelError {
     Asset(#[from] Box<AssetError>),
 }
 
-/// The files for `kernel` and `agent`, made below `directory` unless they are there.
-pub(super) fn make(directory: &Path, kernel: &Kernel, agent: &Path) -> Result<Assets, HostKernelError> {
-    let place = directory.join(format!("host-{}", name_of(&[kernel.path(), agent])?));
-    let assets = Assets {
+/// What there is to boot.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// Files that were made before.
+    Made(Assets),
+    /// A kernel to make them of.
+    Kernel(Kernel),
+}
+
+/// The best kernel of this machine for `agent`; `refused` are those that were better and do not do. One of which
+/// the files are there is not read again.
+pub(super) fn find(
+    directory: &Path,
+    agent: &Path,
+    mut refused: Vec<KernelError>,
+) -> Result<Found, HostKernelError> {
+    let kernels = HostKernels::of_this_machine().map_err(FindKernelError::from)?;
+    for path in kernels.paths() {
+        let assets = assets(directory, &path, agent)?;
+        if assets.initramfs.is_file() {
+            return Ok(Found::Made(assets));
+        }
+        match kernels.usable(&path) {
+            Ok(kernel) => return Ok(Found::Kernel(kernel)),
+            Err(error) => refused.push(error),
+        }
+    }
+    Err(kernels.none(refused).into())
+}
+
+/// Where the files for a kernel and an agent are kept. The initramfs is written last.
+fn assets(directory: &Path, kernel: &Path, agent: &Path) -> Result<Assets, HostKernelError> {
+    let place = directory.join(format!("host-{}", name_of(&[kernel, agent])?));
+    Ok(Assets {
         kernel: place.join(Asset::Kernel.file_name()),
         initramfs: place.join(Asset::Initramfs.file_name()),
-    };
-    // The initramfs is written last.
+    })
+}
+
+/// The files for `kernel` and `agent`, made below `directory` unless they are there.
+pub(super) fn make(directory: &Path, kernel: &Kernel, agent: &Path) -> Result<Assets, HostKernelError> {
+    let assets = assets(directory, kernel.path(), agent)?;
     if assets.initramfs.is_file() {
         return Ok(assets);
     }
@@ -74,8 +108,9 @@ pub(super) fn make(directory: &Path, kernel: &Kernel, agent: &Path) -> Result<As
     })?;
     let archive = initramfs(&read(agent)?, kernel.modules())
         .map_err(|source| HostKernelError::Initramfs { path, source })?;
+    let place = assets.kernel.parent().unwrap_or(directory);
     for (asset, bytes) in [(Asset::Kernel, vmlinux), (Asset::Initramfs, archive)] {
-        install(&place, asset.file_name(), &bytes, 0o644).map_err(Box::new)?;
+        install(place, asset.file_name(), &bytes, 0o644).map_err(Box::new)?;
     }
     Ok(assets)
 }
@@ -84,17 +119,10 @@ pub(super) fn make(directory: &Path, kernel: &Kernel, agent: &Path) -> Result<As
 fn name_of(files: &[&Path]) -> Result<String, HostKernelError> {
     let mut hasher = Sha256::new();
     for path in files {
-        let file = fs::metadata(path).map_err(|source| HostKernelError::Read {
+        stamp(&mut hasher, path).map_err(|source| HostKernelError::Read {
             path: path.to_path_buf(),
             source,
         })?;
-        hasher.update(path.as_os_str().as_encoded_bytes());
-        for number in [file.ino(), file.len()] {
-            hasher.update(number.to_le_bytes());
-        }
-        for number in [file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()] {
-            hasher.update(number.to_le_bytes());
-        }
     }
     Ok(crate::oci::hex(&hasher.finalize()[..8]))
 }

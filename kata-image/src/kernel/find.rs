@@ -1,7 +1,7 @@
 //! Where kernels are looked for, and which of them is taken.
 //!
 //! ```text
-//!  chosen by the caller ─► KATA_KERNEL ─► guest directory: tailored, distribution
+//!  chosen by the caller ─► KATA_KERNEL ─► guest directory: tailored, distribution, complete ones first
 //!                       ─► packages unpacked in the cache, newest first ─► /boot, newest first
 //! ```
 //!
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::inspect::{Kernel, KernelError};
 use crate::cache::{CacheDirectoryError, cache_directory};
-use crate::guest::{self, Asset, Set};
+use crate::guest::{self, Asset};
 
 /// Why no kernel was found.
 #[derive(Debug, thiserror::Error)]
@@ -67,13 +67,16 @@ impl Places {
 
     /// All files that may be kernels, the best first.
     fn candidates(&self) -> Vec<PathBuf> {
-        let mut all: Vec<PathBuf> = Set::ALL
-            .iter()
-            .map(|set| set.in_directory(&self.guest).kernel)
-            .filter(|path| path.is_file())
-            .collect();
+        let mut all = self.of_guests();
         all.extend(self.of_the_host());
         all
+    }
+
+    /// Those that are ready to boot.
+    fn of_guests(&self) -> Vec<PathBuf> {
+        let mut kernels = guest::kernels(&self.guest, false);
+        kernels.retain(|path| path.is_file());
+        kernels
     }
 
     /// Those that have to be unpacked first.
@@ -83,6 +86,13 @@ impl Places {
         packages.sort_by_key(|path| std::cmp::Reverse(version_key(path)));
         packages.extend(images(&self.boot));
         packages
+    }
+
+    fn none(&self, refused: Vec<KernelError>) -> FindKernelError {
+        FindKernelError::None {
+            looked_in: vec![self.guest.clone(), self.packages.clone(), self.boot.clone()],
+            refused,
+        }
     }
 }
 
@@ -117,8 +127,9 @@ fn version_key(path: &Path) -> Vec<u64> {
 
 impl Kernel {
     /// Finds a kernel that can run a sandbox: the one at `chosen`, else the one that `KATA_KERNEL` names, else
-    /// the best of the guest directory, of distribution packages unpacked in the cache, and of `/boot`. One
-    /// that was not chosen is taken only if its configuration is known.
+    /// the best of the guest directory, of distribution packages unpacked in the cache, and of `/boot`. That is
+    /// the order of [`Assets::provide`](crate::guest::Assets::provide) too. One of a package or of `/boot` is taken
+    /// only if its configuration is known.
     ///
     /// # Errors
     ///
@@ -128,12 +139,30 @@ impl Kernel {
         let places = Places::of_this_machine()?;
         find(chosen.map(Path::to_path_buf).or(variable), &places)
     }
+}
 
-    /// As [`find`](Self::find), among kernels that have not been made ready for guests: those of unpacked
-    /// packages and of `/boot`.
-    pub(crate) fn find_on_host() -> Result<Self, FindKernelError> {
-        let places = Places::of_this_machine()?;
-        first_usable(places.of_the_host(), &places)
+/// The kernels that have not been made ready for guests: those of unpacked packages and of `/boot`.
+#[derive(Debug)]
+pub(crate) struct HostKernels(Places);
+
+impl HostKernels {
+    pub(crate) fn of_this_machine() -> Result<Self, CacheDirectoryError> {
+        Places::of_this_machine().map(Self)
+    }
+
+    /// All files that may be one, the best first.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        self.0.of_the_host()
+    }
+
+    /// One of them, if it can run a sandbox.
+    pub(crate) fn usable(&self, path: &Path) -> Result<Kernel, KernelError> {
+        usable(path, &self.0)
+    }
+
+    /// None is left.
+    pub(crate) fn none(&self, refused: Vec<KernelError>) -> FindKernelError {
+        self.0.none(refused)
     }
 }
 
@@ -154,16 +183,14 @@ fn first_usable(candidates: Vec<PathBuf>, places: &Places) -> Result<Kernel, Fin
             Err(error) => refused.push(error),
         }
     }
-    Err(FindKernelError::None {
-        looked_in: vec![places.guest.clone(), places.packages.clone(), places.boot.clone()],
-        refused,
-    })
+    Err(places.none(refused))
 }
 
 /// The kernel, or what is wrong with it in one line.
 fn usable(path: &Path, places: &Places) -> Result<Kernel, KernelError> {
     let kernel = Kernel::inspect_with(path, &places.boot)?;
-    if !kernel.is_known() {
+    // Whoever put one into the guest directory chose it.
+    if !kernel.is_known() && !path.starts_with(&places.guest) {
         return Err(KernelError::Unknown {
             path: path.to_path_buf(),
         });

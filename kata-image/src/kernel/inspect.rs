@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use super::configuration::{Configuration, Setting, find};
 use super::elf::{self, segments};
 use super::features::{Ability, Feature};
-use super::vmlinux::{ExtractError, extract_vmlinux};
+use super::vmlinux::{ExtractError, check_image, extract_vmlinux};
 use crate::guest::Asset;
 
 /// A kernel file.
@@ -101,13 +101,16 @@ impl Kernel {
             path: path.to_owned(),
             source,
         })?;
+        let refused = |source| KernelError::Extract {
+            path: path.to_owned(),
+            source,
+        };
+        // A configuration beside it makes no kernel of a file.
+        check_image(&bytes).map_err(refused)?;
         let release = release(&bytes);
         let beside = beside(path, release.as_deref(), boot);
         let vmlinux = if beside.is_none() || segments(&bytes).is_some() {
-            Some(extract_vmlinux(&bytes).map_err(|source| KernelError::Extract {
-                path: path.to_owned(),
-                source,
-            })?)
+            Some(extract_vmlinux(&bytes).map_err(refused)?)
         } else {
             None
         };
@@ -170,10 +173,19 @@ impl Kernel {
     ///
     /// [`KernelError::Unusable`] with the options that are missing.
     pub fn check(&self) -> Result<(), KernelError> {
+        self.check_with(self.modules.is_some() || self.has_initramfs)
+    }
+
+    /// As [`check`](Self::check), for one that is booted with an initramfs, which brings its modules.
+    pub(crate) fn check_with_initramfs(&self) -> Result<(), KernelError> {
+        self.check_with(true)
+    }
+
+    fn check_with(&self, modules: bool) -> Result<(), KernelError> {
         let missing: Vec<&'static str> = Feature::ALL
             .iter()
             .filter(|feature| feature.is_needed())
-            .flat_map(|feature| self.lacks(*feature))
+            .flat_map(|feature| self.lacks(*feature, modules))
             .collect();
         if missing.is_empty() {
             return Ok(());
@@ -185,14 +197,14 @@ impl Kernel {
     }
 
     /// The options of a feature that are not to be had.
-    fn lacks(&self, feature: Feature) -> Vec<&'static str> {
+    fn lacks(&self, feature: Feature, modules: bool) -> Vec<&'static str> {
         if (feature, self.pvh) == (Feature::Pvh, Some(false)) {
             return feature.options().to_vec();
         }
         let Some(configuration) = &self.configuration else {
             return Vec::new();
         };
-        let least = if self.modules.is_some() || self.has_initramfs {
+        let least = if modules {
             Setting::Module
         } else {
             Setting::BuiltIn
@@ -358,6 +370,11 @@ pub(super) mod tests {
             );
             fs::remove_file(boot.join(name)).unwrap();
         }
+        fs::write(boot.join("config"), config("y", &[])).unwrap();
+        let garbage = boot.join("garbage");
+        fs::write(&garbage, "this is no kernel").unwrap();
+        let error = Kernel::inspect_with(&garbage, Path::new("/nonexistent")).unwrap_err();
+        assert!(matches!(error, KernelError::Extract { .. }), "{error}");
         fs::write(boot.join("config"), "[user]\nname = x\n").unwrap();
         assert!(!inspect(directory.path(), &vmlinux(true, b"")).is_known());
     }
@@ -368,13 +385,18 @@ pub(super) mod tests {
         let boot = directory.path().join("boot");
         fs::create_dir_all(&boot).unwrap();
         fs::write(boot.join("config-6.9.1-y"), config("y", &["PVH"])).unwrap();
-        let mut image = vec![0; 0x300];
-        image[KERNEL_VERSION..KERNEL_VERSION + 2].copy_from_slice(&0x40_u16.to_le_bytes());
-        image[0x240..0x250].copy_from_slice(b"6.9.1-y (x@y) #1");
+        let mut image = vec![0; 0x400];
+        // One sector of setup, and an empty payload behind it.
+        image[0x1f1] = 1;
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x206..0x208].copy_from_slice(&0x208_u16.to_le_bytes());
+        image[KERNEL_VERSION..KERNEL_VERSION + 2].copy_from_slice(&0xf0_u16.to_le_bytes());
+        // Where the setup code of the others is.
+        image[0x2f0..0x300].copy_from_slice(b"6.9.1-y (x@y) #1");
         let kernel = inspect(directory.path(), &image);
         assert_eq!(kernel.release(), Some("6.9.1-y"));
         assert_eq!(kernel.ability(Feature::Pvh), Ability::Missing);
-        image[0x240..0x244].copy_from_slice(b"../x");
+        image[0x2f0..0x2f4].copy_from_slice(b"../x");
         let path = boot.join("other");
         fs::write(&path, &image).unwrap();
         let error = Kernel::inspect_with(&path, Path::new("/nonexistent")).unwrap_err();

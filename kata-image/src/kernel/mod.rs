@@ -24,6 +24,18 @@ mod vmlinux;
 pub use compression::DecompressError;
 pub use features::{Ability, Feature};
 pub use find::FindKernelError;
+pub(crate) use find::HostKernels;
 pub use inspect::{Kernel, KernelError};
 pub use modules::{Module, ModuleError, ModuleTree};
 pub use vmlinux::{ExtractError, extract_vmlinux};
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::configuration::tests::embed;
+    use super::inspect::tests::{config, vmlinux};
+
+    /// A kernel with everything that a sandbox needs, but for these options.
+    pub(crate) fn vmlinux_of(without: &[&str]) -> Vec<u8> {
+        vmlinux(true, &embed(&config("y", without)))
+    }
+}

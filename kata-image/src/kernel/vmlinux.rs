@@ -60,6 +60,14 @@ pub fn extract_vmlinux(bzimage: &[u8]) -> Result<Vec<u8>, ExtractError> {
     }
 }
 
+/// Whether a file is one of the two, without unpacking it.
+pub(super) fn check_image(image: &[u8]) -> Result<(), ExtractError> {
+    if image.starts_with(ELF_MAGIC) {
+        return Ok(());
+    }
+    payload(image).map(drop)
+}
+
 /// Offsets of the real-mode header's fields (boot.rst, "The Real-Mode Kernel Header").
 const SETUP_SECTS: usize = 0x1f1;
 const HEADER: usize = 0x202;
