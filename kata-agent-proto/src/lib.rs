@@ -31,6 +31,13 @@ pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, kata, oci, ty
 pub use hello::{HELLO_MAX_BYTES, Hello, HelloError, PROTOCOL, read_hello, write_hello};
 pub use offer::offered;
 
+/// Annotations of an OCI specification that the agent understands.
+pub mod annotation {
+    /// Directories that the container is to have, one absolute path a line: those that its root lacks are made,
+    /// root's, with mode 0755.
+    pub const DIRECTORIES: &str = "kata-rs.container.directories";
+}
+
 /// The ports of the agent's connections. A port is a vsock port in a guest, and a number beside the
 /// descriptor where the agent is an ordinary process.
 pub mod port {

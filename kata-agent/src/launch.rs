@@ -25,6 +25,15 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
+    /// One descriptor for all three.
+    pub(crate) fn all(stream: OwnedFd) -> io::Result<Self> {
+        Ok(Streams {
+            stdin: stream.try_clone()?,
+            stdout: stream.try_clone()?,
+            stderr: stream,
+        })
+    }
+
     /// Streams that lead nowhere.
     pub(crate) fn null() -> io::Result<Self> {
         let open = |write: bool| {

@@ -26,6 +26,7 @@ mod spec;
 mod stats;
 mod streams;
 mod sys;
+mod terminal;
 mod transport;
 mod watched;
 mod worker;

@@ -28,6 +28,7 @@ use crate::launch::Streams;
 use crate::pump::{self, End, Exit, Input, Output};
 use crate::reaper::Child;
 use crate::streams::Unclaimed;
+use crate::terminal;
 use crate::transport::Stream;
 
 /// Bytes that a pipe holds, where the kernel lets us choose.
@@ -74,10 +75,10 @@ enum Ends {
         stdout: Option<End>,
         stderr: Option<End>,
     },
-    Terminal {
-        listener: UnixListener,
-        path: PathBuf,
-    },
+    /// A terminal that arrives from the process.
+    Terminal { listener: UnixListener, path: PathBuf },
+    /// A terminal that was made for it.
+    Made { master: OwnedFd },
 }
 
 impl Prepared {
@@ -99,11 +100,24 @@ impl Prepared {
         Ok((Prepared { connections, ends }, streams))
     }
 
+    /// As [`new`](Self::new), with a terminal that exists: our side and the process's.
+    pub(crate) async fn with_terminal(
+        ports: Ports,
+        unclaimed: &Unclaimed,
+        (master, theirs): (OwnedFd, OwnedFd),
+    ) -> Result<(Self, Streams), Failed> {
+        let connections = Connections::claim(ports, unclaimed).await?;
+        let streams = Streams::all(theirs)
+            .map_err(|error| Failed::new(FailureKind::Container, format!("standard streams: {error}")))?;
+        let ends = Ends::Made { master };
+        Ok((Prepared { connections, ends }, streams))
+    }
+
     /// Where the terminal's master is to be sent.
     pub(crate) fn console(&self) -> Option<&Path> {
         match &self.ends {
             Ends::Terminal { path, .. } => Some(path),
-            Ends::Pipes { .. } => None,
+            Ends::Pipes { .. } | Ends::Made { .. } => None,
         }
     }
 
@@ -115,7 +129,7 @@ impl Prepared {
     ) -> Result<Process, Failed> {
         let (exit, watched) = watch::channel(None);
         let close = Arc::new(Notify::new());
-        let pumps = match self.ends.pumps(self.connections, &close).await {
+        let pumps = match self.ends.pumps(self.connections, &close, child.pid()).await {
             Ok(pumps) => pumps,
             Err(failed) => {
                 // Without its streams nobody can have it; one that is dead already needs no signal.
@@ -192,59 +206,61 @@ fn terminal_ends(directory: &Path) -> io::Result<(Ends, Streams)> {
 }
 
 impl Ends {
-    async fn pumps(self, connections: Connections, close: &Arc<Notify>) -> Result<Pumps, Failed> {
-        let Connections {
-            stdin,
-            stdout,
-            stderr,
-        } = connections;
+    async fn pumps(self, connections: Connections, close: &Arc<Notify>, pid: i32) -> Result<Pumps, Failed> {
         match self {
             Ends::Pipes {
                 stdin: to,
                 stdout: out,
                 stderr: err,
             } => Ok(Pumps {
-                input: stdin.zip(to).map(|(source, sink)| Input {
+                input: connections.stdin.zip(to).map(|(source, sink)| Input {
                     source,
                     sink,
                     terminal: false,
                     close: close.clone(),
                 }),
-                outputs: [(out, stdout), (err, stderr)]
+                outputs: [(out, connections.stdout), (err, connections.stderr)]
                     .into_iter()
                     .filter_map(|(source, sink)| Some(Output::new(source?, sink, false)))
                     .collect(),
                 terminal: None,
             }),
             Ends::Terminal { listener, path } => {
-                let master = receive_console(listener, &path)
-                    .await
-                    .map_err(|error| Failed::new(FailureKind::Container, format!("terminal: {error}")))?;
-                let input = stdin.map(|source| Input {
-                    source,
-                    sink: master.clone(),
-                    terminal: true,
-                    close: close.clone(),
-                });
-                let output = Output::new(master.clone(), stdout, true);
-                Ok(Pumps {
-                    input,
-                    outputs: vec![output],
-                    terminal: Some(master),
-                })
+                let master = receive_console(listener, &path).await.map_err(terminal_failed)?;
+                // It has its user by now, and waits to be started.
+                terminal::give(&master, pid).map_err(terminal_failed)?;
+                terminal_pumps(master, connections, close)
             }
+            Ends::Made { master } => terminal_pumps(master, connections, close),
         }
     }
 }
 
-async fn receive_console(listener: UnixListener, path: &Path) -> io::Result<End> {
+fn terminal_failed(error: io::Error) -> Failed {
+    Failed::new(FailureKind::Container, format!("terminal: {error}"))
+}
+
+/// Both ways, by one descriptor.
+fn terminal_pumps(master: OwnedFd, connections: Connections, close: &Arc<Notify>) -> Result<Pumps, Failed> {
+    let master = pump::end(master, Interest::READABLE | Interest::WRITABLE).map_err(terminal_failed)?;
+    let input = connections.stdin.map(|source| Input {
+        source,
+        sink: master.clone(),
+        terminal: true,
+        close: close.clone(),
+    });
+    Ok(Pumps {
+        input,
+        outputs: vec![Output::new(master.clone(), connections.stdout, true)],
+        terminal: Some(master),
+    })
+}
+
+async fn receive_console(listener: UnixListener, path: &Path) -> io::Result<OwnedFd> {
     let received = tokio::time::timeout(CONSOLE_WAIT, console::receive(&listener)).await;
     // The socket file has served; what is left of it goes with the sandbox.
     let _ = std::fs::remove_file(path);
-    pump::end(
-        received.map_err(io::Error::from)??,
-        Interest::READABLE | Interest::WRITABLE,
-    )
+    received.map_err(io::Error::from)?
 }
 
 /// Pumps that wait for their process.

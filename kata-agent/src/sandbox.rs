@@ -23,6 +23,7 @@ use crate::order::{Create, Exec, Order, Remove, Storage, Storages, Update, User}
 use crate::process::{Ports, Prepared, Process};
 use crate::reaper::Reaper;
 use crate::streams::Unclaimed;
+use crate::terminal;
 
 /// Below it everything of the containers is kept.
 const RUN: &str = "/run/kata";
@@ -302,10 +303,16 @@ impl Sandbox {
         check_name(&exec_id)?;
         let container = self.container(&container_id)?;
         let (reservation, init) = container.reserve(&exec_id)?;
-        let (prepared, streams) = Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?;
         let plan = match container.places.namespaces {
             Some(namespaces) => Plan::new(&process, user.as_ref())?.zip(Some(namespaces)),
             None => None,
+        };
+        let (prepared, streams) = match plan.as_ref().and_then(|(plan, _)| plan.terminal) {
+            Some(size) => {
+                let made = terminal::open(&container_id, &init, size)?;
+                Prepared::with_terminal(ports, &self.unclaimed, made).await?
+            }
+            None => Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?,
         };
         let child = match plan {
             Some((plan, namespaces)) => {

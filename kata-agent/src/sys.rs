@@ -194,11 +194,20 @@ fn exec_prepared(path: &CString, args: &[CString]) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Reaps children until SIGTERM or SIGINT comes.
-pub(crate) fn idle() -> io::Result<()> {
-    let signals = signal_set(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD]);
+/// What an idle process waits for.
+const IDLE_SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGCHLD];
+
+/// Keeps the signals of [`idle`] for later, in this process and in those that it makes.
+pub(crate) fn block_idle_signals() -> io::Result<()> {
+    let signals = signal_set(&IDLE_SIGNALS);
     // SAFETY: `signals` is initialized; blocked signals are queued even for an init process.
-    check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut()) })?;
+    check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut()) }).map(drop)
+}
+
+/// Reaps children until SIGTERM or SIGINT comes, also before this: who makes the process blocks them.
+pub(crate) fn idle() -> io::Result<()> {
+    let signals = signal_set(&IDLE_SIGNALS);
+    block_idle_signals()?;
     loop {
         // SAFETY: `signals` is initialized, and no details are asked for.
         match unsafe { libc::sigwaitinfo(&raw const signals, std::ptr::null_mut()) } {

@@ -8,9 +8,9 @@
 
 mod harness;
 
-use harness::{Agent, execution, user};
+use harness::{Agent, execution, text, user};
 use kata_agent_proto::agent::StartContainerRequest;
-use kata_agent_proto::{CallError, FailureKind};
+use kata_agent_proto::{CallError, FailureKind, annotation};
 
 fn kind<T: std::fmt::Debug>(result: Result<T, CallError>) -> FailureKind {
     result
@@ -339,4 +339,50 @@ async fn what_cannot_be_done_is_refused_by_name() {
         FailureKind::NoSuchStream
     );
     assert_eq!(agent.run("c1", "true").await.0, 0, "nothing was left behind");
+}
+
+/// The numbers of a line of proc(5) `status` that is a mask of signals.
+fn mask(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    u64::from_str_radix(line.trim(), 16).unwrap()
+}
+
+#[tokio::test]
+async fn a_signal_right_after_the_start_of_an_idle_container_is_not_lost() {
+    let Some(agent) = Agent::start().await else { return };
+    agent
+        .client
+        .create_container(agent.container("c1", &[]))
+        .await
+        .unwrap();
+    // Before the start already, so there is no moment in which one could be lost.
+    let processes = std::fs::read_to_string(agent.cgroup("c1").join("cgroup.procs")).unwrap();
+    let init = processes.trim();
+    let status = std::fs::read_to_string(format!("/proc/{init}/status")).unwrap();
+    let terminate = 1 << (15 - 1);
+    assert_ne!(mask(&status, "SigBlk:") & terminate, 0, "{status}");
+    let start = StartContainerRequest {
+        container_id: "c1".into(),
+        ..Default::default()
+    };
+    agent.client.start_container(start).await.unwrap();
+    agent.signal("c1", "c1", 15).await.unwrap();
+    assert_eq!(agent.wait("c1", "c1").await, Ok(0));
+}
+
+#[tokio::test]
+async fn directories_that_are_asked_for_are_there() {
+    let Some(agent) = Agent::start().await else { return };
+    let script = "stat -c '%n %a %u' /srv/new/deep /tmp; test ! -e /dev/no && echo hidden";
+    let mut request = agent.container("c1", &["sh", "-c", script]);
+    let (port, stdout) = agent.stream();
+    request.stdout_port = port;
+    let asked = "/srv/new/deep\n/tmp\n/dev/no".to_owned();
+    let spec = request.oci.mut_or_insert_default();
+    spec.annotations.insert(annotation::DIRECTORIES.into(), asked);
+    let (_, tmp, _) = agent.run("before", "stat -c '%n %a %u' /tmp").await;
+    let expected = format!("/srv/new/deep 755 0\n{tmp}hidden\n");
+    agent.start_container(request).await.unwrap();
+    assert_eq!(agent.wait("c1", "c1").await, Ok(0));
+    assert_eq!(text(stdout).await, expected);
 }

@@ -10,7 +10,7 @@ mod harness;
 
 use std::time::{Duration, Instant};
 
-use harness::{Agent, DEADLINE, execution, text};
+use harness::{Agent, DEADLINE, execution, text, user};
 use kata_agent_proto::agent::{CloseStdinRequest, TtyWinResizeRequest};
 use kata_agent_proto::{CallError, FailureKind, oci};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -183,6 +183,36 @@ async fn a_terminal_has_its_size_and_merges_the_outputs() {
     let (_stdin, stdout) = terminal(&agent, "stty size; echo err >&2; test -t 0 && echo yes").await;
     assert_eq!(agent.wait("c1", "e").await, Ok(0));
     assert_eq!(text(stdout).await, "30 100\r\nerr\r\nyes\r\n");
+}
+
+#[tokio::test]
+async fn a_terminal_belongs_to_its_user_who_can_open_it_again() {
+    let Some(agent) = Agent::start().await else { return };
+    let script = "echo out >/dev/stdout; echo err >/dev/stderr; echo tty >/dev/tty; stat -c %u $(tty)";
+    let shell = ["sh", "-c", script];
+    let mut request = agent.container("c1", &shell);
+    request.string_user = Some(user("4711", "4712")).into();
+    let process = request
+        .oci
+        .mut_or_insert_default()
+        .process
+        .mut_or_insert_default();
+    process.terminal = true;
+    let (port, stdout) = agent.stream();
+    request.stdout_port = port;
+    agent.start_container(request).await.unwrap();
+    assert_eq!(agent.wait("c1", "c1").await, Ok(0));
+    assert_eq!(text(stdout).await, "out\r\nerr\r\ntty\r\n4711\r\n");
+
+    agent.idle("c2").await;
+    let mut request = execution("c2", "e", &shell);
+    request.string_user = Some(user("4711", "4712")).into();
+    request.process.mut_or_insert_default().terminal = true;
+    let (port, stdout) = agent.stream();
+    request.stdout_port = port;
+    agent.client.exec_process(request).await.unwrap();
+    assert_eq!(agent.wait("c2", "e").await, Ok(0));
+    assert_eq!(text(stdout).await, "out\r\nerr\r\ntty\r\n4711\r\n");
 }
 
 #[tokio::test]

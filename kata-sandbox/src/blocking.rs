@@ -7,7 +7,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
 
@@ -235,6 +235,14 @@ impl Process {
     /// As there.
     pub fn kill(&self) -> Result<(), Error> {
         self.signal(9)
+    }
+
+    /// See [`crate::Process::stop`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn stop(&self, grace: Duration) -> Result<ExitStatus, Error> {
+        self.runtime.block_on(self.handle.stop(grace))
     }
 
     /// See [`crate::Process::resize`].

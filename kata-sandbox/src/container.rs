@@ -88,6 +88,9 @@ pub struct Container {
     pub(crate) entrypoint: Option<Vec<String>>,
     pub(crate) process: ProcessSettings,
     pub(crate) is_idle: bool,
+    pub(crate) stop_signal: Option<String>,
+    /// Directories that its image wants it to have.
+    pub(crate) volumes: Vec<String>,
     pub(crate) writable: Writable,
     pub(crate) hostname: Option<String>,
     pub(crate) memory: MiB,
@@ -113,6 +116,8 @@ impl Container {
             entrypoint: None,
             process: ProcessSettings::default(),
             is_idle: false,
+            stop_signal: None,
+            volumes: Vec::new(),
             writable: Writable::default(),
             hostname: None,
             memory: MiB(256),
@@ -141,6 +146,13 @@ impl Container {
     /// Runs nothing of its own, whatever the image's command is: for [`exec`](crate::Sandbox::exec).
     pub fn idle(mut self) -> Self {
         self.is_idle = true;
+        self
+    }
+
+    /// The signal by which [`Process::stop`](crate::Process::stop) asks the container's own process to end: a name or
+    /// a number, as docker takes it (`SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`). Default: the image's, else SIGTERM.
+    pub fn stop_signal(mut self, signal: impl Into<String>) -> Self {
+        self.stop_signal = Some(signal.into());
         self
     }
 

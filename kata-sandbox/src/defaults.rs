@@ -3,11 +3,19 @@
 use kata_image::ImageConfig;
 
 use crate::container::{Container, ProcessSettings};
+use crate::signal;
 
 /// The container with the image's defaults where the caller left something open.
 pub(crate) fn apply(container: Container, image: &ImageConfig) -> Container {
     let process = process(&container, image);
-    Container { process, ..container }
+    // Of an image docker takes a signal that there is not for none.
+    let image_signal = Some(&image.stop_signal).filter(|name| signal::number(name).is_some());
+    Container {
+        stop_signal: container.stop_signal.clone().or_else(|| image_signal.cloned()),
+        volumes: image.volumes.iter().filter_map(|path| volume(path)).collect(),
+        process,
+        ..container
+    }
 }
 
 fn process(container: &Container, image: &ImageConfig) -> ProcessSettings {
@@ -43,6 +51,12 @@ fn args(container: &Container, image: &ImageConfig) -> Vec<String> {
         None => (&image.entrypoint, given),
     };
     entrypoint.iter().chain(cmd).cloned().collect()
+}
+
+/// A volume's path; the root is one anyway.
+fn volume(path: &str) -> Option<String> {
+    let path = path.trim_matches('/');
+    (!path.is_empty()).then(|| format!("/{path}"))
 }
 
 /// Authors leave the slash out, and docker puts it there.
@@ -101,6 +115,20 @@ mod tests {
             (process.cwd.as_deref(), process.user.as_deref()),
             (Some("/tmp"), Some("0"))
         );
+    }
+
+    #[test]
+    fn volumes_and_the_stop_signal_are_the_images_unless_the_caller_has_another() {
+        let mut image = image();
+        image.volumes = ["/data/", "var/lib", "/"].map(String::from).into();
+        image.stop_signal = "SIGQUIT".into();
+        let applied = apply(Container::new("i"), &image);
+        assert_eq!(applied.volumes, ["/data", "/var/lib"]);
+        assert_eq!(applied.stop_signal.as_deref(), Some("SIGQUIT"));
+        let applied = apply(Container::new("i").stop_signal("2"), &image);
+        assert_eq!(applied.stop_signal.as_deref(), Some("2"));
+        image.stop_signal = "SIGNONSENSE".into();
+        assert_eq!(apply(Container::new("i"), &image).stop_signal, None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! What this machine has of what sandboxes need: line by line, each with the one command that mends it.
+//! What this machine has of what sandboxes need: line by line, each with the one command or sentence that mends it.
 //!
-//! It looks and changes nothing. What it finds is judged by pure functions; nobody on the way of a sandbox asks it.
+//! It changes nothing, but for the note that a kernel was looked at. What it finds is judged by pure functions; nobody on the way of a sandbox asks it.
 //!
 //! ```no_run
 //! let examination = kata_sandbox::doctor::examine();
@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kata_image::guest::{Asset, Overrides};
+use kata_image::guest::{Asset, AssetError, Assets, Overrides, Provision};
 use kata_vmm::hypervisor::{Capabilities, probe};
 
 use crate::error::Error;
@@ -45,7 +45,7 @@ pub struct Finding {
     pub verdict: Verdict,
     /// What was found, and what follows.
     pub found: String,
-    /// The command that mends it, where there is one.
+    /// The command that mends it, or what to do in a sentence; none where nothing has to be done.
     pub remedy: Option<String>,
 }
 
@@ -99,38 +99,34 @@ impl fmt::Display for Examination {
 #[must_use]
 pub fn examine() -> Examination {
     let capabilities = probe();
-    let asset = |asset: Asset| {
-        asset
-            .find(&Overrides::default())
-            .map_err(|error| error.to_string())
-    };
+    let [kernel, initramfs] = boot_files(Assets::look(&Overrides::default()), |asset| {
+        std::env::var_os(asset.variable()).is_some_and(|value| !value.is_empty())
+    });
     let findings = vec![
         kvm(&capabilities),
         emulator(&capabilities),
         monitor(find_monitor(None)),
-        guest("guest kernel", asset(Asset::Kernel), Verdict::Broken),
-        guest("initramfs", asset(Asset::Initramfs), Verdict::Broken),
-        guest("agent", asset(Asset::Agent), Verdict::Limited),
+        kernel,
+        initramfs,
+        agent(Asset::Agent.find(&Overrides::default())),
         memory(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default()),
         match kata_image::cache_directory() {
             Ok(directory) => disk(&directory, &free_bytes(&directory)),
-            Err(error) => finding(
-                "disk",
-                Verdict::Broken,
-                error.to_string(),
-                "export KATA_CACHE_DIR=/var/tmp/kata",
-            ),
+            Err(error) => finding("disk", Verdict::Broken, error.to_string(), OTHER_CACHE),
         },
-        tap(File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/net/tun")
-            .map(drop)),
-        cgroups(Path::new("/sys/fs/cgroup")),
+        tap(open_tun(), may_make_taps()),
+        cgroups(Path::new("/sys/fs/cgroup"), |directory| {
+            rustix::fs::access(directory, rustix::fs::Access::WRITE_OK).map_err(io::Error::from)
+        }),
         filesystems(kata_image::find_mke2fs()),
     ];
     Examination { findings }
 }
+
+const KERNEL: &str = "guest kernel";
+const INITRAMFS: &str = "initramfs";
+const QUICKSTART: &str = "cargo xtask quickstart";
+const OTHER_CACHE: &str = "export KATA_CACHE_DIR=/var/tmp/kata";
 
 fn finding(
     subject: &'static str,
@@ -180,20 +176,76 @@ fn emulator(capabilities: &Capabilities) -> Finding {
 fn monitor(found: Result<PathBuf, Error>) -> Finding {
     match found {
         Ok(path) => finding("monitor", Verdict::Works, path.display().to_string(), None),
-        Err(error) => finding(
-            "monitor",
-            Verdict::Broken,
-            error.to_string(),
-            "cargo xtask quickstart",
-        ),
+        Err(error) => finding("monitor", Verdict::Broken, error.to_string(), QUICKSTART),
     }
 }
 
-fn guest(subject: &'static str, found: Result<PathBuf, String>, without: Verdict) -> Finding {
-    match found {
-        Ok(path) => finding(subject, Verdict::Works, path.display().to_string(), None),
-        Err(error) => finding(subject, without, error, "cargo xtask quickstart"),
+/// Kernel and initramfs, by the rule of every start. `is_set` says of which of them the environment names one.
+fn boot_files(found: Result<Provision, AssetError>, is_set: impl Fn(Asset) -> bool) -> [Finding; 2] {
+    let works = |subject, found: String| finding(subject, Verdict::Works, found, None);
+    let error = match found {
+        Ok(Provision::Ready(Assets { kernel, initramfs })) => {
+            return [
+                works(KERNEL, kernel.display().to_string()),
+                works(INITRAMFS, initramfs.display().to_string()),
+            ];
+        }
+        Ok(Provision::Makeable { kernel }) => {
+            let found = format!("{}, which the first start unpacks", kernel.display());
+            return [
+                works(KERNEL, found),
+                works(INITRAMFS, "made by the first start, for that kernel".to_owned()),
+            ];
+        }
+        Err(error) => error,
+    };
+    let broken = |subject, found: String| {
+        let named = [Asset::Initramfs, Asset::Kernel]
+            .into_iter()
+            .find(|asset| is_set(*asset) && (subject == INITRAMFS || *asset == Asset::Kernel));
+        let remedy = named.map_or_else(
+            || QUICKSTART.to_owned(),
+            |asset| format!("unset {}", asset.variable()),
+        );
+        Finding {
+            remedy: Some(remedy),
+            ..finding(subject, Verdict::Broken, found, None)
+        }
+    };
+    match &error {
+        AssetError::NoInitramfs { kernel, .. } => [
+            works(KERNEL, kernel.display().to_string()),
+            broken(INITRAMFS, chain(&error)),
+        ],
+        AssetError::Missing {
+            asset: Asset::Initramfs,
+            ..
+        } => [
+            works(KERNEL, "there is one".to_owned()),
+            broken(INITRAMFS, chain(&error)),
+        ],
+        _ => [
+            broken(KERNEL, chain(&error)),
+            broken(
+                INITRAMFS,
+                "not looked for: there is no kernel to boot with it".to_owned(),
+            ),
+        ],
     }
+}
+
+/// Only sandboxes that are processes, and kernels of the machine's own, need it as a file.
+fn agent(found: Result<PathBuf, AssetError>) -> Finding {
+    match found {
+        Ok(path) => finding("agent", Verdict::Works, path.display().to_string(), None),
+        Err(error) => finding("agent", Verdict::Limited, chain(&error), QUICKSTART),
+    }
+}
+
+/// The error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// From the text of proc(5) `meminfo`.
@@ -215,7 +267,8 @@ fn memory(meminfo: &str) -> Finding {
         return finding("memory", Verdict::Works, found, None);
     }
     let found = format!("{found}: a guest has 256 MiB unless it is given less");
-    finding("memory", Verdict::Limited, found, None)
+    let remedy = "end other programs, or give guests less by Container::memory (96 MiB are the least)";
+    finding("memory", Verdict::Limited, found, remedy)
 }
 
 fn disk(directory: &Path, free: &io::Result<u64>) -> Finding {
@@ -229,18 +282,13 @@ fn disk(directory: &Path, free: &io::Result<u64>) -> Finding {
         ),
         Ok(bytes) => {
             let free = bytes >> 20;
-            let found =
-                format!("only {free} MiB free for images in {at}; KATA_CACHE_DIR names another place");
-            finding("disk", Verdict::Limited, found, None)
+            let found = format!("only {free} MiB free for images in {at}");
+            let remedy = "delete what is not needed there, or export KATA_CACHE_DIR=DIRECTORY on a file system with room";
+            finding("disk", Verdict::Limited, found, remedy)
         }
         Err(error) => {
             let found = format!("{at} cannot be written: {error}");
-            finding(
-                "disk",
-                Verdict::Broken,
-                found,
-                "export KATA_CACHE_DIR=/var/tmp/kata",
-            )
+            finding("disk", Verdict::Broken, found, OTHER_CACHE)
         }
     }
 }
@@ -256,10 +304,27 @@ fn free_bytes(directory: &Path) -> io::Result<u64> {
     Ok(filesystem.f_bavail.saturating_mul(filesystem.f_frsize))
 }
 
-fn tap(opened: io::Result<()>) -> Finding {
+fn open_tun() -> io::Result<()> {
+    let mut options = File::options();
+    options.read(true).write(true).open("/dev/net/tun").map(drop)
+}
+
+/// Opening the device is not enough: making an interface by it (`TUNSETIFF`) takes a capability (Linux
+/// `drivers/net/tun.c`, `tun_set_iff`).
+fn may_make_taps() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN))
+}
+
+fn tap(opened: io::Result<()>, may_make: bool) -> Finding {
     let nets = "no sandbox can have a network card";
     match opened {
-        Ok(()) => finding("tap", Verdict::Works, "/dev/net/tun", None),
+        Ok(()) if may_make => finding("tap", Verdict::Works, "/dev/net/tun", None),
+        Ok(()) => {
+            let found = "/dev/net/tun opens, but without CAP_NET_ADMIN no tap can be made by it:                          only one that is there and this user's own can be used";
+            let remedy = "sudo ip tuntap add dev kata0 mode tap user $(id -un)";
+            finding("tap", Verdict::Limited, found, remedy)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let found = format!("/dev/net/tun does not exist: {nets}");
             finding("tap", Verdict::Limited, found, "sudo modprobe tun")
@@ -271,24 +336,37 @@ fn tap(opened: io::Result<()>) -> Finding {
     }
 }
 
-fn cgroups(root: &Path) -> Finding {
-    if root.join("cgroup.controllers").exists() {
-        return finding("cgroups", Verdict::Works, "version 2", None);
+/// Guests have cgroups of their own. The host's version 2 is for sandboxes that are processes.
+fn cgroups(root: &Path, writable: impl Fn(&Path) -> io::Result<()>) -> Finding {
+    let unified = root.join("unified");
+    let (version, directory) = if root.join("cgroup.controllers").exists() {
+        ("version 2", root)
+    } else if unified.join("cgroup.controllers").exists() {
+        (
+            "version 1, and version 2 without its controllers",
+            unified.as_path(),
+        )
+    } else {
+        let found = format!(
+            "no version 2 below {}: Backend::Process cannot limit what it runs",
+            root.display()
+        );
+        let remedy = "sudo mount -t cgroup2 none /sys/fs/cgroup";
+        return finding("cgroups", Verdict::Limited, found, remedy);
+    };
+    let Err(error) = writable(directory) else {
+        return finding("cgroups", Verdict::Works, version, None);
+    };
+    let at = directory.display();
+    let found = format!("{version}, but {at} cannot be written ({error}): no Backend::Process");
+    let remedy = match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => format!("sudo mount -o remount,rw {at}"),
+        _ => "use a virtual machine, or run as root where Backend::Process is wanted".to_owned(),
+    };
+    Finding {
+        remedy: Some(remedy),
+        ..finding("cgroups", Verdict::Limited, found, None)
     }
-    if root.join("memory").exists() || root.join("unified").exists() {
-        let found = "version 1: guests have version 2 of their own; only Backend::Process is limited by it";
-        return finding("cgroups", Verdict::Works, found, None);
-    }
-    let found = format!(
-        "none below {}: Backend::Process cannot limit what it runs",
-        root.display()
-    );
-    finding(
-        "cgroups",
-        Verdict::Limited,
-        found,
-        "sudo mount -t cgroup2 none /sys/fs/cgroup",
-    )
 }
 
 fn filesystems(mke2fs: Option<PathBuf>) -> Finding {
@@ -343,18 +421,119 @@ mod tests {
         assert!(remedy(kvm(&host(Err(KvmUnusable::Missing), true))).contains("modprobe"));
         assert!(remedy(kvm(&host(Err(KvmUnusable::Permission), true))).contains("usermod"));
         assert!(remedy(emulator(&host(Ok(()), false))).contains("apt-get install"));
-        let kernel = guest("guest kernel", Err("none".into()), Verdict::Broken);
-        assert_eq!(remedy(kernel), "cargo xtask quickstart");
-        assert_eq!(
-            remedy(tap(Err(io::ErrorKind::NotFound.into()))),
-            "sudo modprobe tun"
-        );
+        assert_eq!(remedy(agent(Err(no_kernel()))), "cargo xtask quickstart");
         assert!(remedy(filesystems(None)).contains("e2fsprogs"));
+    }
+
+    fn no_kernel() -> AssetError {
+        AssetError::Missing {
+            asset: Asset::Kernel,
+            looked_in: vec!["/g/tailored/vmlinux".into()],
+        }
+    }
+
+    #[test]
+    fn kernel_and_initramfs_are_judged_as_a_start_does() {
+        let assets = || Assets {
+            kernel: "/g/k".into(),
+            initramfs: "/g/i".into(),
+        };
+        let judge = |found, set: Option<Asset>| {
+            let findings = boot_files(found, |asset| Some(asset) == set);
+            findings.map(|finding| (finding.verdict, finding.found, finding.remedy.unwrap_or_default()))
+        };
+        let none = String::new;
+        let [kernel, initramfs] = judge(Ok(Provision::Ready(assets())), None);
+        assert_eq!(kernel, (Verdict::Works, "/g/k".into(), none()));
+        assert_eq!(initramfs, (Verdict::Works, "/g/i".into(), none()));
+        let makeable = Provision::Makeable {
+            kernel: "/boot/vmlinuz-6".into(),
+        };
+        let [kernel, initramfs] = judge(Ok(makeable), None);
+        assert!(kernel.0 == Verdict::Works && kernel.1.starts_with("/boot/vmlinuz-6, "));
+        assert_eq!(initramfs.0, Verdict::Works);
+        let [kernel, initramfs] = judge(Err(no_kernel()), None);
+        assert!(kernel.0 == Verdict::Broken && kernel.1.contains("/g/tailored/vmlinux"));
+        assert_eq!((initramfs.0, initramfs.2.as_str()), (Verdict::Broken, QUICKSTART));
+        let alone = || AssetError::NoInitramfs {
+            kernel: "/g/k".into(),
+            path: "/g/i".into(),
+        };
+        let [kernel, initramfs] = judge(Err(alone()), None);
+        assert_eq!(kernel, (Verdict::Works, "/g/k".into(), none()));
+        assert_eq!(initramfs.2, QUICKSTART);
+        let [_, initramfs] = judge(Err(alone()), Some(Asset::Kernel));
+        assert_eq!(initramfs.2, "unset KATA_KERNEL");
+    }
+
+    #[test]
+    fn a_kernel_that_is_none_is_broken_and_says_why() {
+        let refused = kata_image::kernel::Kernel::inspect("/proc/version");
+        let error = AssetError::Kernel(refused.unwrap_err());
+        let [kernel, initramfs] = boot_files(Err(error), |asset| asset == Asset::Kernel);
+        assert_eq!(kernel.verdict, Verdict::Broken);
+        assert_eq!(
+            kernel.found,
+            "/proc/version is no kernel that can be read: the file is neither an ELF kernel nor a bzImage"
+        );
+        assert_eq!(kernel.remedy.as_deref(), Some("unset KATA_KERNEL"));
+        assert_eq!(initramfs.verdict, Verdict::Broken);
+    }
+
+    #[test]
+    fn a_tap_takes_a_device_and_a_capability() {
+        let judge = |opened: io::Result<()>, may_make| {
+            let finding = tap(opened, may_make);
+            (finding.verdict, finding.remedy.unwrap_or_default())
+        };
+        assert_eq!(judge(Ok(()), true), (Verdict::Works, String::new()));
+        let (verdict, remedy) = judge(Ok(()), false);
+        assert!(
+            verdict == Verdict::Limited && remedy.contains("ip tuntap add"),
+            "{remedy}"
+        );
+        let missing = judge(Err(io::ErrorKind::NotFound.into()), true);
+        assert_eq!(missing, (Verdict::Limited, "sudo modprobe tun".into()));
+        let (_, remedy) = judge(Err(io::ErrorKind::PermissionDenied.into()), true);
+        assert!(remedy.contains("chmod"), "{remedy}");
+    }
+
+    #[test]
+    fn cgroups_are_of_use_where_they_can_be_written() {
+        let judge = |files: &[&str], kind: Option<io::ErrorKind>| {
+            let root = tempfile::tempdir().unwrap();
+            for file in files {
+                let path = root.path().join(file);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, "").unwrap();
+            }
+            let finding = cgroups(root.path(), |_| kind.map_or(Ok(()), |kind| Err(kind.into())));
+            (finding.verdict, finding.remedy.unwrap_or_default())
+        };
+        let second = ["cgroup.controllers"];
+        let works = (Verdict::Works, String::new());
+        assert_eq!(judge(&second, None), works);
+        assert_eq!(
+            judge(&["memory/tasks", "unified/cgroup.controllers"], None),
+            works
+        );
+        let (verdict, remedy) = judge(&["memory/tasks"], None);
+        assert!(
+            verdict == Verdict::Limited && remedy.contains("mount -t cgroup2"),
+            "{remedy}"
+        );
+        let (verdict, remedy) = judge(&second, Some(io::ErrorKind::PermissionDenied));
+        assert!(verdict == Verdict::Limited && remedy.contains("root"), "{remedy}");
+        let (_, remedy) = judge(&second, Some(io::ErrorKind::ReadOnlyFilesystem));
+        assert!(remedy.starts_with("sudo mount -o remount,rw "), "{remedy}");
     }
 
     #[test]
     fn little_memory_and_disk_are_said() {
         let verdict = |text: &str| memory(text).verdict;
+        let remedy = |finding: Finding| finding.remedy.unwrap_or_default();
+        assert!(remedy(memory("MemAvailable:   100000 kB\n")).contains("Container::memory"));
+        assert!(remedy(disk(Path::new("/c"), &Ok(1 << 20))).contains("KATA_CACHE_DIR="));
         assert_eq!(
             verdict("MemTotal: 1 kB\nMemAvailable:   2000000 kB\n"),
             Verdict::Works
@@ -369,9 +548,9 @@ mod tests {
 
     #[test]
     fn the_lines_name_what_is_broken() {
-        let broken = guest("guest kernel", Err("it is not there".into()), Verdict::Broken);
+        let broken = finding(KERNEL, Verdict::Broken, "it is not there", QUICKSTART);
         let examination = Examination {
-            findings: vec![tap(Ok(())), broken],
+            findings: vec![tap(Ok(()), true), broken],
         };
         assert!(!examination.can_run());
         let expected = "works    tap            /dev/net/tun\n\

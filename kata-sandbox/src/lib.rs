@@ -65,6 +65,7 @@ pub mod process;
 mod questions;
 pub mod report;
 mod sandbox;
+mod signal;
 mod spec;
 mod supervise;
 mod terminal;

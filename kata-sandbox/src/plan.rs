@@ -10,6 +10,7 @@ use kata_vmm::machine::{Boot, Disk, FdIndex, Hypervisor, Machine, MiB};
 use crate::container::{Container, ProcessSettings, Writable};
 use crate::error::{Error, ErrorKind};
 use crate::report::Stage;
+use crate::signal;
 use crate::spec::{self, WRITABLE_SERIAL};
 
 /// The least memory that a guest kernel, the agent and a small container fit in.
@@ -136,6 +137,16 @@ fn check_machine(container: &Container) -> Result<(), Error> {
     }
     if container.timeout.is_some_and(|t| t.is_zero()) || container.boot_timeout.is_zero() {
         return Err(invalid("a timeout of zero leaves no time to run"));
+    }
+    if let Some(name) = &container.stop_signal
+        && signal::number(name).is_none()
+    {
+        return Err(invalid(format!("there is no signal {name:?}")));
+    }
+    if let Some(path) = container.volumes.iter().find(|path| path.contains(['\n', '\0'])) {
+        return Err(invalid(format!(
+            "the image's volume {path:?} is no path of a directory"
+        )));
     }
     match &container.hostname {
         Some(name) if name.is_empty() || name.len() > 64 || name.contains('\0') => {
@@ -317,6 +328,10 @@ mod tests {
         assert_eq!(
             reject(&c().memory(MiB(8))),
             "plan: 8 MiB of memory is too little: a guest needs at least 96"
+        );
+        assert_eq!(
+            reject(&c().stop_signal("SIGNONSENSE")),
+            "plan: there is no signal \"SIGNONSENSE\""
         );
         assert_eq!(reject(&c().vcpus(33)), "plan: 33 vCPUs: a machine has 1 to 32");
         assert_eq!(

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kata_agent_proto::agent::{SignalProcessRequest, TtyWinResizeRequest, WaitProcessRequest};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -19,6 +19,8 @@ use crate::output::Output;
 use crate::report::{Stage, Timings, Usage};
 use crate::spec::CONTAINER_ID;
 pub use crate::terminal::TerminalSize;
+
+const SIGKILL: i32 = 9;
 
 /// The host's ends of a process's standard streams.
 #[derive(Debug)]
@@ -125,6 +127,8 @@ pub(crate) struct Handle {
     /// The most that is collected of one stream.
     pub(crate) output_limit_bytes: u64,
     pub(crate) has_terminal: bool,
+    /// What asks it to end.
+    pub(crate) stop_signal: i32,
 }
 
 impl Handle {
@@ -164,6 +168,23 @@ impl Handle {
             )
             .await?;
         Ok(())
+    }
+
+    pub(crate) async fn stop(&self, grace: Duration) -> Result<ExitStatus, Error> {
+        self.end_by(self.stop_signal).await?;
+        if let Ok(ended) = tokio::time::timeout(grace, self.wait()).await {
+            return ended;
+        }
+        self.end_by(SIGKILL).await?;
+        self.wait().await
+    }
+
+    /// One that has ended needs no signal.
+    async fn end_by(&self, signal: i32) -> Result<(), Error> {
+        match self.signal(signal).await {
+            Err(error) if error.kind() == ErrorKind::InvalidState => Ok(()),
+            sent => sent,
+        }
     }
 
     pub(crate) async fn resize(&self, size: TerminalSize) -> Result<(), Error> {
@@ -235,7 +256,33 @@ impl Process {
     /// # Errors
     /// As [`signal`](Self::signal).
     pub async fn kill(&self) -> Result<(), Error> {
-        self.signal(9).await
+        self.signal(SIGKILL).await
+    }
+
+    /// Ends the process as docker does: asks it by a signal, and kills it where it has not ended within `grace`. The
+    /// signal is [`Container::stop_signal`](crate::Container::stop_signal) for a container's own process and SIGTERM
+    /// for one that exec added. A process that has ended before is no error. The sandbox goes on.
+    ///
+    /// A container's own process is the first of its PID namespace: a signal that it does not handle does nothing,
+    /// and then it is killed after `grace`.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use kata_sandbox::{Container, Sandbox};
+    ///
+    /// # async fn example() -> Result<(), kata_sandbox::Error> {
+    /// let sandbox = Sandbox::boot(Container::new("docker.io/library/nginx")).await?;
+    /// let server = sandbox.spawn().await?;
+    /// let status = server.stop(Duration::from_secs(10)).await?;
+    /// assert!(status.success());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// When the sandbox ends first.
+    pub async fn stop(&self, grace: Duration) -> Result<ExitStatus, Error> {
+        self.handle.stop(grace).await
     }
 
     /// Gives the terminal another size; the programs in it are told (SIGWINCH).

@@ -22,6 +22,7 @@ use crate::prepare::prepare;
 use crate::process::{Handle, Process, Streams};
 use crate::questions::Question;
 use crate::report::{Info, MachineInfo, Stage, Timings, Usage};
+use crate::signal::{self, SIGTERM};
 use crate::spec::CONTAINER_ID;
 use crate::supervise::{Cause, Deadline, Ended, Limit, Order, Supervision, supervise};
 use crate::{defaults, host, spec, usage};
@@ -292,7 +293,16 @@ impl Sandbox {
         start_container(&self.link).await?;
         let mut timings = self.info.timings.clone();
         timings.mark(Stage::Start);
-        let handle = self.handle(CONTAINER_ID.into(), &self.container.process);
+        let handle = Handle {
+            // Another than the default was found to be one before the machine was made.
+            stop_signal: self
+                .container
+                .stop_signal
+                .as_deref()
+                .and_then(signal::number)
+                .unwrap_or(SIGTERM),
+            ..self.handle(CONTAINER_ID.into(), &self.container.process)
+        };
         Ok((handle, streams, timings))
     }
 
@@ -303,6 +313,7 @@ impl Sandbox {
             exec_id,
             output_limit_bytes,
             has_terminal: settings.terminal.is_some(),
+            stop_signal: SIGTERM,
         }
     }
 

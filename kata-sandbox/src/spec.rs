@@ -3,7 +3,10 @@
 //! The defaults are those that people know from docker: the same mounts, capabilities, masked and
 //! read-only paths. Seccomp is not among them yet.
 
+use std::collections::HashMap;
+
 use kata_agent_proto::agent::{CreateContainerRequest, ExecProcessRequest, Storage, StringUser};
+use kata_agent_proto::annotation;
 use kata_agent_proto::oci::{
     Box as ConsoleSize, Linux, LinuxCapabilities, LinuxNamespace, Mount, POSIXRlimit, Process, Root, Spec,
 };
@@ -176,6 +179,7 @@ fn spec(container: &Container, name: &str, rootfs: String) -> Spec {
             ..Root::default()
         }),
         hostname: container.hostname.clone().unwrap_or_else(|| name.to_owned()),
+        annotations: directories(&container.volumes),
         mounts: mounts(),
         linux: MessageField::some(Linux {
             namespaces: NAMESPACES.map(namespace).into(),
@@ -186,6 +190,12 @@ fn spec(container: &Container, name: &str, rootfs: String) -> Spec {
         }),
         ..Spec::default()
     }
+}
+
+/// What an image calls its volumes: the root is writable, so they are directories in it that exist.
+fn directories(volumes: &[String]) -> HashMap<String, String> {
+    let asked = (!volumes.is_empty()).then(|| (annotation::DIRECTORIES.to_owned(), volumes.join("\n")));
+    asked.into_iter().collect()
 }
 
 fn process(settings: &ProcessSettings) -> Process {
@@ -370,6 +380,18 @@ mod tests {
             ["erofs", "erofs", "tmpfs", "overlay"]
         );
         assert_eq!(request.oci.hostname, "sb");
+    }
+
+    #[test]
+    fn volumes_are_directories_that_the_agent_is_asked_for() {
+        let container = Container {
+            volumes: vec!["/data".into(), "/var/lib/x".into()],
+            ..Container::new("i").args(["x"])
+        };
+        let spec = create_request(&container, 1, "sb").oci;
+        assert_eq!(spec.annotations[annotation::DIRECTORIES], "/data\n/var/lib/x");
+        let spec = create_request(&Container::new("i").args(["x"]), 1, "sb").oci;
+        assert!(spec.annotations.is_empty());
     }
 
     #[test]

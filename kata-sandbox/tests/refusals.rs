@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bed::{Bed, all_gone, chain, descendants};
+use kata_image::guest::AssetError;
 use kata_image::initramfs;
+use kata_image::kernel::KernelError;
 use kata_sandbox::{Backend, Container, ErrorKind, Sandbox};
 
 on_every_backend! {
@@ -49,22 +51,43 @@ on_every_backend! {
         all_gone(&descendants(std::process::id())).await;
     }
 
-    async fn a_kernel_that_is_none_is_an_error(bed: Bed) {
+    async fn a_kernel_that_is_none_is_refused_before_a_machine_is_made(bed: Bed) {
         if !bed.has_guest() {
             return;
         }
         let directory = tempfile::tempdir().unwrap();
+        let (image, kernel) = (directory.path().join("initramfs.cpio"), directory.path().join("garbage"));
+        std::fs::write(&image, no_init()).unwrap();
+        std::fs::write(&kernel, "this is no kernel").unwrap();
+        let error = Sandbox::boot(bed.idle().kernel(&kernel).initramfs(&image)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::MissingAsset, "{}", chain(&error));
+        assert!(!error.is_sandbox_lost(), "there was none");
+        let reason = format!(
+            "{} is no kernel that can be read: the file is neither an ELF kernel nor a bzImage",
+            kernel.display()
+        );
+        assert_eq!(chain(&error), format!("prepare: the guest kernel cannot be used: {reason}"));
+        let cause = std::error::Error::source(&error).unwrap();
+        let cause = cause.downcast_ref::<AssetError>().unwrap();
+        assert!(matches!(cause, AssetError::Kernel(KernelError::Extract { path, .. }) if *path == kernel));
+        // Named by the environment it is the same.
+        let mut holder = bed::holder();
+        holder.arg(&bed.rootfs).arg(bed.name).env("KATA_KERNEL", &kernel).env("KATA_INITRAMFS", &image);
+        let said = refused(&mut holder);
+        assert!(said.starts_with("MissingAsset") && said.contains(&reason), "{said}");
+    }
+
+    async fn a_program_is_no_kernel_and_lacks_what_one_has(bed: Bed) {
+        if !bed.has_guest() {
+            return;
+        }
+        let program = std::env::current_exe().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let image = directory.path().join("initramfs.cpio");
         std::fs::write(&image, no_init()).unwrap();
-        let error = Sandbox::boot(bed.idle().kernel("/etc/passwd").initramfs(&image)).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Hypervisor, "{}", chain(&error));
-        if bed.backend == Backend::Kvm {
-            assert!(
-                chain(&error).contains("the guest cannot be booted: the kernel cannot be loaded: "),
-                "{}",
-                chain(&error)
-            );
-        }
+        let error = Sandbox::boot(bed.idle().kernel(&program).initramfs(&image)).await.unwrap_err();
+        let expected = format!("the kernel {} cannot run a sandbox: it lacks CONFIG_PVH", program.display());
+        assert!(chain(&error).ends_with(&expected), "{}", chain(&error));
     }
 
     async fn kvm_by_name_runs_or_says_why_not(bed: Bed) {

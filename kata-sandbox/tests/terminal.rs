@@ -76,6 +76,16 @@ on_every_backend! {
         assert!(output.status.success());
     }
 
+    async fn a_user_can_open_the_terminal_again(bed: Bed) {
+        let script = "echo out >/dev/stdout; echo err >/dev/stderr; stat -c %U $(tty)";
+        let expected = "out\r\nerr\r\nnobody\r\n";
+        let output = Sandbox::run(bed.shell(script).user("nobody").terminal(SIZE)).await.unwrap();
+        assert_eq!(lossy(&output.stdout), expected);
+        let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
+        let process = sandbox.exec(sh(script).user("nobody").terminal(SIZE)).await.unwrap();
+        assert_eq!(lossy(&process.output().await.unwrap().stdout), expected);
+    }
+
     async fn a_resize_is_told_to_the_programs(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let script = "trap 'stty size; kill $!; exit 4' WINCH; sleep 1000 & echo ready; wait";

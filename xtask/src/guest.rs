@@ -358,7 +358,11 @@ mod tests {
             assert_eq!(is_found, *variant == Variant::Default, "{}", variant.name());
         }
         let place = place_of(Variant::NoMitigations).unwrap();
-        assert!(place.ends_with("guest/tailored-no-mitigations"), "{}", place.display());
+        assert!(
+            place.ends_with("guest/tailored-no-mitigations"),
+            "{}",
+            place.display()
+        );
     }
 
     #[test]

@@ -60,7 +60,7 @@ fn enter(plan: &Plan, door: &Door<'_>) -> Result<Vec<CString>, Failed> {
     set_oom_score(plan)?;
     rustix::process::setsid().map_err(step("session"))?;
     join(door)?;
-    leave_agent(door)?;
+    leave_agent(plan, door)?;
     let (user, env) = settle_user(plan)?;
     if (user.uid, user.gid) != (0, 0) {
         worker::own_streams(user.uid, user.gid)?;
@@ -96,10 +96,13 @@ fn join(door: &Door<'_>) -> Result<(), Failed> {
 }
 
 /// Leaves no descriptor but the standard streams and the report.
-fn leave_agent(door: &Door<'_>) -> Result<(), Failed> {
+fn leave_agent(plan: &Plan, door: &Door<'_>) -> Result<(), Failed> {
     rustix::stdio::dup2_stdin(&door.streams.stdin).map_err(step("standard input"))?;
     rustix::stdio::dup2_stdout(&door.streams.stdout).map_err(step("standard output"))?;
     rustix::stdio::dup2_stderr(&door.streams.stderr).map_err(step("standard error"))?;
+    if plan.terminal.is_some() {
+        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).map_err(step("controlling terminal"))?;
+    }
     sys::close_all_but(door.report)
         .map_err(|error| Failed::new(FailureKind::Container, format!("descriptors: {error}")))
 }

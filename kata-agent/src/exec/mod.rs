@@ -1,4 +1,4 @@
-//! Starting a further process in a container, without a terminal: one fork, one execve.
+//! Starting a further process in a container: one fork, one execve.
 //!
 //! ```text
 //!  agent  ──setns(init, PID)──clone3(into the cgroup)──setns(own PID)──► reads the report to its end
@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The container is joined by its init's pidfd, so that no other process can be taken for it. Owns the
-//! fork; must not know names of processes or connections. What is not done here (terminals, user
-//! namespaces, AppArmor) is left to libcontainer in a worker.
+//! fork; must not know names of processes or connections. What is not done here (user namespaces,
+//! AppArmor) is left to libcontainer in a worker.
 
 mod inside;
 mod plan;

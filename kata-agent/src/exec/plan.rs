@@ -8,6 +8,7 @@ use std::path::Path;
 
 use kata_agent_proto::{Failed, FailureKind};
 use rustix::process::{Resource, Rlimit};
+use rustix::termios::Winsize;
 use serde_json::Value;
 
 use super::words::{self, Capabilities};
@@ -34,6 +35,8 @@ pub(crate) struct Plan {
     pub(super) capabilities: Option<Capabilities>,
     pub(super) no_new_privileges: bool,
     pub(super) oom_score_adj: Option<i64>,
+    /// The size of the terminal that takes the place of its standard streams.
+    pub(crate) terminal: Option<Winsize>,
 }
 
 impl Plan {
@@ -42,7 +45,7 @@ impl Plan {
     /// # Errors
     /// Invalid: what has no meaning.
     pub(crate) fn new(process: &Value, user: Option<&User>) -> Result<Option<Self>, Failed> {
-        if process["terminal"].as_bool() == Some(true) || process["apparmorProfile"].is_string() {
+        if process["apparmorProfile"].is_string() {
             return Ok(None);
         }
         let args = strings(&process["args"]);
@@ -72,6 +75,7 @@ impl Plan {
             capabilities: words::capabilities(&process["capabilities"])?,
             no_new_privileges: process["noNewPrivileges"].as_bool().unwrap_or(false),
             oom_score_adj: process["oomScoreAdj"].as_i64(),
+            terminal: terminal(process),
         }))
     }
 
@@ -81,6 +85,16 @@ impl Plan {
             .first()
             .map_or_else(String::new, |program| program.to_string_lossy().into_owned())
     }
+}
+
+fn terminal(process: &Value) -> Option<Winsize> {
+    let cells = |name: &str| u16::try_from(number(&process["consoleSize"][name])).unwrap_or(u16::MAX);
+    (process["terminal"].as_bool() == Some(true)).then(|| Winsize {
+        ws_row: cells("height"),
+        ws_col: cells("width"),
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    })
 }
 
 fn invalid(what: &str) -> Failed {
@@ -115,8 +129,11 @@ mod tests {
             "args": ["sh", "-c", "x"], "env": ["PATH=/a:/b", "HOME=/h"], "cwd": "/d",
             "user": { "uid": 1, "gid": 2, "additionalGids": [3, 4] },
             "rlimits": [{ "type": "RLIMIT_CORE", "soft": 0, "hard": 1 }],
-            "noNewPrivileges": true, "oomScoreAdj": -5,
+            "noNewPrivileges": true, "oomScoreAdj": -5, "terminal": true,
+            "consoleSize": { "height": 3, "width": 70000 },
         }));
+        let size = plan.terminal.map(|size| (size.ws_row, size.ws_col));
+        assert_eq!(size, Some((3, u16::MAX)));
         assert_eq!(plan.candidates, [c"/a/sh".to_owned(), c"/b/sh".to_owned()]);
         assert_eq!(plan.env, [c"PATH=/a:/b".to_owned(), c"HOME=/h".to_owned()]);
         assert_eq!((plan.has_home, plan.cwd.as_c_str()), (true, c"/d"));
@@ -143,11 +160,7 @@ mod tests {
             let failed = Plan::new(&process, None).expect_err("invalid");
             assert_eq!(failed.kind, FailureKind::Invalid, "{process}");
         }
-        for process in [
-            json!({ "args": ["a"], "terminal": true }),
-            json!({ "args": ["a"], "apparmorProfile": "p" }),
-        ] {
-            assert!(Plan::new(&process, None).expect("valid").is_none(), "{process}");
-        }
+        let process = json!({ "args": ["a"], "apparmorProfile": "p" });
+        assert!(Plan::new(&process, None).expect("valid").is_none());
     }
 }

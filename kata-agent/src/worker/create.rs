@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use kata_agent_proto::{Failed, FailureKind};
+use kata_agent_proto::{Failed, FailureKind, annotation};
 use libcontainer::container::ContainerStatus;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
@@ -19,12 +19,14 @@ use super::{
     write_checked,
 };
 use crate::order::Create;
+use crate::sys;
 
 /// Creates the container and returns the id of its init, which waits to be started.
 pub(super) fn create(mut order: Create) -> Result<i32, Failed> {
     let mounted = storage::mount_all(&order.storages)?;
     let root = open_root(&order.spec)?;
     let workload = settle_process(&mut order, &root)?;
+    make_directories(&order.spec, &root)?;
     etc::complete(&root, &order.hostname, &order.dns)?;
     write_checked::<Spec>(&order.bundle.join("config.json"), &order.spec)?;
     let pid = build(&order, workload)?;
@@ -79,8 +81,28 @@ fn make_working_directory(
         .map_err(|_| Failed::new(FailureKind::NoSuchDirectory, cwd.to_string_lossy()))
 }
 
+/// What an image calls its volumes: here the root is writable, and they are directories in it.
+fn make_directories(spec: &Value, root: &Root) -> Result<(), Failed> {
+    let mounts = mount_destinations(spec);
+    let asked = spec["annotations"][annotation::DIRECTORIES]
+        .as_str()
+        .unwrap_or_default();
+    for path in asked.lines().map(Path::new) {
+        if mounts.iter().any(|mount| path.starts_with(mount)) {
+            continue;
+        }
+        root.create_directories(path)
+            .map_err(|error| file_failure(path, &error))?;
+    }
+    Ok(())
+}
+
 fn build(order: &Create, workload: Workload) -> Result<i32, Failed> {
     let failure = |error: libcontainer::error::LibcontainerError| container_failure(&error);
+    if matches!(workload, Workload::Idle) {
+        // The init inherits this: what comes before it idles waits for it.
+        sys::block_idle_signals().map_err(|error| container_failure(&error))?;
+    }
     let mut container = ContainerBuilder::new(order.id.clone(), SyscallType::default())
         .with_root_path(&order.bundle)
         .map_err(failure)?

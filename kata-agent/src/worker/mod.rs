@@ -10,7 +10,7 @@ mod executor;
 pub(crate) mod passwd;
 pub(crate) mod program;
 mod remove;
-mod root;
+pub(crate) mod root;
 mod storage;
 
 use std::fs::File;
@@ -186,7 +186,7 @@ fn check_program(process: &Value, root: &Root, hidden: impl Fn(&Path) -> bool) -
     program::find(name, &candidates, |path| root.is_executable(path), hidden)
 }
 
-/// Makes the standard streams that are pipes the user's own, so that `/dev/stdout` can be opened.
+/// Makes the standard streams that are pipes or a terminal the user's own, so that `/dev/stdout` can be opened.
 pub(crate) fn own_streams(uid: u32, gid: u32) -> Result<(), Failed> {
     let streams = [
         rustix::stdio::stdin(),
@@ -201,11 +201,13 @@ pub(crate) fn own_streams(uid: u32, gid: u32) -> Result<(), Failed> {
 
 fn own_stream(stream: impl std::os::fd::AsFd, uid: u32, gid: u32) -> rustix::io::Result<()> {
     let mode = rustix::fs::fstat(&stream)?.st_mode;
-    if rustix::fs::FileType::from_raw_mode(mode) != rustix::fs::FileType::Fifo {
-        return Ok(());
-    }
     let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-    rustix::fs::fchown(stream, Some(uid), Some(gid))
+    match rustix::fs::FileType::from_raw_mode(mode) {
+        rustix::fs::FileType::Fifo => rustix::fs::fchown(stream, Some(uid), Some(gid)),
+        // Its group is that of terminals.
+        _ if rustix::termios::isatty(&stream) => rustix::fs::fchown(stream, Some(uid), None),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,11 @@ impl Root {
         rustix::fs::openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
 
+    /// Opens a device.
+    pub(crate) fn open_device(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        Ok(self.resolve(path, flags)?)
+    }
+
     /// Whether the path leads to a directory.
     pub(crate) fn is_directory(&self, path: &Path) -> bool {
         self.resolve(path, OFlags::PATH | OFlags::DIRECTORY).is_ok()

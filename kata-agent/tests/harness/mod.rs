@@ -30,9 +30,9 @@ use ttrpc::r#async::transport::Socket;
 /// How long anything may take before a test fails.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-const PROGRAMS: [&str; 15] = [
-    "sh", "cat", "sleep", "id", "true", "head", "stty", "ls", "wc", "grep", "env", "mkdir", "touch", "pwd",
-    "hostname",
+const PROGRAMS: [&str; 17] = [
+    "sh", "cat", "sleep", "id", "true", "head", "stty", "stat", "tty", "ls", "wc", "grep", "env", "mkdir",
+    "touch", "pwd", "hostname",
 ];
 
 /// Whether this machine can run these tests; says so when it cannot, and fails where it must.

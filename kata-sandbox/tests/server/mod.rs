@@ -23,7 +23,6 @@ pub(crate) struct Server {
     process: Process,
     lines: UnboundedReceiver<String>,
     said: Vec<String>,
-    stop_signal: i32,
 }
 
 impl Server {
@@ -33,17 +32,10 @@ impl Server {
         let (sender, lines) = mpsc::unbounded_channel();
         tokio::spawn(forward(process.stdout.take().unwrap(), sender.clone()));
         tokio::spawn(forward(process.stderr.take().unwrap(), sender));
-        let stop_signal = match sandbox.info().image.stop_signal.as_str() {
-            "" => 15,
-            "SIGINT" => 2,
-            "SIGQUIT" => 3,
-            other => panic!("the image stops by {other:?}"),
-        };
         Self {
             process,
             lines,
             said: Vec::new(),
-            stop_signal,
         }
     }
 
@@ -74,8 +66,7 @@ impl Server {
     /// Ends it by the signal that its image names (OCI image-spec config.md, `StopSignal`); gives back how it ended and
     /// all that it said.
     pub(crate) async fn stop(mut self) -> (ExitStatus, String) {
-        self.signal(self.stop_signal).await;
-        let status = self.process.wait().await.unwrap();
+        let status = self.process.stop(SAYS * patience()).await.unwrap();
         while let Some(line) = self.lines.recv().await {
             self.said.push(line);
         }
