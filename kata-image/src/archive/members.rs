@@ -6,6 +6,7 @@
 //!     └──────────── skips what is left of the contents ◄─── read() ◄─────────┘
 //! ```
 
+use std::borrow::Cow;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -180,6 +181,7 @@ impl<R: Read> Members<R> {
             EntryType::XGlobalHeader => {
                 let mut globals = std::mem::take(&mut self.globals);
                 self.extend_records(header, &mut globals)?;
+                globals.keep_what_may_be_common();
                 self.globals = globals;
             }
             EntryType::XHeader => {
@@ -229,7 +231,11 @@ impl<R: Read> Members<R> {
     }
 
     fn member(&mut self, header: &Header, extensions: &Extensions) -> Result<Member, ArchiveError> {
-        let pax = extensions.pax.as_ref().unwrap_or(&self.globals).clone();
+        let pax = match &extensions.pax {
+            Some(records) => Cow::Borrowed(records),
+            // Few and short, and reading what the header says of the contents needs `self`.
+            None => Cow::Owned(self.globals.clone()),
+        };
         let decoder = Decoder {
             header,
             extensions,

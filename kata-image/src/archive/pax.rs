@@ -5,9 +5,19 @@ use std::collections::BTreeMap;
 
 use crate::tree::Time;
 
+/// What a header for all members that follow may say of them. Every member starts with a copy, so that extended
+/// attributes have no place here: an archive of some megabytes would cost as much for each of a million members.
+const COMMON: [&[u8]; 6] = [b"gid", b"linkpath", b"mtime", b"path", b"size", b"uid"];
+/// The longest value of these: more than any path that Linux accepts.
+const COMMON_BYTES_MAX: usize = 8 << 10;
+
 /// Records by key; the last of one key counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Records(BTreeMap<Vec<u8>, Vec<u8>>);
+pub(super) struct Records {
+    values: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Of all keys and values.
+    bytes: u64,
+}
 
 impl Records {
     /// Adds the records of one extended header. `None` when they do not follow the grammar.
@@ -17,26 +27,40 @@ impl Records {
             let equals = record.iter().position(|byte| *byte == b'=')?;
             let (key, value) = (record.get(..equals)?, record.get(equals + 1..)?);
             // An empty value takes a record back, but an extended attribute may well be empty.
-            if value.is_empty() && !key.starts_with(b"SCHILY.xattr.") {
-                self.0.remove(key);
-            } else {
-                self.0.insert(key.to_vec(), value.to_vec());
+            self.remove(key);
+            if !value.is_empty() || key.starts_with(b"SCHILY.xattr.") {
+                self.bytes += (key.len() + value.len()) as u64;
+                self.values.insert(key.to_vec(), value.to_vec());
             }
             bytes = rest;
         }
         Some(())
     }
 
-    /// Bytes of all keys and values.
-    pub(super) fn bytes(&self) -> u64 {
-        self.0
+    fn remove(&mut self, key: &[u8]) {
+        if let Some(value) = self.values.remove(key) {
+            self.bytes -= (key.len() + value.len()) as u64;
+        }
+    }
+
+    /// Drops what a header for all members is not heeded for. Other engines heed nothing of such a header.
+    pub(super) fn keep_what_may_be_common(&mut self) {
+        self.values
+            .retain(|key, value| COMMON.contains(&key.as_slice()) && value.len() <= COMMON_BYTES_MAX);
+        self.bytes = self
+            .values
             .iter()
             .map(|(key, value)| (key.len() + value.len()) as u64)
-            .sum()
+            .sum();
+    }
+
+    /// Bytes of all keys and values.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&[u8]> {
-        self.0.get(key.as_bytes()).map(Vec::as_slice)
+        self.values.get(key.as_bytes()).map(Vec::as_slice)
     }
 
     /// The keys with this prefix, without it, and their values.
@@ -45,7 +69,7 @@ impl Records {
             key.strip_prefix(prefix.as_bytes())
                 .map(|name| (name, value.as_slice()))
         };
-        self.0.iter().filter_map(stripped)
+        self.values.iter().filter_map(stripped)
     }
 }
 
@@ -140,6 +164,28 @@ mod tests {
         assert_eq!(records.get("b"), None);
         records.extend(b"19 SCHILY.xattr.u=\n").expect("records");
         assert_eq!(records.get("SCHILY.xattr.u"), Some(&b""[..]));
+    }
+
+    #[test]
+    fn what_is_common_to_all_members_is_little() {
+        let mut records = Records::default();
+        let long = vec![b'x'; COMMON_BYTES_MAX + 1];
+        records.values.insert(b"path".to_vec(), long);
+        records
+            .extend(b"6 a=1\n11 mtime=7\n20 SCHILY.xattr.u=\n\n21 GNU.sparse.size=1\n")
+            .expect("records");
+        records.keep_what_may_be_common();
+        assert_eq!(records.get("mtime"), Some(&b"7"[..]));
+        assert_eq!((records.values.len(), records.bytes()), (1, 6));
+    }
+
+    #[test]
+    fn bytes_are_counted_as_records_come_and_go() {
+        let mut records = Records::default();
+        records.extend(b"6 a=1\n8 a=222\n6 b=3\n").expect("records");
+        assert_eq!(records.bytes(), 6);
+        records.extend(b"5 a=\n").expect("records");
+        assert_eq!(records.bytes(), 2);
     }
 
     #[test]

@@ -11,7 +11,10 @@ use sha2::{Digest as _, Sha256};
 use super::tarball::Tarball;
 use super::{Files, LayoutError};
 use crate::archive::{self, Compression, Recognized};
-use crate::oci::{Blobs, ConfigDocument, Descriptor, Digest, Document, DocumentError, Manifest, media_type};
+use crate::oci::{
+    Blobs, ConfigDocument, Descriptor, Digest, Document, DocumentError, Manifest, check_layer_count,
+    media_type,
+};
 use crate::reference::Reference;
 use crate::transfer::{Patience, TransferError, read_document};
 
@@ -88,6 +91,7 @@ impl DockerArchive {
             ConfigDocument::parse(&config).map_err(TransferError::document(&place, &entry.config))?;
         let layers = entry.layers.as_deref().unwrap_or_default();
         let diff_ids = &document.rootfs.diff_ids;
+        check_layer_count(layers.len()).map_err(TransferError::document(&place, MANIFEST_FILE))?;
         if layers.len() != diff_ids.len() {
             let source = DocumentError::LayerCount {
                 manifest: layers.len(),

@@ -22,6 +22,10 @@ const BLOCK: usize = 512;
 const EXTENSION_BYTES_MAX: u64 = 64 << 10;
 /// The most members: far more than the layers that any engine accepts, with three files each.
 const MEMBERS_MAX: usize = 10_000;
+/// The longest name, as Linux has it (PATH_MAX without its NUL).
+const NAME_BYTES_MAX: usize = 4095;
+/// The most bytes of all names and the targets of links: what this index may take of memory.
+const NAMES_BYTES_MAX: usize = 8 << 20;
 /// The most links that are followed to a file.
 const LINKS_MAX: usize = 8;
 
@@ -38,6 +42,15 @@ enum Member {
     },
     /// To another member, by its name from the archive's root.
     Link(String),
+}
+
+impl Member {
+    fn target(&self) -> &str {
+        match self {
+            Self::File { .. } => "",
+            Self::Link(target) => target,
+        }
+    }
 }
 
 /// What headers before a member's own say of it.
@@ -73,10 +86,17 @@ impl Tarball {
             position: 0,
         };
         let mut members = HashMap::new();
+        let mut names_bytes = 0;
         while let Some((name, member)) = walk.next().map_err(|error| broken(error.to_string()))? {
             let Some(name) = normalize("", &name) else {
                 return Err(broken(format!("{name:?} leaves it")));
             };
+            names_bytes += name.len() + member.target().len();
+            if names_bytes > NAMES_BYTES_MAX {
+                return Err(broken(format!(
+                    "the names in it have more than {NAMES_BYTES_MAX} bytes"
+                )));
+            }
             members.insert(name, member);
             if members.len() > MEMBERS_MAX {
                 return Err(broken(format!("it has more than {MEMBERS_MAX} members")));
@@ -239,9 +259,13 @@ fn member(
         None => text(header.path_bytes().into_owned())?,
     };
     let target = || match extensions.link {
+        Some(link) if link.len() > NAME_BYTES_MAX => Err(invalid("the target of a link is too long")),
         Some(link) => Ok(link),
         None => text(header.link_name_bytes().unwrap_or_default().into_owned()),
     };
+    if name.len() > NAME_BYTES_MAX {
+        return Err(invalid(&format!("a name has more than {NAME_BYTES_MAX} bytes")));
+    }
     let leaves = |target: &str| invalid(&format!("{name:?} is a link to {target:?}, which leaves it"));
     let member = match header.entry_type() {
         EntryType::Regular | EntryType::Continuous if !name.ends_with('/') => Member::File { offset, bytes },
@@ -320,6 +344,50 @@ mod tests {
                 expected,
                 "{directory} {name}"
             );
+        }
+    }
+
+    /// An archive of empty files with long names, as GNU's tar writes them.
+    fn archive_of(names: impl Iterator<Item = String>) -> File {
+        use std::io::Write;
+        let mut builder = tar::Builder::new(tempfile::tempfile().unwrap());
+        for name in names {
+            let mut header = Header::new_gnu();
+            header.set_size(name.len() as u64 + 1);
+            header.set_entry_type(EntryType::GNULongName);
+            header.set_cksum();
+            builder.append(&header, format!("{name}\0").as_bytes()).unwrap();
+            let mut header = Header::new_gnu();
+            header.set_path("cut").unwrap();
+            header.set_size(0);
+            header.set_cksum();
+            builder.append(&header, io::empty()).unwrap();
+        }
+        let mut file = builder.into_inner().unwrap();
+        file.flush().unwrap();
+        file
+    }
+
+    #[test]
+    fn an_index_takes_no_more_memory_than_names_may() {
+        let named = |length: usize, count: usize| {
+            let names = (0..count).map(move |number| format!("{number:0length$}"));
+            Tarball::open(archive_of(names), Path::new("an.tar"))
+        };
+        assert_eq!(named(NAME_BYTES_MAX, 2).unwrap().members.len(), 2);
+        for (length, count, reason) in [
+            (NAME_BYTES_MAX + 1, 1, "a name has more than 4095 bytes"),
+            (
+                NAME_BYTES_MAX,
+                NAMES_BYTES_MAX / NAME_BYTES_MAX + 1,
+                "the names in it have more than 8388608 bytes",
+            ),
+        ] {
+            match named(length, count) {
+                Err(LayoutError::Archive { reason: said, .. }) => assert_eq!(said, reason),
+                Err(error) => panic!("{error}"),
+                Ok(_) => panic!("{length} bytes, {count} times"),
+            }
         }
     }
 

@@ -64,6 +64,15 @@ pub enum DocumentError {
         /// As computed.
         received: Digest,
     },
+    /// There are more layers than any engine stacks.
+    #[error("the image has {layers} layers, and at most {LAYERS_MAX} are accepted")]
+    TooManyLayers {
+        /// In the manifest.
+        layers: usize,
+    },
+    /// The sizes of the layers do not fit into a number: somebody lies.
+    #[error("the layers' sizes add up to more than 2^63 bytes")]
+    LayerSizes,
     /// The manifest names more or fewer layers than the configuration.
     #[error("the manifest has {manifest} layers and the configuration {config}")]
     LayerCount {
@@ -73,6 +82,9 @@ pub enum DocumentError {
         config: usize,
     },
 }
+
+/// As in docker's and podman's storage.
+const LAYERS_MAX: usize = 127;
 
 /// A reference to bytes by their digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,9 +186,34 @@ impl Document {
                 media_type: "both layers and manifests".into(),
             }),
             (true, _) => Ok(Parsed::Index(json("index", &self.bytes)?)),
-            (false, _) => Ok(Parsed::Manifest(json("manifest", &self.bytes)?)),
+            (false, _) => {
+                let manifest: Manifest = json("manifest", &self.bytes)?;
+                manifest.check_layers().map(|()| Parsed::Manifest(manifest))
+            }
         }
     }
+}
+
+impl Manifest {
+    /// Whether this many layers of these sizes can be, before anything is fetched.
+    fn check_layers(&self) -> Result<(), DocumentError> {
+        check_layer_count(self.layers.len())?;
+        let mut sizes = self.layers.iter().map(|layer| layer.size);
+        let sum = sizes.try_fold(0u64, u64::checked_add);
+        match sum.filter(|bytes| i64::try_from(*bytes).is_ok()) {
+            Some(_) => Ok(()),
+            None => Err(DocumentError::LayerSizes),
+        }
+    }
+}
+
+/// # Errors
+/// When nobody stacks so many layers.
+pub(crate) fn check_layer_count(layers: usize) -> Result<(), DocumentError> {
+    if layers > LAYERS_MAX {
+        return Err(DocumentError::TooManyLayers { layers });
+    }
+    Ok(())
 }
 
 impl Index {
@@ -268,6 +305,28 @@ mod tests {
             error,
             "there is no image for linux/s390x, only for linux/arm64, linux/amd64"
         );
+    }
+
+    #[test]
+    fn layers_that_nobody_stacks_are_refused_before_they_are_fetched() {
+        let layer = |size: u64| entry("linux", "x").replace("\"size\":7", &format!("\"size\":{size}"));
+        let manifest = |layers: &[String]| {
+            let config = entry("linux", "x");
+            let layers = layers.join(",");
+            let text = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{layers}]}}"#);
+            document("", &text).parse()
+        };
+        assert!(manifest(&vec![layer(7); LAYERS_MAX]).is_ok());
+        let error = manifest(&vec![layer(7); LAYERS_MAX + 1]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the image has 128 layers, and at most 127 are accepted"
+        );
+        let half = layer(u64::MAX / 4 + 1);
+        assert!(manifest(std::slice::from_ref(&half)).is_ok());
+        for layers in [vec![half.clone(), half], vec![layer(u64::MAX), layer(1)]] {
+            assert!(matches!(manifest(&layers), Err(DocumentError::LayerSizes)));
+        }
     }
 
     #[test]

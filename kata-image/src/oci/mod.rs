@@ -18,7 +18,7 @@ pub use config::ImageConfig;
 pub(crate) use digest::hex;
 pub use digest::{Digest, DigestError};
 pub use manifest::DocumentError;
-pub(crate) use manifest::{Descriptor, Document, Index, Manifest, Parsed, media_type};
+pub(crate) use manifest::{Descriptor, Document, Index, Manifest, Parsed, check_layer_count, media_type};
 pub use platform::Platform;
 
 use crate::transfer::{Patience, TransferError};

@@ -329,6 +329,11 @@ struct Total<'a> {
     progress: &'a mut dyn FnMut(Progress),
 }
 
+/// A manifest may say any size.
+fn sum(sizes: impl Iterator<Item = u64>) -> u64 {
+    sizes.fold(0, u64::saturating_add)
+}
+
 /// How often progress is reported.
 const REPORT_BYTES: u64 = 1 << 20;
 
@@ -337,7 +342,7 @@ impl<'a> Total<'a> {
         Self {
             done: vec![0; wanted.len()],
             layers: 0,
-            total_bytes: wanted.iter().map(|(descriptor, _)| descriptor.size).sum(),
+            total_bytes: sum(wanted.iter().map(|(descriptor, _)| descriptor.size)),
             reported_bytes: 0,
             progress,
         }
@@ -346,7 +351,7 @@ impl<'a> Total<'a> {
     fn report(&mut self, (place, bytes, is_done): Report) {
         self.done[place] = bytes;
         self.layers += u64::from(is_done);
-        let done_bytes: u64 = self.done.iter().sum();
+        let done_bytes = sum(self.done.iter().copied());
         if is_done || done_bytes >= self.reported_bytes + REPORT_BYTES {
             self.reported_bytes = done_bytes;
             (self.progress)(Progress {
