@@ -35,7 +35,7 @@ fn open_in(pid: i32, size: Winsize) -> io::Result<(OwnedFd, OwnedFd)> {
     let root = Root::open(Path::new(&format!("/proc/{pid}/root")))?;
     let ours = root.open_device(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY)?;
     // Anything else in its place is the container's doing.
-    if i64::from(rustix::fs::fstatfs(&ours)?.f_type) != DEVPTS_SUPER_MAGIC {
+    if rustix::fs::fstatfs(&ours)?.f_type != DEVPTS_SUPER_MAGIC {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "/dev/pts of the container has no terminals",
