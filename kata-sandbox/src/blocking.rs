@@ -41,7 +41,11 @@ impl Sandbox {
     /// # Errors
     /// As there.
     pub fn run(container: Container) -> Result<Output, Error> {
-        runtime()?.block_on(crate::Sandbox::run(container))
+        let runtime = runtime()?;
+        let output = runtime.block_on(crate::Sandbox::run(container));
+        // What was given up may be in a call of the system that nobody can end; nobody waits for it.
+        runtime.shutdown_background();
+        output
     }
 
     /// See [`crate::Sandbox::boot`].
@@ -50,11 +54,16 @@ impl Sandbox {
     /// As there.
     pub fn boot(container: Container) -> Result<Self, Error> {
         let runtime = runtime()?;
-        let inner = runtime.block_on(crate::Sandbox::boot(container))?;
-        Ok(Self {
-            inner,
-            runtime: Arc::new(runtime),
-        })
+        match runtime.block_on(crate::Sandbox::boot(container)) {
+            Ok(inner) => Ok(Self {
+                inner,
+                runtime: Arc::new(runtime),
+            }),
+            Err(error) => {
+                runtime.shutdown_background();
+                Err(error)
+            }
+        }
     }
 
     /// See [`crate::Sandbox::spawn`].

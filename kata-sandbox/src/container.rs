@@ -97,7 +97,8 @@ pub struct Container {
     pub(crate) vcpus: u8,
     pub(crate) backend: Backend,
     pub(crate) timeout: Option<Duration>,
-    pub(crate) boot_timeout: Duration,
+    /// What the caller said.
+    pub(crate) boot_timeout: Option<Duration>,
     pub(crate) output_limit: MiB,
     pub(crate) overrides: Overrides,
 }
@@ -124,7 +125,7 @@ impl Container {
             vcpus: 1,
             backend: Backend::Auto,
             timeout: None,
-            boot_timeout: Duration::from_secs(60),
+            boot_timeout: None,
             output_limit: MiB(256),
             overrides: Overrides::default(),
         }
@@ -266,9 +267,15 @@ impl Container {
         self
     }
 
-    /// How long the machine may take until its agent answers. Default: 60 s.
+    /// How long booting may take, from the call until the container is created: the image, the machine, the agent.
+    /// When the time is up all of it is given up, and the answer is
+    /// [`BootTimedOut`](crate::ErrorKind::BootTimedOut) with the stage that was not reached.
+    ///
+    /// Default: 60 s from when the monitor is started, and no limit before: a large image may take longer than that,
+    /// and a registry that stalls is given up by
+    /// [`Registries::stall_timeout`](crate::image::Registries::stall_timeout).
     pub fn boot_timeout(mut self, limit: Duration) -> Self {
-        self.boot_timeout = limit;
+        self.boot_timeout = Some(limit);
         self
     }
 

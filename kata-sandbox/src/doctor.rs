@@ -1,6 +1,7 @@
 //! What this machine has of what sandboxes need: line by line, each with the one command or sentence that mends it.
 //!
-//! It changes nothing, but for the note that a kernel was looked at. What it finds is judged by pure functions; nobody on the way of a sandbox asks it.
+//! It changes nothing, but for the note that a kernel was looked at. What it finds is judged by pure functions; nobody
+//! on the way of a sandbox asks it.
 //!
 //! ```no_run
 //! let examination = kata_sandbox::doctor::examine();

@@ -38,7 +38,8 @@ pub enum ErrorKind {
     Monitor,
     /// Two parts of different versions met: library, monitor or agent.
     VersionMismatch,
-    /// The machine did not come up in time.
+    /// The sandbox was not ready within [`Container::boot_timeout`](crate::Container::boot_timeout): the image was not,
+    /// or the machine did not come up.
     BootTimedOut,
     /// The guest kernel panicked or reset the machine; see [`Error::console_tail`].
     GuestPanicked,

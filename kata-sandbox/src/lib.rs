@@ -59,6 +59,7 @@ pub mod image;
 mod launch;
 mod link;
 mod output;
+mod patience;
 mod plan;
 mod prepare;
 pub mod process;

@@ -3,6 +3,8 @@
 //! [`plan`] opens nothing and asks nobody: the same inputs give the same [`Plan`], and what cannot
 //! work fails here, before anything exists that would have to be taken back.
 
+use std::time::Duration;
+
 use kata_agent_proto::agent::CreateContainerRequest;
 use kata_vmm::hypervisor::{Capabilities, Selection, select};
 use kata_vmm::machine::{Boot, Disk, FdIndex, Hypervisor, Machine, MiB};
@@ -135,7 +137,7 @@ fn check_machine(container: &Container) -> Result<(), Error> {
             container.vcpus
         )));
     }
-    if container.timeout.is_some_and(|t| t.is_zero()) || container.boot_timeout.is_zero() {
+    if [container.timeout, container.boot_timeout].contains(&Some(Duration::ZERO)) {
         return Err(invalid("a timeout of zero leaves no time to run"));
     }
     if let Some(name) = &container.stop_signal
@@ -219,8 +221,6 @@ fn invalid(message: impl Into<String>) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use kata_vmm::hypervisor::{Backend, KvmUnusable, Qemu, QemuUnusable, Reason};
 
     use super::*;

@@ -17,6 +17,7 @@ use crate::host::Ready;
 use crate::launch::launch;
 use crate::link::{Link, ended};
 use crate::output::Output;
+use crate::patience::Patience;
 use crate::plan::{Plan, check_process, plan};
 use crate::prepare::prepare;
 use crate::process::{Handle, Process, Streams};
@@ -106,11 +107,12 @@ impl Sandbox {
         let mut timings = Timings::begin();
         let name = fresh_name()?;
 
+        let patience = Patience::of(&container);
         let Ready {
             capabilities,
             image,
             store,
-        } = host::ready(&container).await?;
+        } = patience.bound(Stage::Image, host::ready(&container)).await?;
         let container = defaults::apply(container, &image.config);
         if purpose == Purpose::Run && container.process.args.is_empty() {
             return Err(idle("run"));
@@ -120,7 +122,8 @@ impl Sandbox {
         timings.mark(Stage::Plan);
         tracing::info!(sandbox = name, backend = ?plan.selection.hypervisor, "{}", plan.selection.reason);
         let (image_digest, image_config) = (image.digest.clone(), image.config.clone());
-        let prepared = prepare(&plan, image, store, &container).await?;
+        let preparation = prepare(&plan, image, store, &container);
+        let prepared = patience.bound(Stage::Prepare, preparation).await?;
         let described = Described {
             image_digest,
             image: image_config,
@@ -129,7 +132,7 @@ impl Sandbox {
         timings.mark(Stage::Prepare);
         let (monitor, control) = launch(prepared).await?;
         timings.mark(Stage::Launch);
-        let deadline = Deadline::after(container.boot_timeout, Limit::Boot);
+        let deadline = patience.of_machine();
         let (supervision, milestones) = supervise(monitor, control, kata_agent_proto::port::HELLO, deadline);
 
         let connected = match connect(&supervision, milestones, &name, &mut timings).await {

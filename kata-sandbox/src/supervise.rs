@@ -44,6 +44,8 @@ pub(crate) enum State {
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) cause: Cause,
+    /// How far it had come, where its time was up before it was ready.
+    pub(crate) reached: Option<Reached>,
     pub(crate) console_tail: String,
     pub(crate) monitor_log: String,
 }
@@ -58,6 +60,23 @@ pub(crate) enum Cause {
     MonitorDied { code: Option<i32>, signal: Option<i32> },
     MonitorProtocol { monitor: u32 },
     AgentLost,
+}
+
+/// The last that is known of a boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reached {
+    step: Step,
+    /// How often the machine's processors came back to the monitor, where it is the monitor that runs them.
+    exits: Option<u64>,
+}
+
+/// What a boot waits for, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Machine,
+    Agent,
+    SetUp,
+    Container,
 }
 
 /// What a deadline limits.
@@ -77,6 +96,11 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
+    /// At a moment.
+    pub(crate) const fn at(at: Instant, limit: Limit) -> Self {
+        Self { at, limit }
+    }
+
     /// From now; none for a time that no clock will show.
     pub(crate) fn after(time: Duration, limit: Limit) -> Option<Self> {
         Instant::now().checked_add(time).map(|at| Self { at, limit })
@@ -180,7 +204,7 @@ impl Supervisor {
             }
         };
         let ended = self.tear_down(cause, tail).await;
-        tracing::debug!(cause = ?ended.cause, "sandbox ended");
+        tracing::debug!(cause = ?ended.cause, reached = ?ended.reached, "sandbox ended");
         self.state.send_replace(State::Ended(Arc::new(ended)));
     }
 
@@ -266,12 +290,26 @@ impl Supervisor {
         }
     }
 
+    /// What a boot waits for now.
+    fn step(&self) -> Step {
+        match (&self.launched, &self.dialed, &self.agent) {
+            (Some(_), ..) => Step::Machine,
+            (_, Some(_), _) => Step::Agent,
+            (.., None) => Step::SetUp,
+            _ => Step::Container,
+        }
+    }
+
     /// Ends the machine and reaps the monitor: afterwards nothing of the sandbox is left.
     async fn tear_down(&mut self, cause: Cause, tail: Option<String>) -> Ended {
-        let (cause, tail) = match (cause, tail) {
+        let (cause, LastWords { tail, exits }) = match (cause, tail) {
             (cause @ (Cause::AgentLost | Cause::TimeUp(_)), None) => self.last_words(cause).await,
-            (cause, tail) => (cause, tail.unwrap_or_default()),
+            (cause, tail) => (cause, LastWords::only(tail.unwrap_or_default())),
         };
+        let reached = (cause == Cause::TimeUp(Limit::Boot)).then(|| Reached {
+            step: self.step(),
+            exits,
+        });
         self.control.close();
         let cause = match (cause, self.monitor.reap(MONITOR_PATIENCE).await) {
             (Cause::MonitorDied { .. }, Ok(status)) => Cause::MonitorDied {
@@ -282,41 +320,68 @@ impl Supervisor {
         };
         Ended {
             cause,
+            reached,
             console_tail: tail,
             monitor_log: self.monitor.log_tail().await,
         }
     }
 
-    /// Asks for the console's tail; a machine or a monitor that dies meanwhile is the better cause.
-    async fn last_words(&mut self, cause: Cause) -> (Cause, String) {
+    /// Asks for the console's tail, and for figures where a boot took too long; a machine or a monitor that dies
+    /// meanwhile is the better cause.
+    async fn last_words(&mut self, cause: Cause) -> (Cause, LastWords) {
         let patience = if cause == Cause::AgentLost {
             LAST_WORDS
         } else {
             LAST_WORDS / 4
         };
         let deadline = tokio::time::Instant::now() + patience;
-        let mut tail = String::new();
+        let mut words = LastWords::default();
         let monitor_died = Cause::MonitorDied {
             code: None,
             signal: None,
         };
-        if self.control.send(&Request::Console, &[]).await.is_err() {
-            return (monitor_died, tail);
+        let questions: &[Request] = match cause {
+            // The answer that comes last ends the waiting.
+            Cause::TimeUp(Limit::Boot) => &[Request::Info, Request::Console],
+            _ => &[Request::Console],
+        };
+        for question in questions {
+            if self.control.send(question, &[]).await.is_err() {
+                return (monitor_died, words);
+            }
         }
         while let Ok(event) = tokio::time::timeout_at(deadline, self.control.recv()).await {
             match monitor_event(event) {
                 Event::Monitor(control::Event::Exited { reason, console_tail }, _) => {
-                    return (Cause::Vm(reason), console_tail);
+                    return (Cause::Vm(reason), LastWords::only(console_tail));
                 }
-                Event::Monitor(control::Event::Console { tail: text }, _) if cause != Cause::AgentLost => {
-                    return (cause, text);
+                Event::Monitor(control::Event::Info(info), _) if !info.exits.is_empty() => {
+                    words.exits = Some(info.exits.values().sum());
                 }
-                Event::Monitor(control::Event::Console { tail: text }, _) => tail = text,
-                Event::MonitorGone => return (monitor_died, tail),
+                Event::Monitor(control::Event::Console { tail }, _) => {
+                    words.tail = tail;
+                    if cause != Cause::AgentLost {
+                        break;
+                    }
+                }
+                Event::MonitorGone => return (monitor_died, words),
                 _ => {}
             }
         }
-        (cause, tail)
+        (cause, words)
+    }
+}
+
+/// What a machine that is about to end has to say.
+#[derive(Debug, Default)]
+struct LastWords {
+    tail: String,
+    exits: Option<u64>,
+}
+
+impl LastWords {
+    fn only(tail: String) -> Self {
+        Self { tail, exits: None }
     }
 }
 
@@ -380,10 +445,7 @@ impl Ended {
     fn describe(&self) -> (ErrorKind, String) {
         match &self.cause {
             Cause::Stopped => (ErrorKind::Stopped, "the sandbox was stopped".into()),
-            Cause::TimeUp(Limit::Boot) => (
-                ErrorKind::BootTimedOut,
-                "the sandbox was not ready in time".into(),
-            ),
+            Cause::TimeUp(Limit::Boot) => (ErrorKind::BootTimedOut, self.describe_boot()),
             Cause::TimeUp(Limit::Run) => (
                 ErrorKind::TimedOut,
                 "the container ran longer than its timeout".into(),
@@ -423,6 +485,29 @@ impl Ended {
     }
 }
 
+impl Ended {
+    fn describe_boot(&self) -> String {
+        let late = "the sandbox was not ready in time";
+        let Some(Reached { step, exits }) = self.reached else {
+            return late.into();
+        };
+        let waited = match step {
+            Step::Machine => "the hypervisor had not started the machine",
+            Step::Agent => "the machine ran, and the agent in it had not called",
+            Step::SetUp => "the agent had called, and was not set up",
+            Step::Container => "the agent had answered, and the container was not created",
+        };
+        let mut said = format!("{late}: {waited}");
+        if let Some(exits) = exits {
+            said += &format!("; its processors had come back to the monitor {exits} times");
+        }
+        if step == Step::Agent && self.console_tail.is_empty() {
+            said += "; its console is empty, for with `quiet` a kernel prints only what fails";
+        }
+        said
+    }
+}
+
 fn describe_launch(error: &LaunchError) -> (ErrorKind, String) {
     match error {
         LaunchError::Protocol { .. } => (
@@ -450,6 +535,7 @@ impl Ended {
     pub(crate) fn stopped() -> Self {
         Self {
             cause: Cause::Stopped,
+            reached: None,
             console_tail: String::new(),
             monitor_log: String::new(),
         }
@@ -465,6 +551,30 @@ mod tests {
         assert_eq!(Deadline::after(Duration::MAX, Limit::Run), None);
         let soon = Deadline::after(Duration::from_secs(1), Limit::Boot).unwrap();
         assert!(soon.at > Instant::now() && soon.limit == Limit::Boot);
+    }
+
+    #[test]
+    fn a_boot_that_takes_too_long_says_how_far_it_came() {
+        let said = |step, exits, tail: &str| {
+            let ended = Ended {
+                cause: Cause::TimeUp(Limit::Boot),
+                reached: Some(Reached { step, exits }),
+                console_tail: tail.into(),
+                ..Ended::stopped()
+            };
+            ended.error(Stage::Agent).to_string()
+        };
+        assert_eq!(
+            said(Step::Agent, Some(12), ""),
+            "guest agent: the sandbox was not ready in time: the machine ran, and the agent in it had not called; its \
+             processors had come back to the monitor 12 times; its console is empty, for with `quiet` a kernel prints \
+             only what fails"
+        );
+        assert_eq!(
+            said(Step::Agent, None, "Kernel panic"),
+            "guest agent: the sandbox was not ready in time: the machine ran, and the agent in it had not called"
+        );
+        assert!(said(Step::Machine, None, "").ends_with("the hypervisor had not started the machine"));
     }
 
     #[test]

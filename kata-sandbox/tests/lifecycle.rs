@@ -56,6 +56,7 @@ on_every_backend! {
         let container = bed.idle().boot_timeout(Duration::from_millis(300));
         let error = Sandbox::boot(container).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BootTimedOut, "{error}");
+        assert!(error.to_string().contains("the sandbox was not ready "), "{error}");
         assert!(error.is_sandbox_lost());
         all_gone(&descendants(std::process::id())).await;
     }
