@@ -174,7 +174,15 @@ impl Store {
             Ok(_) | Err(erofs::Error::Archive { .. } | erofs::Error::NotAnArchive { .. })
         );
         if may_be_broken && !fetch.stop.load(Ordering::Relaxed) {
-            blob.finish().map_err(|error| fetch.failed(error))?;
+            let most = converted.as_ref().map_or(SUSPECT_BYTES_MAX, |_| u64::MAX);
+            let rest = io::copy(&mut Read::take(&mut input, most), &mut io::sink());
+            match rest {
+                Err(source) => return Err(fetch.failed(blob.failure(source))),
+                Ok(_) if converted.is_ok() || blob.has_ended() => {
+                    blob.finish().map_err(|error| fetch.failed(error))?;
+                }
+                Ok(_) => {}
+            }
         }
         converted.map_err(|error| self.convert_error(&label, error, temporary, descriptor.size))
     }
@@ -297,6 +305,10 @@ fn sorted(results: Vec<Worked>) -> Result<Vec<StoredLayer>, StoreError> {
     Ok(layers.into_iter().map(|(_, layer)| layer).collect())
 }
 
+/// The most that is still read of what is no layer, to learn whether the blob is what its descriptor says: it may say
+/// any size.
+const SUSPECT_BYTES_MAX: u64 = 64 << 20;
+
 /// A blob that counts, and that ends early when another layer of the image failed.
 struct Stoppable<'a, R> {
     input: R,
@@ -361,5 +373,58 @@ impl<'a> Total<'a> {
                 entries: self.layers,
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+    use crate::oci::{Descriptor, Document};
+
+    /// A place of endless layers that are none.
+    struct Endless(Arc<AtomicU64>);
+
+    struct Junk(Arc<AtomicU64>);
+
+    impl Read for Junk {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            buffer.fill(0xff);
+            self.0.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+            Ok(buffer.len())
+        }
+    }
+
+    impl Blobs for Endless {
+        fn root(&self) -> Result<Document, TransferError> {
+            unreachable!("blobs only")
+        }
+
+        fn document(&self, _: &Descriptor) -> Result<Document, TransferError> {
+            unreachable!("blobs only")
+        }
+
+        fn blob(&self, _: &Descriptor, _: u64) -> Result<Box<dyn Read + Send>, TransferError> {
+            Ok(Box::new(Junk(Arc::clone(&self.0))))
+        }
+    }
+
+    #[test]
+    fn what_is_no_layer_is_not_read_to_the_end_that_it_promises() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let read = Arc::new(AtomicU64::new(0));
+        let mut descriptor = Descriptor::of("application/vnd.oci.image.layer.v1.tar", b"");
+        descriptor.size = 1 << 60;
+        let wanted = [(descriptor, Digest::of(b"other"))];
+        let error = store
+            .layers(&Endless(Arc::clone(&read)), "a/place", &wanted, &mut |_| ())
+            .unwrap_err();
+        assert!(matches!(error, StoreError::Convert { .. }), "{error}");
+        let read = read.load(Ordering::Relaxed);
+        let expected = SUSPECT_BYTES_MAX / 2..2 * SUSPECT_BYTES_MAX;
+        assert!(expected.contains(&read), "{read}");
     }
 }

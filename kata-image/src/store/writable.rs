@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -122,7 +123,11 @@ impl Store {
         let path = self.writable_path(name)?;
         loop {
             match File::options().read(true).write(true).open(&path) {
-                Ok(file) => return open_kept(file, name, path, size_bytes),
+                Ok(file) => match take(&file, &path).map_err(io_error(&path))? {
+                    Taken::Ours => return of_size(file, name, path, size_bytes),
+                    Taken::InUse => return Err(in_use(name)),
+                    Taken::Gone => continue,
+                },
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(io_error(&path)(error)),
             }
@@ -151,20 +156,21 @@ impl Store {
     /// When there is none, or it is in use.
     pub fn remove_kept(&self, name: &str) -> Result<(), WritableError> {
         let path = self.writable_path(name)?;
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(WritableError::Missing {
-                    name: name.to_owned(),
-                });
+        loop {
+            let file = match File::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(WritableError::Missing {
+                        name: name.to_owned(),
+                    });
+                }
+                file => file.map_err(io_error(&path))?,
+            };
+            match take(&file, &path).map_err(io_error(&path))? {
+                Taken::Ours => return lock::remove(&path).map_err(io_error(&path)),
+                Taken::InUse => return Err(in_use(name)),
+                Taken::Gone => {}
             }
-            file => file.map_err(io_error(&path))?,
-        };
-        if stays_locked(&file) {
-            return Err(WritableError::InUse {
-                name: name.to_owned(),
-            });
         }
-        lock::remove(&path).map_err(io_error(&path))
     }
 
     fn writable_path(&self, name: &str) -> Result<PathBuf, WritableError> {
@@ -178,13 +184,38 @@ impl Store {
     }
 }
 
-fn open_kept(file: File, name: &str, path: PathBuf, asked_bytes: u64) -> Result<Writable, WritableError> {
+/// What became of a disk that was opened.
+#[derive(Debug, PartialEq, Eq)]
+enum Taken {
+    /// Its lock is ours, and its name is its own.
+    Ours,
+    /// Somebody else has it.
+    InUse,
+    /// It was removed before we had the lock: whoever has the name now is another one.
+    Gone,
+}
+
+fn take(file: &File, path: &Path) -> io::Result<Taken> {
     // A successful look takes the lock.
-    if stays_locked(&file) {
-        return Err(WritableError::InUse {
-            name: name.to_owned(),
-        });
+    if stays_locked(file) {
+        return Ok(Taken::InUse);
     }
+    let ours = file.metadata()?;
+    match path.metadata() {
+        Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => Ok(Taken::Ours),
+        Ok(_) => Ok(Taken::Gone),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Taken::Gone),
+        Err(error) => Err(error),
+    }
+}
+
+fn in_use(name: &str) -> WritableError {
+    WritableError::InUse {
+        name: name.to_owned(),
+    }
+}
+
+fn of_size(file: File, name: &str, path: PathBuf, asked_bytes: u64) -> Result<Writable, WritableError> {
     let size_bytes = file.metadata().map_err(io_error(&path))?.len();
     if size_bytes != asked_bytes {
         return Err(WritableError::OtherSize {
@@ -335,6 +366,20 @@ mod tests {
             store.remove_kept("data"),
             Err(WritableError::Missing { .. })
         ));
+    }
+
+    #[test]
+    fn a_disk_that_was_removed_before_it_was_taken_is_not_used() {
+        let (_directory, store) = store();
+        let path = store.kept("data", 8 << 20).unwrap().path.unwrap();
+        let opened = File::open(&path).unwrap();
+        assert_eq!(take(&opened, &path).unwrap(), Taken::Ours);
+        assert_eq!(take(&File::open(&path).unwrap(), &path).unwrap(), Taken::InUse);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(take(&opened, &path).unwrap(), Taken::Gone);
+        // Another one of that name is another one.
+        let _other = store.kept("data", 8 << 20).unwrap();
+        assert_eq!(take(&opened, &path).unwrap(), Taken::Gone);
     }
 
     #[test]

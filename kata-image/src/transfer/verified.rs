@@ -73,6 +73,11 @@ impl<'a> Verified<'a> {
         }
     }
 
+    /// Whether all of it was read, or what is wrong with it is known.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
     /// What a `read` that failed with `source` found wrong.
     pub(crate) fn failure(self, source: io::Error) -> TransferError {
         match self.end {
