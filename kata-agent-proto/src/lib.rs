@@ -38,6 +38,14 @@ pub mod annotation {
     pub const DIRECTORIES: &str = "kata-rs.container.directories";
 }
 
+/// Options of a storage's driver that the agent understands, each followed by its value.
+pub mod storage {
+    /// For `blk`: the storage is a part of the disk, which begins at this byte. Together with [`SIZE`].
+    pub const OFFSET: &str = "kata-rs.blk.offset=";
+    /// For `blk`: the part has so many bytes.
+    pub const SIZE: &str = "kata-rs.blk.size=";
+}
+
 /// The ports of the agent's connections. A port is a vsock port in a guest, and a number beside the
 /// descriptor where the agent is an ordinary process.
 pub mod port {

@@ -6,7 +6,7 @@
 //!
 //! Owns which request is valid in which state. Must not know connections or the API's messages.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,6 +30,8 @@ pub(crate) struct Places {
     pub(crate) cgroup: PathBuf,
     /// What was mounted for it, in order.
     pub(crate) mount_points: Vec<String>,
+    /// Serials of disks of which it may have partitions.
+    pub(crate) partitioned: BTreeSet<String>,
     /// What a further process joins, where the agent can do that itself.
     pub(crate) namespaces: Option<NameSpaces>,
 }

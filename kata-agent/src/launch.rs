@@ -6,6 +6,7 @@
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use kata_agent_proto::{Failed, FailureKind};
 use rustix::fs::MemfdFlags;
@@ -52,7 +53,7 @@ impl Streams {
 }
 
 /// Runs a worker without streams of its own, for an order that makes no process.
-pub(crate) async fn run(reaper: &Reaper, order: &Order, inherit: &[OwnedFd]) -> Result<(), Failed> {
+pub(crate) async fn run(reaper: &Reaper, order: &Order, inherit: &[Arc<OwnedFd>]) -> Result<(), Failed> {
     let _launch = reaper.launch();
     let streams = Streams::null().map_err(|error| worker_failure(&error))?;
     outcome(reaper, order, streams, inherit).await.map(drop)
@@ -63,7 +64,7 @@ pub(crate) async fn process(
     reaper: &Reaper,
     order: &Order,
     streams: Streams,
-    inherit: &[OwnedFd],
+    inherit: &[Arc<OwnedFd>],
 ) -> Result<Child, Failed> {
     let _launch = reaper.launch();
     let pid = outcome(reaper, order, streams, inherit).await?;
@@ -75,7 +76,7 @@ async fn outcome(
     reaper: &Reaper,
     order: &Order,
     streams: Streams,
-    inherit: &[OwnedFd],
+    inherit: &[Arc<OwnedFd>],
 ) -> Result<Option<i32>, Failed> {
     let (worker, answer) = spawn(reaper, order, streams, inherit).map_err(|error| worker_failure(&error))?;
     let outcome = hear(&worker, answer)
@@ -94,7 +95,7 @@ fn spawn(
     reaper: &Reaper,
     order: &Order,
     streams: Streams,
-    inherit: &[OwnedFd],
+    inherit: &[Arc<OwnedFd>],
 ) -> io::Result<(Child, pipe::Receiver)> {
     let order = memory_file(order)?;
     let (receiver, sender) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;

@@ -9,7 +9,9 @@ mod boot;
 mod console;
 mod container;
 mod devices;
+mod disks;
 mod exec;
+mod extent;
 mod freezer;
 mod guest;
 mod launch;
@@ -41,6 +43,7 @@ use kata_agent_proto::Hello;
 use crate::agent::AgentError;
 use crate::args::{ProcessMode, Role};
 use crate::boot::Timeline;
+use crate::disks::Disks;
 use crate::exec::Joiner;
 use crate::guest::{Guest, boot_time_ns};
 use crate::sandbox::{Sandbox, Settings};
@@ -93,7 +96,7 @@ fn init(init_start_ns: u64) -> Result<(), Box<dyn Error>> {
     let settings = Settings {
         guest: Guest::Machine,
         cgroup: PathBuf::from(GUEST_CGROUP),
-        disks: Vec::new(),
+        disks: Disks::devices(),
     };
     run(settings, hello, || Ok(Transport::Vsock(Vsock::listen()?)))
 }
@@ -121,7 +124,7 @@ fn process(mode: ProcessMode, init_start_ns: u64) -> Result<(), Box<dyn Error>> 
     let settings = Settings {
         guest: Guest::Process,
         cgroup,
-        disks,
+        disks: Disks::files(disks),
     };
     run(settings, hello, || Ok(Transport::Channel(Channel::new(channel)?)))
 }

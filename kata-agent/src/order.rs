@@ -3,6 +3,7 @@
 //! JSON in a memory file one way, one line of JSON on a pipe the other way. Owns that format; the
 //! two ends are the same program, so it carries no version.
 
+use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -107,6 +108,8 @@ pub(crate) struct Remove {
     pub(crate) cgroup: PathBuf,
     /// Unmounted in reverse.
     pub(crate) mount_points: Vec<String>,
+    /// Serials of disks whose partitions nobody may use any more.
+    pub(crate) partitioned: BTreeSet<String>,
 }
 
 /// How an order ended.

@@ -3,9 +3,8 @@
 //! Owns the steps of creating, executing and removing, and what is undone when one fails. Each step
 //! that may block is a worker process, so one request never waits for another. Must not know ttrpc.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,12 +13,14 @@ use kata_agent_proto::{Failed, FailureKind};
 use tokio::sync::Notify;
 
 use crate::container::{Container, Launches, Places};
+use crate::disks::Disks;
 use crate::exec::{Joiner, NameSpaces, Plan, Target};
+use crate::extent::Extent;
 use crate::guest::Guest;
 use crate::launch;
 use crate::limits::Limits;
 use crate::oom::{self, Kills};
-use crate::order::{Create, Exec, Order, Remove, Storage, Storages, Update, User};
+use crate::order::{Create, Exec, Order, Remove, Storage, Update, User};
 use crate::process::{Ports, Prepared, Process};
 use crate::reaper::Reaper;
 use crate::streams::Unclaimed;
@@ -36,8 +37,8 @@ pub(crate) struct Settings {
     pub(crate) guest: Guest,
     /// The cgroup that all containers are in, from the root of the hierarchy.
     pub(crate) cgroup: PathBuf,
-    /// Disks that are files, by serial.
-    pub(crate) disks: Vec<(String, OwnedFd)>,
+    /// Disks that are files.
+    pub(crate) disks: Disks,
 }
 
 /// What containers get from their sandbox.
@@ -51,8 +52,6 @@ struct Names {
 /// See the module.
 pub(crate) struct Sandbox {
     settings: Settings,
-    disks: Vec<OwnedFd>,
-    serials: Vec<String>,
     pub(crate) reaper: Reaper,
     joiner: Joiner,
     pub(crate) unclaimed: Unclaimed,
@@ -118,12 +117,9 @@ fn check_name(name: &str) -> Result<(), Failed> {
 }
 
 impl Sandbox {
-    pub(crate) fn new(mut settings: Settings, joiner: Joiner) -> Self {
-        let (serials, disks) = std::mem::take(&mut settings.disks).into_iter().unzip();
+    pub(crate) fn new(settings: Settings, joiner: Joiner) -> Self {
         Sandbox {
             settings,
-            disks,
-            serials,
             reaper: Reaper::default(),
             joiner,
             unclaimed: Unclaimed::default(),
@@ -136,6 +132,11 @@ impl Sandbox {
 
     pub(crate) fn guest(&self) -> Guest {
         self.settings.guest
+    }
+
+    /// Those that are files.
+    pub(crate) fn disks(&self) -> &Disks {
+        &self.settings.disks
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {
@@ -164,7 +165,8 @@ impl Sandbox {
             })?;
         }
         if !storages.is_empty() {
-            launch::run(&self.reaper, &Order::Mount(self.storages(storages)), &self.disks).await?;
+            let (storages, files) = self.disks().storages(storages).await?;
+            launch::run(&self.reaper, &Order::Mount(storages), &files).await?;
         }
         *self.names() = Names {
             sandbox_id: Some(sandbox_id),
@@ -172,14 +174,6 @@ impl Sandbox {
             dns,
         };
         Ok(())
-    }
-
-    fn storages(&self, list: Vec<Storage>) -> Storages {
-        let fds = self.disks.iter().map(AsRawFd::as_raw_fd);
-        Storages {
-            list,
-            disks: self.serials.iter().cloned().zip(fds).collect(),
-        }
     }
 
     /// The container with this id.
@@ -202,7 +196,7 @@ impl Sandbox {
     }
 
     async fn make_container(&self, creation: Creation) -> Result<Container, Error> {
-        let places = self.places(&creation);
+        let places = self.places(&creation)?;
         let launches = Launches::new();
         fs::create_dir_all(&places.bundle).map_err(|error| {
             Failed::new(
@@ -238,20 +232,21 @@ impl Sandbox {
         let (prepared, streams) = Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?;
         let Names { hostname, dns, .. } = self.names().clone();
         let hostname = spec["hostname"].as_str().map_or(hostname, str::to_owned);
+        let (storages, files) = self.disks().storages(storages).await?;
         spec["linux"]["cgroupsPath"] = serde_json::json!(self.settings.cgroup.join(&id));
         let order = Order::Create(Create {
             id: id.clone(),
             bundle: places.bundle.clone(),
             cgroup: places.cgroup.clone(),
             limits,
-            storages: self.storages(storages),
+            storages,
             spec,
             user,
             console: prepared.console().map(Path::to_owned),
             dns,
             hostname,
         });
-        let child = launch::process(&self.reaper, &order, streams, &self.disks).await?;
+        let child = launch::process(&self.reaper, &order, streams, &files).await?;
         let kills = Kills::watch(&id, &places.cgroup, &self.oom)
             .map_err(|error| Failed::new(FailureKind::Container, format!("memory.events: {error}")))?;
         let process = prepared.follow(child, launches.none()).await?;
@@ -272,13 +267,13 @@ impl Sandbox {
         Ok(updated.or_else(|failed| container.check_alive().and(Err(failed)))?)
     }
 
-    fn places(&self, creation: &Creation) -> Places {
+    fn places(&self, creation: &Creation) -> Result<Places, Failed> {
         let cgroup = self
             .settings
             .cgroup
             .strip_prefix("/")
             .unwrap_or(&self.settings.cgroup);
-        Places {
+        Ok(Places {
             bundle: Path::new(RUN).join(&creation.id),
             cgroup: Path::new("/sys/fs/cgroup").join(cgroup).join(&creation.id),
             mount_points: creation
@@ -286,8 +281,19 @@ impl Sandbox {
                 .iter()
                 .map(|storage| storage.mount_point.clone())
                 .collect(),
+            partitioned: self.partitioned(&creation.storages)?,
             namespaces: NameSpaces::of(&creation.spec),
+        })
+    }
+
+    /// Disks of which a part is used, each once; where disks are files, each part is one of its own.
+    fn partitioned(&self, storages: &[Storage]) -> Result<BTreeSet<String>, Failed> {
+        let mut disks = BTreeSet::new();
+        for storage in storages {
+            let is_part = Extent::of(storage)?.is_some();
+            disks.extend((is_part && self.guest() == Guest::Machine).then(|| storage.source.clone()));
         }
+        Ok(disks)
     }
 
     /// Starts a further process.
@@ -380,6 +386,7 @@ impl Sandbox {
             bundle: places.bundle.clone(),
             cgroup: places.cgroup.clone(),
             mount_points: places.mount_points.clone(),
+            partitioned: places.partitioned.clone(),
         });
         Ok(launch::run(&self.reaper, &order, &[]).await?)
     }

@@ -89,6 +89,7 @@ pub(crate) fn plan(
         boot,
         acpi: true,
         disks,
+        shelf: None,
         nets: Vec::new(),
         guest_cid: GUEST_CID,
         host_ports: vec![kata_agent_proto::port::HELLO],

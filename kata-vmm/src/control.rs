@@ -11,7 +11,10 @@
 //!   │ Connect{..} + stream             ──►  │   host → guest connection
 //!   │  ◄──────────── Dialed{port} + stream  │   guest → host connection
 //!   │ Console, Info, Pause{paused}     ──►  │
-//!   │  ◄── Console{tail}, Info(..), Paused  │   or Refused{..}; one to each, Paused when it is so
+//!   │ AddExtent + file                 ──►  │   of the machine's shelf, and back again
+//!   │ RemoveExtent{offset}             ──►  │
+//!   │  ◄── Console{tail}, Info(..), Paused, │   or Refused{..}; one to each, Paused when it is so
+//!   │      ExtentAdded{..}, ExtentRemoved   │
 //!   │  ◄──────────── Exited{reason, tail}   │   then EOF
 //!   │ close                            ──►  │   kills the machine
 //! ```
@@ -30,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use crate::machine::{Machine, MachineInfo, Running, VmExit};
 
 /// Version of this protocol; both sides refuse another one.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Most descriptors in one message.
 pub const MAX_FDS: usize = 32;
@@ -66,6 +69,15 @@ pub enum Request {
     },
     /// Ask for [`Event::Info`].
     Info,
+    /// Show the file beside this message, opened for reading only, on the machine's
+    /// [`shelf`](Machine::shelf). Answered by [`Event::ExtentAdded`] or [`Event::Refused`].
+    AddExtent,
+    /// Show it no more; the monitor closes its descriptor. Answered by [`Event::ExtentRemoved`] or
+    /// [`Event::Refused`].
+    RemoveExtent {
+        /// Where it begins, in bytes.
+        offset: u64,
+    },
 }
 
 /// What the monitor tells the SDK.
@@ -101,6 +113,18 @@ pub enum Event {
     },
     /// Answer to [`Request::Info`].
     Info(MachineInfo),
+    /// Answer to [`Request::AddExtent`]: the guest can read it now.
+    ExtentAdded {
+        /// Where it begins on the disk, in bytes. No other extent of this machine ever did or will.
+        offset: u64,
+        /// Its size: that of the file, in whole sectors.
+        bytes: u64,
+    },
+    /// Answer to [`Request::RemoveExtent`]: what the guest reads there now is an I/O error.
+    ExtentRemoved {
+        /// Where it began.
+        offset: u64,
+    },
     /// Answer to a request that could not be met. A hold is taken back; a machine that was to go on does, but
     /// for what the reason names.
     Refused {

@@ -7,6 +7,7 @@ mod create;
 mod etc;
 mod exec;
 mod executor;
+mod partition;
 pub(crate) mod passwd;
 pub(crate) mod program;
 mod remove;

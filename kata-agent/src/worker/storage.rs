@@ -2,6 +2,7 @@
 //!
 //! Owns the words of a storage (driver, source, options). A failure unmounts what this call mounted.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,8 @@ use std::time::{Duration, Instant};
 use kata_agent_proto::{Failed, FailureKind};
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use super::partition::Disk;
+use crate::extent::Extent;
 use crate::order::{Storage, Storages};
 use crate::sys;
 
@@ -21,20 +24,29 @@ const DISK_POLL: Duration = Duration::from_millis(2);
 const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_directory=";
 
 /// Mounts that are undone unless kept.
-pub(crate) struct Mounted(Vec<PathBuf>);
+#[derive(Default)]
+pub(crate) struct Mounted {
+    points: Vec<PathBuf>,
+    /// Serials of disks of which partitions were made.
+    partitioned: BTreeSet<String>,
+}
 
 impl Mounted {
     /// Keeps the mounts.
     pub(crate) fn keep(mut self) {
-        self.0.clear();
+        self.points.clear();
+        self.partitioned.clear();
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        for path in self.0.iter().rev() {
-            // Rolling back: the failure that led here is the one to report.
+        // Rolling back: the failure that led here is the one to report.
+        for path in self.points.iter().rev() {
             let _ = unmount(path);
+        }
+        for serial in &self.partitioned {
+            let _ = sweep(serial);
         }
     }
 }
@@ -44,10 +56,14 @@ impl Drop for Mounted {
 /// # Errors
 /// The first that cannot be mounted, by kind; those before it are unmounted again.
 pub(crate) fn mount_all(storages: &Storages) -> Result<Mounted, Failed> {
-    let mut mounted = Mounted(Vec::new());
+    let mut mounted = Mounted::default();
     for storage in &storages.list {
-        mount(storage, storages)?;
-        mounted.0.push(PathBuf::from(&storage.mount_point));
+        let extent = Extent::of(storage)?;
+        if extent.is_some() && storages.disks.is_empty() {
+            mounted.partitioned.insert(storage.source.clone());
+        }
+        mount(storage, extent, storages)?;
+        mounted.points.push(PathBuf::from(&storage.mount_point));
     }
     Ok(mounted)
 }
@@ -68,7 +84,16 @@ pub(crate) fn unmount(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn mount(storage: &Storage, storages: &Storages) -> Result<(), Failed> {
+/// Deletes the partitions of the disk with this serial that nobody uses.
+pub(crate) fn sweep(serial: &str) -> Result<(), Failed> {
+    let swept = match find_disk(Path::new("/sys/block"), serial) {
+        Some(device) => Disk::lock(Path::new(&device)).and_then(|disk| disk.sweep()),
+        None => Ok(()),
+    };
+    swept.map_err(|error| Failed::new(FailureKind::Mount, format!("partitions of {serial:?}: {error}")))
+}
+
+fn mount(storage: &Storage, extent: Option<Extent>, storages: &Storages) -> Result<(), Failed> {
     if !Path::new(&storage.mount_point).is_absolute() {
         return Err(Failed::new(
             FailureKind::Invalid,
@@ -77,7 +102,7 @@ fn mount(storage: &Storage, storages: &Storages) -> Result<(), Failed> {
     }
     fs::create_dir_all(&storage.mount_point).map_err(|error| failed(storage, &error))?;
     match (storage.driver.as_str(), storage.fstype.as_str()) {
-        ("blk", _) => mount_disk(storage, storages),
+        ("blk", _) => mount_disk(storage, extent, storages),
         ("ephemeral", "tmpfs") => mount_options(storage, "tmpfs", "tmpfs"),
         ("overlayfs", "overlay") => mount_overlay(storage),
         (driver, fstype) => Err(Failed::new(
@@ -100,20 +125,27 @@ fn mount_overlay(storage: &Storage) -> Result<(), Failed> {
     mount_options(storage, "overlay", "overlay")
 }
 
-fn mount_disk(storage: &Storage, storages: &Storages) -> Result<(), Failed> {
-    let inherited = storages
-        .disks
-        .iter()
-        .find(|(serial, _)| *serial == storage.source);
-    let source = match inherited {
-        Some((_, fd)) => format!("/proc/self/fd/{fd}"),
-        None => wait_for_disk(&storage.source)?,
+fn mount_disk(storage: &Storage, extent: Option<Extent>, storages: &Storages) -> Result<(), Failed> {
+    let name = extent.map_or_else(|| storage.source.clone(), |extent| extent.name(&storage.source));
+    let inherited = storages.disks.iter().find(|(serial, _)| *serial == name);
+    let source = match (inherited, extent) {
+        (Some((_, fd)), _) => format!("/proc/self/fd/{fd}"),
+        (None, Some(extent)) => return mount_partition(storage, extent),
+        (None, None) => wait_for_disk(&storage.source)?,
     };
     match mount_options(storage, &source, &storage.fstype) {
         // A file where this file system wants a device.
         Err(_) if inherited.is_some() => mount_by_loop(storage, &source),
         other => other,
     }
+}
+
+/// Nobody deletes the partition before it is mounted: the disk is locked until then.
+fn mount_partition(storage: &Storage, extent: Extent) -> Result<(), Failed> {
+    let device = wait_for_disk(&storage.source)?;
+    let disk = Disk::lock(Path::new(&device)).map_err(|error| failed(storage, &error))?;
+    let partition = disk.partition(extent).map_err(|error| failed(storage, &error))?;
+    mount_options(storage, &partition.to_string_lossy(), &storage.fstype)
 }
 
 fn mount_by_loop(storage: &Storage, source: &str) -> Result<(), Failed> {

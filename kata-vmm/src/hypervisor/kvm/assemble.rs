@@ -26,6 +26,7 @@ use super::x86_64::{command_line, platform, processor};
 use super::{create_vm, devices};
 use crate::control::LaunchError;
 use crate::hypervisor::limits::unsupported;
+use crate::hypervisor::shelf::Shelf;
 use crate::hypervisor::sockets::Sockets;
 use crate::hypervisor::vm::{Files, chain, failure};
 use crate::machine::{FdIndex, Machine};
@@ -67,7 +68,8 @@ pub(in crate::hypervisor) fn launch(
     platform::interrupt_controllers(&vm)
         .map_err(|cause| failure("make the interrupt controllers", &cause))?;
     let (sockets, vsock) = Sockets::new(machine.guest_cid, &machine.host_ports)?;
-    let devices = devices::all(machine, files, vsock)?;
+    let shelf = Shelf::of(machine);
+    let devices = devices::all(machine, files, &shelf, vsock)?;
     let (registers, slots) = attach(&vm, ram.memory(), devices)?;
     let console = Console::default();
     let com1 = platform::com1_interrupt(&vm)
@@ -91,6 +93,7 @@ pub(in crate::hypervisor) fn launch(
         processors,
         bus,
         sockets,
+        shelf,
         console,
         start,
     })

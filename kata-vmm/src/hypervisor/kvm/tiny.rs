@@ -18,6 +18,7 @@ use super::machine::{Console, Microvm, Parts};
 use super::memory::{Contents, Ram};
 use super::x86_64::layout;
 use super::x86_64::platform;
+use crate::hypervisor::shelf::Shelf;
 use crate::hypervisor::sockets::Sockets;
 use crate::hypervisor::{Occurrence, Vm};
 use crate::machine::VmExit;
@@ -68,6 +69,7 @@ fn machine(name: &str, processors: u8, code: &[u8]) -> Option<Tiny> {
         processors,
         bus,
         sockets,
+        shelf: Shelf::default(),
         console,
         start: Instant::now(),
     };
