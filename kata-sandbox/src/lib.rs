@@ -66,6 +66,7 @@ pub mod process;
 mod questions;
 pub mod report;
 mod sandbox;
+mod shelf;
 mod signal;
 mod spec;
 mod supervise;
