@@ -14,6 +14,7 @@ mod exec;
 mod extent;
 mod freezer;
 mod guest;
+mod ipc;
 mod launch;
 mod limits;
 mod nest;
