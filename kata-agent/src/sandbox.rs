@@ -18,6 +18,7 @@ use crate::birth::hooks::{self, State};
 use crate::container::{Container, Launches, Places};
 use crate::exec::{Joiner, NameSpaces, Plan, Target, Traits};
 use crate::guest::Guest;
+use crate::ipc::Ipc;
 use crate::launch;
 use crate::limits::Limits;
 use crate::oom::{self, Kills};
@@ -60,6 +61,7 @@ pub(crate) struct Sandbox {
     pub(crate) unclaimed: Unclaimed,
     pub(crate) oom: oom::Events,
     names: Mutex<Names>,
+    ipc: Ipc,
     /// `None` while being made or removed.
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
     /// The cgroups of all containers, also of those that are being made or removed.
@@ -152,6 +154,7 @@ impl Sandbox {
             unclaimed: Unclaimed::default(),
             oom: oom::Events::default(),
             names: Mutex::default(),
+            ipc: Ipc::default(),
             containers: Mutex::default(),
             cgroups: Mutex::default(),
             destroyed: Notify::new(),
@@ -276,6 +279,7 @@ impl Sandbox {
             ports,
             terminal,
         } = creation;
+        self.ipc.share(&mut spec)?;
         let (prepared, streams) = Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?;
         let Names { hostname, dns, .. } = self.names().clone();
         let hostname = spec["hostname"].as_str().map_or(hostname, str::to_owned);
