@@ -115,6 +115,16 @@ impl Limits {
         })
     }
 
+    /// Those that hold from a first process's birth, and those on devices, which hold only once its nodes are made.
+    pub(crate) fn in_two_steps(mut self) -> [Self; 2] {
+        let devices = self.devices.take();
+        let later = Limits {
+            changes: Vec::new(),
+            devices,
+        };
+        [self, later]
+    }
+
     /// Writes them all, or none: each is checked first, and what was written is put back when one fails.
     /// A write may take as long as the kernel takes to reclaim memory.
     ///

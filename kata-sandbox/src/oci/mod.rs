@@ -66,7 +66,7 @@ pub(crate) fn convert(json: &str) -> Result<Converted, Error> {
         process: process.into(),
         root: root.into(),
         hostname: fields.read("hostname", name)?,
-        mounts: fields.read("mounts", |node| node.list(mounts::mount))?,
+        mounts: fields.read("mounts", mounts::mounts)?,
         hooks: fields.take("hooks").map(hooks).transpose()?.flatten().into(),
         annotations: fields.read("annotations", Node::texts)?,
         linux: MessageField::some(fields.read("linux", linux::linux)?),

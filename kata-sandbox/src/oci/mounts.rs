@@ -27,7 +27,19 @@ const KERNELS: [&str; 16] = [
 
 const SHARED: &str = "is the host's, and nothing of the host is shared with a sandbox";
 
-pub(super) fn mount(node: Node) -> Result<Mount, Error> {
+/// The most mounts of a container: making each looks at those before it.
+const MOUNTS_MAX: usize = 4096;
+
+pub(super) fn mounts(node: Node) -> Result<Vec<Mount>, Error> {
+    match node.len() {
+        Some(count) if count > MOUNTS_MAX => {
+            Err(node.invalid(format_args!("{count} are too many: {MOUNTS_MAX} are the most")))
+        }
+        _ => node.list(mount),
+    }
+}
+
+fn mount(node: Node) -> Result<Mount, Error> {
     let mut fields = node.object()?;
     fields.refuse("uidMappings", "the agent cannot map a mount's owners")?;
     fields.refuse("gidMappings", "the agent cannot map a mount's owners")?;

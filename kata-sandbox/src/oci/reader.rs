@@ -102,6 +102,11 @@ impl Node {
         }
     }
 
+    /// How many items an array has; none where it is none.
+    pub(super) fn len(&self) -> Option<usize> {
+        self.value.as_array().map(Vec::len)
+    }
+
     /// The items of an array, each read by `read`.
     pub(super) fn list<T>(self, read: impl FnMut(Node) -> Result<T, Error>) -> Result<Vec<T>, Error> {
         self.array()?.into_iter().map(read).collect()

@@ -328,6 +328,11 @@ fn what_makes_no_sense_is_named_by_its_path() {
                 "hostname: is 65 bytes long, and 64 are the most",
             ),
             ("linux", json!([]), "linux: is an array, not an object"),
+            (
+                "mounts",
+                json!(vec![Value::Null; 10_000]),
+                "mounts: 10000 are too many: 4096 are the most",
+            ),
         ],
     );
     let error = convert("{").unwrap_err();
