@@ -47,7 +47,7 @@ on_every_backend! {
     /// Conformance: oci process.rlimits
     /// Conformance: oci process.oomScoreAdj
     /// Conformance: oci process.noNewPrivileges
-    /// Conformance: oci process.capabilities.bounding
+    /// Conformance: oci process.capabilities
     /// Conformance: oci linux.maskedPaths
     /// Conformance: oci linux.readonlyPaths
     async fn a_bundle_as_runc_writes_it_runs(bed: Bed) {

@@ -2,6 +2,7 @@
 
 use kata_agent_proto::oci::Mount;
 
+use super::linux::id_mapping;
 use super::reader::{Node, quoted};
 use crate::error::Error;
 
@@ -41,8 +42,6 @@ pub(super) fn mounts(node: Node) -> Result<Vec<Mount>, Error> {
 
 fn mount(node: Node) -> Result<Mount, Error> {
     let mut fields = node.object()?;
-    fields.refuse("uidMappings", "the agent cannot map a mount's owners")?;
-    fields.refuse("gidMappings", "the agent cannot map a mount's owners")?;
     let destination = fields.need("destination")?.absolute()?;
     let source = fields.take("source");
     let options = fields.read("options", Node::strings)?;
@@ -74,6 +73,8 @@ fn mount(node: Node) -> Result<Mount, Error> {
             .transpose()?
             .unwrap_or_else(|| name.to_owned()),
         options,
+        uid_mappings: fields.read("uidMappings", |node| node.list(id_mapping))?,
+        gid_mappings: fields.read("gidMappings", |node| node.list(id_mapping))?,
         ..Mount::default()
     };
     fields.finish()?;

@@ -178,8 +178,15 @@ impl Node {
 
     /// An object of texts by names that nobody can foresee.
     pub(super) fn texts(self) -> Result<HashMap<String, String>, Error> {
-        let object = self.object()?;
-        let path = object.path;
+        self.entries(Node::string)
+    }
+
+    /// An object by names that nobody can foresee, each value read by `read`.
+    pub(super) fn entries<T>(
+        self,
+        mut read: impl FnMut(Node) -> Result<T, Error>,
+    ) -> Result<HashMap<String, T>, Error> {
+        let Object { path, fields } = self.object()?;
         let entry = |(name, value): (String, Value)| {
             if name.is_empty() || name.contains('\0') {
                 let what = format_args!("{} is no name", quoted(&name));
@@ -189,9 +196,9 @@ impl Node {
                 path: format!("{path}.{name}"),
                 value,
             };
-            Ok((name, node.string()?))
+            Ok((name, read(node)?))
         };
-        object.fields.into_iter().map(entry).collect()
+        fields.into_iter().map(entry).collect()
     }
 }
 

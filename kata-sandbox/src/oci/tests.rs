@@ -184,6 +184,72 @@ fn what_is_there_keeps_its_value() {
 }
 
 #[test]
+fn what_kata_has_no_word_for_keeps_its_value_too() {
+    assert_eq!(accept("domainname", json!("d")).domainname, "d");
+    assert_eq!(
+        accept("process.user.umask", json!(18)).process.user.umask,
+        Some(0o22)
+    );
+    let scheduler = json!({"policy": "SCHED_BATCH", "nice": -5, "flags": ["SCHED_FLAG_RESET_ON_FORK"]});
+    let made = accept("process.scheduler", scheduler);
+    assert_eq!(
+        (
+            made.process.scheduler.policy.as_str(),
+            made.process.scheduler.nice
+        ),
+        ("SCHED_BATCH", -5)
+    );
+    let made = accept(
+        "process.ioPriority",
+        json!({"class": "IOPRIO_CLASS_BE", "priority": 7}),
+    );
+    assert_eq!(made.process.io_priority.priority, 7);
+    let made = accept("process.execCPUAffinity", json!({"initial": "0", "final": "0-1"}));
+    assert_eq!(made.process.exec_cpu_affinity.final_, "0-1");
+    let mapping = json!([{"containerID": 0, "hostID": 7, "size": 1}]);
+    assert_eq!(
+        accept("mounts[0].uidMappings", mapping).mounts[0].uid_mappings[0].host_id,
+        7
+    );
+    let hook = json!([{"path": "/bin/true", "args": ["true"], "timeout": 3}]);
+    let made = accept("hooks.startContainer", hook);
+    assert_eq!(
+        (
+            made.hooks.start_container[0].timeout,
+            made.hooks.start_container.len()
+        ),
+        (3, 1)
+    );
+    let made = accept("linux.personality", json!({"domain": "LINUX32"}));
+    assert_eq!(made.linux.personality.domain, "LINUX32");
+    let made = accept(
+        "linux.timeOffsets",
+        json!({"boottime": {"secs": -1, "nanosecs": 5}}),
+    );
+    assert_eq!(
+        (
+            made.linux.time_offsets["boottime"].secs,
+            made.linux.time_offsets.len()
+        ),
+        (-1, 1)
+    );
+    let made = accept("linux.resources.unified", json!({"memory.high": "1"}));
+    assert_eq!(made.linux.resources.unified["memory.high"], "1");
+    let made = accept("linux.resources.rdma", json!({"mlx5_1": {"hcaHandles": 3}}));
+    assert_eq!(made.linux.resources.rdma["mlx5_1"].hca_handles, Some(3));
+    let made = accept("linux.resources.cpu", json!({"burst": 5, "idle": 1}));
+    assert_eq!(
+        (made.linux.resources.cpu.burst, made.linux.resources.cpu.idle),
+        (Some(5), Some(1))
+    );
+    let seccomp = json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38});
+    assert_eq!(
+        accept("linux.seccomp", seccomp).linux.seccomp.default_errno_ret,
+        Some(38)
+    );
+}
+
+#[test]
 fn what_makes_no_sense_is_named_by_its_path() {
     check(
         ErrorKind::InvalidContainer,
@@ -300,9 +366,24 @@ fn what_makes_no_sense_is_named_by_its_path() {
                 "linux.resources.hugepageLimits[0].pageSize: \"2M\" is no size such as 2MB",
             ),
             (
-                "linux.resources.memory.useHierarchy",
-                json!(false),
-                "linux.resources.memory.useHierarchy: a guest's cgroups are always hierarchies",
+                "linux.timeOffsets",
+                json!({"realtime": {"secs": 1}}),
+                "linux.timeOffsets.realtime: is no field that is known",
+            ),
+            (
+                "process.user.umask",
+                json!(512),
+                "process.user.umask: 512 is not within 0 and 511",
+            ),
+            (
+                "process.scheduler",
+                json!({"policy": "SCHED_RR", "priority": 100}),
+                "process.scheduler.priority: 100 is not within 0 and 99",
+            ),
+            (
+                "process.ioPriority",
+                json!({"class": "IOPRIO_CLASS_BE", "priority": 8}),
+                "process.ioPriority.priority: 8 is not within 0 and 7",
             ),
             (
                 "linux.seccomp",
@@ -361,11 +442,6 @@ fn what_is_the_hosts_or_cannot_be_done_is_unsupported_by_its_path() {
                 "mounts[1]",
                 json!({"destination": "/x", "type": "none", "source": "/etc", "options": ["ro", "bind"]}),
                 "mounts[1].source: is the host's, and nothing of the host is shared with a sandbox",
-            ),
-            (
-                "mounts[0].uidMappings",
-                json!([]),
-                "mounts[0].uidMappings: the agent cannot map a mount's owners",
             ),
             (
                 "linux.namespaces[1].path",
