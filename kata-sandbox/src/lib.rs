@@ -55,7 +55,6 @@ mod bundle;
 mod connect;
 mod container;
 mod defaults;
-mod disks;
 pub mod doctor;
 mod error;
 mod events;

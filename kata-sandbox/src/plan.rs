@@ -14,6 +14,7 @@ use protobuf::Message;
 use crate::container::{Container, Overrides, ProcessSettings, Writable};
 use crate::error::{Error, ErrorKind};
 use crate::report::Stage;
+use crate::shelf::{self, LayerPlace};
 use crate::signal;
 use crate::spec::{self, Place, WRITABLE_SERIAL};
 
@@ -62,6 +63,14 @@ pub(crate) struct Plan {
     pub(crate) layers: Vec<String>,
 }
 
+impl Plan {
+    /// The same with a disk on which the layers of further containers can be shown.
+    pub(crate) fn with_shelf(mut self) -> Self {
+        self.machine.shelf = Some(shelf::SERIAL.to_owned());
+        self
+    }
+}
+
 /// Plans `container` as the first of the sandbox `name` on a host that can do `capabilities`.
 pub(crate) fn plan(
     container: &Container,
@@ -107,10 +116,11 @@ pub(crate) fn plan(
         hypervisor: selection.hypervisor.clone(),
         kvm,
     };
+    let places: Vec<LayerPlace> = layers.iter().cloned().map(LayerPlace::Disk).collect();
     let place = Place {
         id: container.name.as_deref().unwrap_or(FIRST),
         hostname: name,
-        layers: &layers,
+        layers: &places,
         shares_pid: container.shares_pid,
     };
     let request = spec::create_request(container, place);

@@ -32,14 +32,14 @@ pub(crate) const SERIAL: &str = "shelf";
 
 /// Where a layer is found in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum LayerPlace {
     /// On a disk of its own, with this serial.
     Disk(String),
     /// On the shelf.
     Shelf(Extent),
 }
 
-impl Place {
+impl LayerPlace {
     /// The storage that mounts it.
     pub(crate) fn storage(&self, mount_point: String) -> agent::Storage {
         let (source, driver_options) = match self {
@@ -65,14 +65,14 @@ impl Place {
 #[derive(Debug, Default)]
 pub(crate) struct Layers {
     /// The lowest first.
-    places: Vec<Place>,
+    places: Vec<LayerPlace>,
     /// What of it is on the shelf.
     _held: Vec<Arc<Shown>>,
 }
 
 impl Layers {
     /// Where they are, the lowest first.
-    pub(crate) fn places(&self) -> &[Place] {
+    pub(crate) fn places(&self) -> &[LayerPlace] {
         &self.places
     }
 }
@@ -107,7 +107,7 @@ pub(crate) struct Shelf {
 }
 
 impl Shelf {
-    /// The shelf of a machine that was built with disks of these digests and serials.
+    /// The shelf of a machine that was built with disks of these digests and serials, in whose supervision it is.
     pub(crate) fn new(
         disks: Vec<(String, String)>,
         orders: &UnboundedSender<Order>,
@@ -129,13 +129,13 @@ impl Shelf {
         let mut found = Layers::default();
         for Rootfs { digest, file, .. } in layers {
             if let Some((_, serial)) = self.disks.iter().find(|(known, _)| *known == digest) {
-                found.places.push(Place::Disk(serial.clone()));
+                found.places.push(LayerPlace::Disk(serial.clone()));
                 continue;
             }
             let shown = self.shown_of(digest);
             // One who asks for the same meanwhile waits; when this one gives up, the other asks.
             let extent = shown.extent.get_or_try_init(|| self.add(file)).await?;
-            found.places.push(Place::Shelf(*extent));
+            found.places.push(LayerPlace::Shelf(*extent));
             found._held.push(shown);
         }
         Ok(found)
@@ -246,10 +246,17 @@ mod tests {
         let first = bed.show(&["base", "a", "b"]);
         let (a, b) = (bed.answer().await, bed.answer().await);
         let first = first.await.unwrap().unwrap();
-        let places = [Place::Disk("layer-0".into()), Place::Shelf(a), Place::Shelf(b)];
+        let places = [
+            LayerPlace::Disk("layer-0".into()),
+            LayerPlace::Shelf(a),
+            LayerPlace::Shelf(b),
+        ];
         assert_eq!(first.places(), places);
         let second = bed.show(&["b", "base"]).await.unwrap().unwrap();
-        assert_eq!(second.places(), [Place::Shelf(b), Place::Disk("layer-0".into())]);
+        assert_eq!(
+            second.places(),
+            [LayerPlace::Shelf(b), LayerPlace::Disk("layer-0".into())]
+        );
         drop(first);
         assert_eq!(bed.removed(), [a.offset], "the other is in use");
         drop(second);
@@ -257,7 +264,7 @@ mod tests {
         // Later it is shown anew.
         let third = bed.show(&["b"]);
         let again = bed.answer().await;
-        assert_eq!(third.await.unwrap().unwrap().places(), [Place::Shelf(again)]);
+        assert_eq!(third.await.unwrap().unwrap().places(), [LayerPlace::Shelf(again)]);
         assert_eq!(bed.removed(), [again.offset]);
     }
 
@@ -273,7 +280,7 @@ mod tests {
         first.abort();
         let extent = bed.answer().await;
         let second = second.await.unwrap().unwrap();
-        assert_eq!(second.places(), [Place::Shelf(extent)]);
+        assert_eq!(second.places(), [LayerPlace::Shelf(extent)]);
     }
 
     #[tokio::test]
@@ -296,7 +303,7 @@ mod tests {
         let shown = bed.show(&["a"]);
         let a = bed.answer().await;
         let shown = shown.await.unwrap().unwrap();
-        assert_eq!(shown.places(), [Place::Shelf(a)]);
+        assert_eq!(shown.places(), [LayerPlace::Shelf(a)]);
         bed.orders = None;
         assert!(bed.asked.recv().await.is_none(), "layers do not keep a sandbox");
         bed.state.send_replace(State::Ended(Arc::new(Ended::stopped())));
@@ -307,13 +314,13 @@ mod tests {
 
     #[test]
     fn a_storage_says_the_place() {
-        let disk = Place::Disk("layer-1".into()).storage("/m".into());
+        let disk = LayerPlace::Disk("layer-1".into()).storage("/m".into());
         assert_eq!((disk.source.as_str(), disk.driver_options.len()), ("layer-1", 0));
         let extent = Extent {
             offset: 1 << 20,
             bytes: 4096,
         };
-        let part = Place::Shelf(extent).storage("/m".into());
+        let part = LayerPlace::Shelf(extent).storage("/m".into());
         assert_eq!((part.driver.as_str(), part.source.as_str()), ("blk", "shelf"));
         assert_eq!(
             part.driver_options,

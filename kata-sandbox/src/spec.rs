@@ -14,6 +14,7 @@ use protobuf::MessageField;
 
 use crate::container::{Container, ProcessSettings, Writable};
 use crate::limits::Limits;
+use crate::shelf::LayerPlace;
 use crate::terminal::TerminalSize;
 
 /// Serial of the disk that a container writes to.
@@ -81,8 +82,8 @@ pub(crate) struct Place<'a> {
     pub(crate) id: &'a str,
     /// Unless it has one of its own.
     pub(crate) hostname: &'a str,
-    /// Serials of the disks of its layers, the lowest first.
-    pub(crate) layers: &'a [String],
+    /// Where its layers are, the lowest first.
+    pub(crate) layers: &'a [LayerPlace],
     /// Whether the containers of the sandbox share a PID namespace.
     pub(crate) shares_pid: bool,
 }
@@ -141,7 +142,7 @@ fn storages(rootfs: &str, place: Place<'_>, writable: &Writable) -> Vec<Storage>
         .layers
         .iter()
         .enumerate()
-        .map(|(layer, serial)| disk(serial.clone(), "erofs", "ro", lower(layer)))
+        .map(|(layer, place)| place.storage(lower(layer)))
         .collect();
     let upper_half = format!("{base}/writable");
     storages.push(match writable {
@@ -153,23 +154,19 @@ fn storages(rootfs: &str, place: Place<'_>, writable: &Writable) -> Vec<Storage>
             mount_point: upper_half.clone(),
             ..Storage::default()
         },
-        Writable::Disk { .. } => disk(WRITABLE_SERIAL.into(), "ext4", "rw", upper_half.clone()),
+        Writable::Disk { .. } => Storage {
+            driver: "blk".into(),
+            source: WRITABLE_SERIAL.into(),
+            fstype: "ext4".into(),
+            options: vec!["rw".into()],
+            mount_point: upper_half.clone(),
+            ..Storage::default()
+        },
     });
     // An overlay names its highest layer first.
     let lowers: Vec<String> = (0..place.layers.len()).rev().map(lower).collect();
     storages.push(overlay(rootfs, &lowers.join(":"), &upper_half));
     storages
-}
-
-fn disk(serial: String, fstype: &str, option: &str, mount_point: String) -> Storage {
-    Storage {
-        driver: "blk".into(),
-        source: serial,
-        fstype: fstype.into(),
-        options: vec![option.into()],
-        mount_point,
-        ..Storage::default()
-    }
 }
 
 fn overlay(rootfs: &str, lower: &str, upper_half: &str) -> Storage {
@@ -392,7 +389,7 @@ mod tests {
     use super::*;
 
     fn request(container: &Container, layers: usize) -> CreateContainerRequest {
-        let layers: Vec<String> = (0..layers).map(layer_serial).collect();
+        let layers: Vec<LayerPlace> = (0..layers).map(layer_serial).map(LayerPlace::Disk).collect();
         let place = Place {
             id: "main",
             hostname: "sb",
