@@ -321,7 +321,8 @@ impl Net {
             return false;
         }
         if let Err(error) = self.attach(pairs) {
-            log::error!("net: cannot use {pairs} queues of the tap: {error}");
+            self.complaints
+                .warn(&format_args!("cannot use {pairs} queues of the tap: {error}"));
             return false;
         }
         self.asked = pairs;
