@@ -16,13 +16,13 @@ use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::arch::boot::{self, Boot};
+use super::arch::layout::{self, Slot};
+use super::arch::processor::Supported;
+use super::arch::{command_line, platform, processor};
 use super::bus::{Bus, Registers};
 use super::machine::{Console, Microvm, Parts};
 use super::memory::{Contents, Ram};
-use super::x86_64::boot::{self, Boot};
-use super::x86_64::layout::{self, Slot};
-use super::x86_64::processor::Supported;
-use super::x86_64::{command_line, platform, processor};
 use super::{create_vm, devices};
 use crate::control::LaunchError;
 use crate::hypervisor::limits::unsupported;
@@ -33,15 +33,13 @@ use crate::machine::{FdIndex, Machine};
 /// `QueueNotify` of virtio-mmio (VIRTIO 1.2 §4.2.2).
 const QUEUE_NOTIFY: u64 = 0x50;
 
-/// What KVM must be able to do.
-const CAPABILITIES: [(Cap, &str); 7] = [
+/// What KVM must be able to do, beside what the architecture needs.
+const CAPABILITIES: [(Cap, &str); 5] = [
     (Cap::Irqchip, "interrupt controllers"),
     (Cap::Irqfd, "irqfd"),
     (Cap::Ioeventfd, "ioeventfd"),
     (Cap::UserMemory, "memory slots"),
     (Cap::ImmediateExit, "immediate exits"),
-    (Cap::SetTssAddr, "a TSS address"),
-    (Cap::ExtCpuid, "CPUID"),
 ];
 
 /// Builds the machine and lets it run.
@@ -54,7 +52,7 @@ pub(in crate::hypervisor) fn launch(
     let start = Instant::now();
     let kvm = open(machine, files)?;
     let supported =
-        processor::supported_cpuid(&kvm).map_err(|cause| failure("ask KVM for its CPUID", &cause))?;
+        processor::supported(&kvm).map_err(|cause| failure("ask KVM what processors can do", &cause))?;
     let ranges = layout::memory_ranges(machine.memory.bytes());
     check_addresses(&ranges, processor::address_bits(&supported))?;
     // Before the VM, so that it is there until the VM is gone.
@@ -103,7 +101,7 @@ fn open(machine: &Machine, files: &Files) -> Result<Kvm, LaunchError> {
     let fd = files.duplicate(index)?;
     // SAFETY: the descriptor is open and given away.
     let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
-    for (capability, what) in CAPABILITIES {
+    for (capability, what) in CAPABILITIES.into_iter().chain(platform::CAPABILITIES) {
         if !kvm.check_extension(capability) {
             return Err(unsupported(format!("KVM without {what}"), "a machine needs it"));
         }

@@ -24,7 +24,9 @@ mod report;
 #[cfg_attr(not(test), expect(dead_code, reason = "snapshots come later"))]
 pub(super) mod state;
 
-pub(super) use report::{describe, details};
+pub(super) use report::{SHUTDOWN, describe, details, wants_nothing};
 
 mod cpuid;
 mod entry;
+#[cfg(test)]
+mod tiny;

@@ -63,7 +63,7 @@ pub(in crate::hypervisor::kvm) enum ProcessorError {
 ///
 /// # Errors
 /// When KVM does not give its table.
-pub(in crate::hypervisor::kvm) fn supported_cpuid(kvm: &Kvm) -> Result<Supported, kvm_ioctls::Error> {
+pub(in crate::hypervisor::kvm) fn supported(kvm: &Kvm) -> Result<Supported, kvm_ioctls::Error> {
     let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     // It depends on the in-kernel APIC, so KVM does not list it (KVM api.rst 4.46).
     Ok(cpuid::restrict(
@@ -97,7 +97,7 @@ pub(in crate::hypervisor::kvm) fn without_counters(vm: &VmFd) -> Result<(), kvm_
 }
 
 /// Gives vCPU `index` of `count` everything it has before its first instruction. `supported` is
-/// [`supported_cpuid`]'s; `entry` is for the boot processor alone.
+/// [`supported`]'s; `entry` is for the boot processor alone.
 ///
 /// The in-kernel interrupt controllers exist.
 ///
@@ -189,7 +189,7 @@ pub(super) mod tests {
     #[test]
     fn the_boot_processor_is_ready_to_enter_the_kernel() {
         with_vcpu(|kvm, vcpu| {
-            let supported = supported_cpuid(kvm).unwrap();
+            let supported = supported(kvm).unwrap();
             let entry = Entry::Pvh {
                 rip: 0x100_0a30,
                 start_info: 0x7000,
@@ -225,7 +225,7 @@ pub(super) mod tests {
     fn the_others_wait_where_kvm_made_them() {
         with_vcpu(|kvm, vcpu| {
             let before = vcpu.get_regs().unwrap();
-            prepare_vcpu(vcpu, 0, 4, &supported_cpuid(kvm).unwrap(), None).unwrap();
+            prepare_vcpu(vcpu, 0, 4, &supported(kvm).unwrap(), None).unwrap();
             assert_eq!(vcpu.get_regs().unwrap(), before);
         });
     }
