@@ -170,8 +170,20 @@ fn apic_register(apic: &kvm_lapic_state, offset: usize) -> u32 {
 pub(super) mod tests {
     use super::*;
 
-    /// Runs a test on a vCPU of a new VM with interrupt controllers; prints why where there is no KVM.
+    /// Runs a test on a new VM with interrupt controllers; prints why where there is no KVM.
+    pub(in super::super) fn with_vm<T>(test: impl FnOnce(&VmFd) -> T) -> Option<T> {
+        let (_kvm, vm) = vm()?;
+        Some(test(&vm))
+    }
+
+    /// The same with a vCPU.
     pub(in super::super) fn with_vcpu<T>(test: impl FnOnce(&Kvm, &VcpuFd) -> T) -> Option<T> {
+        let (kvm, vm) = vm()?;
+        let vcpu = vm.create_vcpu(0).unwrap();
+        Some(test(&kvm, &vcpu))
+    }
+
+    fn vm() -> Option<(Kvm, VmFd)> {
         let kvm = match Kvm::new() {
             Ok(kvm) => kvm,
             Err(cause) => {
@@ -182,8 +194,7 @@ pub(super) mod tests {
         };
         let vm: VmFd = crate::hypervisor::kvm::create_vm(&kvm).unwrap();
         vm.create_irq_chip().unwrap();
-        let vcpu = vm.create_vcpu(0).unwrap();
-        Some(test(&kvm, &vcpu))
+        Some((kvm, vm))
     }
 
     #[test]
