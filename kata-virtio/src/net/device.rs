@@ -101,6 +101,9 @@ pub struct Net {
     broken: bool,
 }
 
+// Whoever changes a field changes what others have kept: their form needs another version.
+const _: () = assert!(size_of::<State>() == 16);
+
 /// What a device is in the middle of, without what the host's kernel keeps. Frames on their way are not
 /// in it: they are lost, as on any wire.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
