@@ -90,8 +90,9 @@ mod bodies {
              tr -d x < /file | wc -c; wc -c < /file"
         );
         let output = Sandbox::run(bed.shell(&script).memory(MiB(4608))).await.unwrap();
+        assert!(output.status.success(), "{output:?}");
         let text = text(&output);
-        let (total, file) = text.split_once('\n').unwrap();
+        let (total, file) = text.split_once('\n').unwrap_or_else(|| panic!("{output:?}"));
         let kib: String = total.chars().filter(char::is_ascii_digit).collect();
         assert!(
             ((4 << 20)..(4608 << 10)).contains(&kib.parse::<u64>().unwrap()),
