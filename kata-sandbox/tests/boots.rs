@@ -43,10 +43,10 @@ mod bodies {
         assert_greets(guest(without_notes_of_linux(&kernel())));
     }
 
-    pub(super) async fn a_bzimage_boots(bed: Bed) {
+    pub(super) async fn a_bzimage_boots(_: Bed) {
         let Some(image) = std::env::var_os("KATA_TEST_BZIMAGE") else {
             bed::skip(
-                bed.name,
+                "kvm::a_bzimage_boots",
                 "KATA_TEST_BZIMAGE names no bzImage; run `cargo xtask test`",
             );
             return;
@@ -61,10 +61,14 @@ mod bodies {
         });
     }
 
-    pub(super) async fn a_kernel_finds_everything_without_acpi(bed: Bed) {
+    pub(super) async fn a_kernel_finds_everything_without_acpi(_: Bed) {
         let known = Kernel::inspect(kernel()).unwrap();
         if known.ability(Feature::VirtioMmioCommandLine) != Ability::BuiltIn {
-            bed::skip(bed.name, "this kernel takes no devices from its command line");
+            // The distribution's; the tailored one does, and runs this in every suite.
+            eprintln!(
+                "SKIPPED kvm::a_kernel_finds_everything_without_acpi: optional: this kernel takes no devices \
+                 from its command line"
+            );
             return;
         }
         for kernel in [open(&kernel()), without_notes_of_linux(&kernel())] {
