@@ -62,6 +62,9 @@ pub struct ShelfState {
     pub next: u64,
 }
 
+// Whoever changes a field changes what others have kept: their form needs another version.
+const _: () = assert!(size_of::<ShelfState>() == 32 && size_of::<Extent>() == 16);
+
 /// The host's side of a disk of extents; clones are of the same shelf.
 ///
 /// ```
