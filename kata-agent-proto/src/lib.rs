@@ -7,12 +7,15 @@
 mod call;
 mod client;
 mod failure;
+pub mod files;
+mod guest_client;
 mod hello;
 mod offer;
 #[allow(
     clippy::allow_attributes_without_reason,
     clippy::all,
     clippy::cast_possible_truncation,
+    clippy::panic,
     clippy::unwrap_used,
     missing_docs,
     unreachable_pub,
@@ -27,7 +30,7 @@ mod text;
 pub use call::CallError;
 pub use client::Client;
 pub use failure::{Failed, FailureKind};
-pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, kata, oci, types};
+pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, kata, kata_ttrpc, oci, types};
 pub use hello::{HELLO_MAX_BYTES, Hello, HelloError, PROTOCOL, read_hello, write_hello};
 pub use offer::offered;
 
