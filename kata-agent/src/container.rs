@@ -137,6 +137,7 @@ impl Container {
                 format!("{} was started", self.id),
             ));
         }
+        self.init.starts_now();
         notify(&self.places.bundle.join(&self.id))
             .map_err(|error| Failed::new(FailureKind::Container, format!("start: {error}")))
     }
@@ -194,6 +195,13 @@ impl Container {
         if let Some(Err(error)) = self.kills.as_ref().map(Kills::tell) {
             crate::warn(&format!("memory.events of {}: {error}", self.id));
         }
+    }
+
+    /// Keeps the init, which need not be started, and holds up the removal until the answer is dropped.
+    pub(crate) fn enter(&self) -> Result<(Launching, Arc<Child>), Failed> {
+        let init = self.init.child().filter(|_| !self.init.has_ended());
+        let init = init.ok_or_else(|| Failed::new(FailureKind::NotRunning, &self.id))?;
+        Ok((self.launches.begin(), init))
     }
 
     /// Reserves a name for a process that is being made, and keeps the init.

@@ -13,17 +13,18 @@ use std::time::Duration;
 use kata_agent_proto::{Failed, FailureKind};
 use tokio::sync::Notify;
 
-use crate::container::{Container, Launches, Places};
+use crate::container::{Container, Launches, Launching, Places};
 use crate::exec::{Joiner, NameSpaces, Plan, Target};
 use crate::guest::Guest;
 use crate::launch;
 use crate::limits::Limits;
 use crate::oom::{self, Kills};
-use crate::order::{Create, Exec, Order, Remove, Storage, Storages, Update, User};
+use crate::order::{Copy, Create, Exec, Order, Remove, Storage, Storages, Update, User};
 use crate::process::{Ports, Prepared, Process};
-use crate::reaper::Reaper;
+use crate::reaper::{Child, Reaper};
 use crate::streams::Unclaimed;
 use crate::terminal;
+use crate::transport::Stream;
 
 /// Below it everything of the containers is kept.
 const RUN: &str = "/run/kata";
@@ -288,6 +289,36 @@ impl Sandbox {
                 .collect(),
             namespaces: NameSpaces::of(&creation.spec),
         }
+    }
+
+    /// A container that is not to go away before the answer is dropped.
+    pub(crate) fn enter(&self, id: &str) -> Result<(Arc<Container>, Launching, Arc<Child>), Error> {
+        let container = self.container(id)?;
+        let (launching, init) = container.enter()?;
+        Ok((container, launching, init))
+    }
+
+    /// Copies files between a container and a stream, as long as the container lives.
+    pub(crate) async fn copy(
+        &self,
+        order: Copy,
+        stream: Stream,
+        container: &Container,
+    ) -> Result<(), Failed> {
+        let stream = stream.into_std().and_then(|stream| {
+            // The worker waits for it.
+            stream.set_nonblocking(false)?;
+            Ok(OwnedFd::from(stream))
+        });
+        let stream =
+            stream.map_err(|error| Failed::new(FailureKind::Container, format!("stream: {error}")))?;
+        launch::run_on(
+            &self.reaper,
+            &Order::Copy(order),
+            stream,
+            container.init().ended(),
+        )
+        .await
     }
 
     /// Starts a further process.

@@ -16,6 +16,8 @@ use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::reaper::{Ending, Usage};
+
 /// Which side of [`fork`] this is.
 pub(crate) enum Fork {
     /// The new process.
@@ -165,6 +167,47 @@ pub(crate) fn peek_ended_child() -> io::Result<Option<Pid>> {
     check(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) })?;
     // SAFETY: waitid filled the SIGCHLD part of `info`, or left it zero.
     Ok(Pid::from_raw(unsafe { info.si_pid() }))
+}
+
+/// What a killed process's signal number is added to.
+const SIGNAL_BASE: i32 = 128;
+
+/// How a child ended and what it used, if it has ended; it stays a zombie.
+pub(crate) fn peek_ending(pidfd: &impl AsFd) -> io::Result<Option<Ending>> {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    let fd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: all bytes zero is a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: all bytes zero is a valid rusage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    let (to_info, to_usage) = (&raw mut info, &raw mut usage);
+    // SAFETY: the kernel writes a siginfo_t and a rusage, which the pointers lead to (waitid(2), raw system call).
+    let result = unsafe { libc::syscall(libc::SYS_waitid, libc::P_PIDFD, fd, to_info, flags, to_usage) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid(2) filled it in, or left it zero when no child has ended.
+    if unsafe { info.si_pid() } == 0 {
+        return Ok(None);
+    }
+    // SAFETY: waitid(2) filled it in.
+    let value = unsafe { info.si_status() };
+    let nanoseconds = |time: libc::timeval| {
+        let micros = time.tv_sec.saturating_mul(1_000_000).saturating_add(time.tv_usec);
+        u64::try_from(micros).unwrap_or(0).saturating_mul(1000)
+    };
+    Ok(Some(Ending {
+        status: match info.si_code {
+            libc::CLD_EXITED => value,
+            _ => SIGNAL_BASE + value,
+        },
+        usage: Usage {
+            user_ns: nanoseconds(usage.ru_utime),
+            system_ns: nanoseconds(usage.ru_stime),
+            // The kernel counts it in KiB.
+            memory_peak_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) << 10,
+        },
+    }))
 }
 
 /// Replaces the process's program; returns only the error. The environment is the process's own, and

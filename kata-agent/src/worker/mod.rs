@@ -3,6 +3,7 @@
 //! A fresh process of one thread for each order. It mounts, looks into root file systems and calls
 //! libcontainer, whose processes become the agent's own children. Must not know connections or RPC.
 
+mod copy;
 mod create;
 mod etc;
 mod exec;
@@ -60,6 +61,7 @@ fn carry_out(order: Order) -> Result<Outcome, Failed> {
         Order::Exec(exec) => exec::exec(exec).map(Outcome::Process),
         Order::Update(update) => update.limits.apply(&update.cgroup).map(|()| Outcome::Done),
         Order::Remove(remove) => remove::remove(&remove).map(|()| Outcome::Done),
+        Order::Copy(order) => copy::copy(&order).map(|()| Outcome::Done),
         Order::Mount(storages) => {
             storage::mount_all(&storages)?.keep();
             Ok(Outcome::Done)
