@@ -12,6 +12,7 @@ mod devices;
 mod exec;
 mod freezer;
 mod guest;
+mod ipc;
 mod kernel_log;
 mod launch;
 mod limits;
