@@ -154,9 +154,12 @@ async fn a_container_that_ends_ends_its_copies() {
     };
     let client = agent.client.clone();
     let copying = tokio::spawn(async move { client.copy_in(request("c1", "/tmp/x", b"x", port)).await });
-    let mut writer = StepWriter::new(&stream);
-    writer.entry(entry).unwrap();
-    writer.piece(0, &vec![1; 1 << 20]).unwrap();
+    let stalling = std::thread::spawn(move || {
+        let mut writer = StepWriter::new(&stream);
+        writer.entry(entry).unwrap();
+        writer.piece(0, &vec![1; 1 << 20]).unwrap();
+        stream
+    });
     // It is under way: the file is there.
     let waiting = "while [ ! -e /tmp/x ]; do :; done";
     assert_eq!(agent.exec("c1", "e1", &["sh", "-c", waiting]).await.unwrap().0, 0);
@@ -166,6 +169,7 @@ async fn a_container_that_ends_ends_its_copies() {
         .unwrap();
     let copied = tokio::time::timeout(DEADLINE, copying).await.unwrap().unwrap();
     assert_eq!(kind(copied).0, FailureKind::NotRunning);
+    drop(stalling.join());
 }
 
 #[tokio::test]

@@ -170,7 +170,7 @@ impl Member {
     }
 
     /// The way to the agent, as long as the container is there.
-    fn present(&self) -> Result<&Arc<Link>, Error> {
+    pub(crate) fn present(&self) -> Result<&Arc<Link>, Error> {
         check_present(&self.gone, &self.id)?;
         Ok(self.link())
     }

@@ -54,6 +54,7 @@ const BACKENDS: &[(&str, Backend)] = &[
 #[macro_export]
 macro_rules! on_every_backend {
     (async $($bodies:tt)*) => { $crate::on_every_backend! { within $crate::bed::DEADLINE; async $($bodies)* } };
+    (# $($bodies:tt)*) => { $crate::on_every_backend! { within $crate::bed::DEADLINE; # $($bodies)* } };
     (within $deadline:expr; $($(#[$meta:meta])* async fn $name:ident($bed:ident: Bed) $body:block)*) => {
         mod bodies {
             use super::*;
