@@ -10,6 +10,7 @@ mod failure;
 pub mod files;
 mod guest_client;
 mod hello;
+pub mod kernel_log;
 mod offer;
 #[allow(
     clippy::allow_attributes_without_reason,
