@@ -48,8 +48,8 @@ const LIST: &str = "find . -printf '%P %y %m %U:%G %s %T@ %n %l\\n' | grep -v ' 
                     find . -type d -printf '%P %m %U:%G %T@\\n' | sort";
 
 on_every_backend! {
-    /// Conformance: api kata.sandbox.v1.Guest.CopyIn
-    /// Conformance: api kata.sandbox.v1.Guest.CopyOut
+    /// Conformance: api CopyIn
+    /// Conformance: api CopyOut
     async fn a_tree_goes_in_and_comes_out_as_it_was(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let host = tempfile::tempdir().unwrap();

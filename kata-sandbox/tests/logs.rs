@@ -28,7 +28,7 @@ async fn find(logs: &mut Logs, what: &str, is_it: impl Fn(&Log) -> bool) -> Log 
 }
 
 on_every_backend! {
-    /// Conformance: api kata.sandbox.v1.Guest.KernelLog
+    /// Conformance: api KernelLog
     async fn the_kernels_log_comes_from_its_beginning_and_goes_on(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let mut logs = sandbox.logs().await.unwrap();

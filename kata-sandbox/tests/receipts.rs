@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const WORK: &str = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done";
 
 on_every_backend! {
-    /// Conformance: api kata.sandbox.v1.Guest.Receipt
+    /// Conformance: api Receipt
     async fn a_receipt_tells_what_a_process_used(bed: Bed) {
         let sandbox = Sandbox::boot(bed.shell(&format!("{WORK}; cat; exit 3")).stdin_piped()).await.unwrap();
         let mut init = sandbox.spawn().await.unwrap();
