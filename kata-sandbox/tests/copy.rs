@@ -104,10 +104,6 @@ on_every_backend! {
         let endless = sandbox.copy_out("/usr", host.path().join("usr")).limit(MiB(1)).await;
         check(endless, ErrorKind::OutputTooLarge, "limit");
         assert!(script(&sandbox, "true").await.status.success());
-        // The container ends while bytes are on their way: its pipe never does.
-        let container = sandbox.container();
-        let copying = tokio::spawn(container.copy_in("/dev/zero/.", "/tmp").into_future());
-        assert!(copying.await.unwrap().is_err(), "a device is no directory");
     }
 
     async fn a_host_makes_no_privileges_that_it_did_not_ask_for(bed: Bed) {
@@ -175,23 +171,22 @@ on_every_backend! {
         sandbox.copy_in(host.path().join("file"), "/var/tmp/early").await.unwrap();
         let process = sandbox.spawn().await.unwrap();
         assert_eq!(text(&script(&sandbox, "cat /var/tmp/early").await), "text");
-        let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+        let (begun, begins) = tokio::sync::oneshot::channel();
         let hold = Arc::new(std::sync::Barrier::new(2));
-        let held = Arc::clone(&hold);
-        let copying = sandbox.copy_out("/usr", host.path().join("usr")).progress(move |progress| {
-            if progress.entries < 1000 {
-                let _ = begun.send(());
-                held.wait();
-            }
-        });
+        let mut first = Some((begun, Arc::clone(&hold)));
+        let copying = sandbox
+            .copy_out("/usr", host.path().join("usr"))
+            .progress(move |_| {
+                if let Some((begun, hold)) = first.take() {
+                    let _ = begun.send(());
+                    hold.wait();
+                }
+            });
         let copying = tokio::spawn(copying.into_future());
-        begins.recv().await.unwrap();
+        begins.await.unwrap();
         process.kill().await.unwrap();
         process.wait().await.unwrap();
         tokio::task::spawn_blocking(move || hold.wait()).await.unwrap();
-        while begins.recv().await.is_some() {
-            panic!("told after its end");
-        }
         let error = copying.await.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidState, "{error:?}");
         let error = sandbox.copy_out("/etc/passwd", host.path()).await.unwrap_err();
