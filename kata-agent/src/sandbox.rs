@@ -271,7 +271,7 @@ impl Sandbox {
     ) -> Result<Init, Failed> {
         let Creation {
             id,
-            spec,
+            mut spec,
             traits,
             limits,
             user,
