@@ -124,6 +124,10 @@ fn what_is_there_keeps_its_value() {
         json!([{"pageSize": "2MB", "limit": 9}]),
     );
     assert_eq!(made.linux.resources.hugepage_limits[0].pagesize, "2MB");
+}
+
+#[test]
+fn devices_filters_names_and_versions_keep_their_values() {
     let device = json!({"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 438, "uid": 1, "gid": 2});
     let made = accept("linux.devices", json!([device]));
     let device = &made.linux.devices[0];
@@ -250,7 +254,7 @@ fn what_kata_has_no_word_for_keeps_its_value_too() {
 }
 
 #[test]
-fn what_makes_no_sense_is_named_by_its_path() {
+fn what_makes_no_sense_of_a_process_is_named_by_its_path() {
     check(
         ErrorKind::InvalidContainer,
         &[
@@ -320,6 +324,15 @@ fn what_makes_no_sense_is_named_by_its_path() {
                 json!(2048),
                 "process.rlimits[0]: the soft limit 2048 is above the hard one 1024",
             ),
+        ],
+    );
+}
+
+#[test]
+fn a_senseless_mount_namespace_or_device_is_named() {
+    check(
+        ErrorKind::InvalidContainer,
+        &[
             (
                 "mounts[2].destination",
                 json!("dev"),
@@ -345,6 +358,15 @@ fn what_makes_no_sense_is_named_by_its_path() {
                 json!([{"path": "/dev/fuse", "type": "c"}]),
                 "linux.devices[0]: device \"/dev/fuse\" has no major and minor number",
             ),
+        ],
+    );
+}
+
+#[test]
+fn a_senseless_limit_filter_or_name_is_named() {
+    check(
+        ErrorKind::InvalidContainer,
+        &[
             (
                 "linux.resources.blockIO.weight",
                 json!(5),
@@ -416,6 +438,10 @@ fn what_makes_no_sense_is_named_by_its_path() {
             ),
         ],
     );
+}
+
+#[test]
+fn what_is_no_specification_at_all_is_told() {
     let error = convert("{").unwrap_err();
     assert_eq!(error.to_string(), "plan: the specification: is no JSON");
     assert_eq!(
