@@ -1,6 +1,10 @@
 //! `linux` (config-linux.md), but its resources and its seccomp filter.
 
-use kata_agent_proto::oci::{Linux, LinuxDevice, LinuxIDMapping, LinuxIntelRdt, LinuxNamespace};
+use std::collections::HashMap;
+
+use kata_agent_proto::oci::{
+    Linux, LinuxDevice, LinuxIDMapping, LinuxIntelRdt, LinuxNamespace, LinuxPersonality, LinuxTimeOffset,
+};
 
 use super::reader::{Node, quoted};
 use super::{resources, seccomp};
@@ -30,8 +34,6 @@ pub(super) fn linux(node: Node) -> Result<Linux, Error> {
             "the agent chooses a container's cgroup, in the guest",
         ),
         ("netDevices", "the devices are the host's"),
-        ("personality", "the agent cannot set it"),
-        ("timeOffsets", "the agent cannot set them"),
         ("memoryPolicy", "the agent cannot set it"),
     ] {
         fields.refuse(name, why)?;
@@ -53,6 +55,8 @@ pub(super) fn linux(node: Node) -> Result<Linux, Error> {
         readonly_paths: fields.read("readonlyPaths", |node| node.list(Node::absolute))?,
         mount_label: fields.read("mountLabel", Node::string)?,
         intel_rdt: fields.take("intelRdt").map(intel_rdt).transpose()?.into(),
+        personality: fields.take("personality").map(personality).transpose()?.into(),
+        time_offsets: fields.read("timeOffsets", time_offsets)?,
         ..Linux::default()
     };
     fields.finish()?;
@@ -119,6 +123,41 @@ fn device(node: Node) -> Result<LinuxDevice, Error> {
     };
     fields.finish()?;
     Ok(device)
+}
+
+fn personality(node: Node) -> Result<LinuxPersonality, Error> {
+    let mut fields = node.object()?;
+    let personality = LinuxPersonality {
+        domain: fields.need("domain")?.word(&["LINUX", "LINUX32"])?,
+        // There are none.
+        flags: fields.read("flags", |node| node.list(|item| item.word(&[])))?,
+        ..LinuxPersonality::default()
+    };
+    fields.finish()?;
+    Ok(personality)
+}
+
+fn time_offsets(node: Node) -> Result<HashMap<String, LinuxTimeOffset>, Error> {
+    let mut fields = node.object()?;
+    let mut offsets = HashMap::new();
+    for clock in ["monotonic", "boottime"] {
+        if let Some(node) = fields.take(clock) {
+            offsets.insert(clock.to_owned(), time_offset(node)?);
+        }
+    }
+    fields.finish()?;
+    Ok(offsets)
+}
+
+fn time_offset(node: Node) -> Result<LinuxTimeOffset, Error> {
+    let mut fields = node.object()?;
+    let offset = LinuxTimeOffset {
+        secs: fields.read("secs", Node::number)?,
+        nanosecs: fields.read("nanosecs", |node| node.within(0..=999_999_999))?,
+        ..LinuxTimeOffset::default()
+    };
+    fields.finish()?;
+    Ok(offset)
 }
 
 fn intel_rdt(node: Node) -> Result<LinuxIntelRdt, Error> {

@@ -66,13 +66,13 @@ pub(crate) fn convert(json: &str) -> Result<Converted, Error> {
         process: process.into(),
         root: root.into(),
         hostname: fields.read("hostname", name)?,
+        domainname: fields.read("domainname", name)?,
         mounts: fields.read("mounts", |node| node.list(mounts::mount))?,
         hooks: fields.take("hooks").map(hooks).transpose()?.flatten().into(),
         annotations: fields.read("annotations", Node::texts)?,
         linux: MessageField::some(fields.read("linux", linux::linux)?),
         ..Spec::default()
     };
-    fields.refuse("domainname", "the agent cannot set it")?;
     fields.finish()?;
     Ok(Converted { spec, root_path })
 }
@@ -131,13 +131,12 @@ fn hooks(node: Node) -> Result<Option<Hooks>, Error> {
             "its programs are the host's, and nothing of a sandbox runs there",
         )?;
     }
-    refuse_hooks(
-        &mut fields,
-        "startContainer",
-        "the agent does not run these hooks",
-    )?;
+    let start_container = fields.read("startContainer", |node| node.list(hook))?;
     fields.finish()?;
-    Ok(None)
+    Ok((!start_container.is_empty()).then(|| Hooks {
+        start_container,
+        ..Hooks::default()
+    }))
 }
 
 /// An empty list asks for nothing.

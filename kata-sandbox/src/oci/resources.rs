@@ -10,12 +10,9 @@ use kata_agent_proto::oci::{
 use super::reader::{Node, Object, quoted};
 use crate::error::Error;
 
-const UNKNOWN: &str = "the agent's API has no word for it";
-
 pub(super) fn resources(node: Node) -> Result<LinuxResources, Error> {
     let mut fields = node.object()?;
-    fields.refuse("rdma", UNKNOWN)?;
-    fields.refuse("unified", UNKNOWN)?;
+    fields.refuse("rdma", "a guest has no such devices")?;
     let resources = LinuxResources {
         devices: fields.read("devices", |node| node.list(device_rule))?,
         memory: fields.take("memory").map(memory).transpose()?.into(),
@@ -24,6 +21,7 @@ pub(super) fn resources(node: Node) -> Result<LinuxResources, Error> {
         block_io: fields.take("blockIO").map(block_io).transpose()?.into(),
         hugepage_limits: fields.read("hugepageLimits", |node| node.list(huge_pages))?,
         network: fields.take("network").map(network).transpose()?.into(),
+        unified: fields.read("unified", Node::texts)?,
         ..LinuxResources::default()
     };
     fields.finish()?;
@@ -63,7 +61,6 @@ fn amount(node: Node) -> Result<i64, Error> {
 
 fn memory(node: Node) -> Result<LinuxMemory, Error> {
     let mut fields = node.object()?;
-    fields.refuse("checkBeforeUpdate", UNKNOWN)?;
     let hierarchy = fields.take("useHierarchy");
     // The only way of cgroup v2.
     if let Some(node) = hierarchy
@@ -80,6 +77,7 @@ fn memory(node: Node) -> Result<LinuxMemory, Error> {
         kernel_tcp: fields.read("kernelTCP", amount)?,
         swappiness: fields.read("swappiness", |node| node.within(0..=100))?,
         disable_oom_killer: fields.read("disableOOMKiller", Node::bool)?,
+        check_before_update: fields.read("checkBeforeUpdate", Node::bool)?,
         ..LinuxMemory::default()
     };
     fields.finish()?;
@@ -88,8 +86,6 @@ fn memory(node: Node) -> Result<LinuxMemory, Error> {
 
 fn cpu(node: Node) -> Result<LinuxCPU, Error> {
     let mut fields = node.object()?;
-    fields.refuse("burst", UNKNOWN)?;
-    fields.refuse("idle", UNKNOWN)?;
     let cpu = LinuxCPU {
         shares: fields.read("shares", Node::number)?,
         quota: fields.read("quota", amount)?,
@@ -98,6 +94,8 @@ fn cpu(node: Node) -> Result<LinuxCPU, Error> {
         realtime_period: fields.read("realtimePeriod", Node::number)?,
         cpus: fields.read("cpus", Node::string)?,
         mems: fields.read("mems", Node::string)?,
+        burst: fields.take("burst").map(Node::number).transpose()?,
+        idle: fields.take("idle").map(|node| node.within(0..=1)).transpose()?,
         ..LinuxCPU::default()
     };
     fields.finish()?;
