@@ -1,8 +1,8 @@
 //! From the API's specification to the OCI runtime specification as JSON.
 //!
-//! Owns the field-by-field translation (OCI runtime-spec config.md and config-linux.md). What is asked
-//! and cannot be done is refused here by name; nothing is dropped. Limits are not part of it: [`crate::limits`]
-//! writes them. Must not know where the result goes.
+//! Owns the field-by-field translation (OCI runtime-spec config.md and config-linux.md), of which the result is also the
+//! container's config.json. What is asked and can never be done is refused here by name; nothing is dropped. Limits are
+//! not part of it: [`crate::limits`] writes them. Must not know where the result goes.
 
 use kata_agent_proto::oci;
 use kata_agent_proto::{Failed, FailureKind};
@@ -51,18 +51,6 @@ pub(crate) fn convert(spec: &oci::Spec) -> Result<Value, Failed> {
     refuse([
         (spec.solaris.is_some(), "a Solaris container"),
         (spec.windows.is_some(), "a Windows container"),
-        (
-            spec.hooks
-                .as_ref()
-                .is_some_and(|hooks| !hooks.poststart.is_empty()),
-            "poststart hooks",
-        ),
-        (
-            spec.hooks
-                .as_ref()
-                .is_some_and(|hooks| !hooks.poststop.is_empty()),
-            "poststop hooks",
-        ),
     ])?;
     let root = spec
         .root
@@ -79,6 +67,7 @@ pub(crate) fn convert(spec: &oci::Spec) -> Result<Value, Failed> {
     };
     let mut value = object! {
         "hostname": spec.hostname,
+        "domainname": spec.domainname,
         "mounts": spec.mounts.iter().map(mount).collect::<Vec<_>>(),
         "annotations": spec.annotations,
         "hooks": spec.hooks.as_ref().map(hooks),
@@ -95,7 +84,6 @@ pub(crate) fn convert(spec: &oci::Spec) -> Result<Value, Failed> {
 /// # Errors
 /// As [`convert`].
 pub(crate) fn convert_process(process: &oci::Process) -> Result<Value, Failed> {
-    refuse([(!process.selinux_label.is_empty(), "SELinux labels")])?;
     let user = process.user.as_ref().unwrap_or_default();
     let mut value = object! {
         "terminal": process.terminal,
@@ -105,7 +93,11 @@ pub(crate) fn convert_process(process: &oci::Process) -> Result<Value, Failed> {
         "rlimits": process.rlimits.iter().map(rlimit).collect::<Vec<_>>(),
         "noNewPrivileges": process.no_new_privileges,
         "apparmorProfile": process.apparmor_profile,
+        "selinuxLabel": process.selinux_label,
         "oomScoreAdj": process.oom_score_adj,
+        "scheduler": process.scheduler.as_ref().map(scheduler),
+        "ioPriority": process.io_priority.as_ref().map(io_priority),
+        "execCPUAffinity": process.exec_cpu_affinity.as_ref().map(|list| object! { "initial": list.initial, "final": list.final_ }),
     };
     value["args"] = json!(process.args);
     value["cwd"] = json!(if process.cwd.is_empty() { "/" } else { &process.cwd });
@@ -113,11 +105,11 @@ pub(crate) fn convert_process(process: &oci::Process) -> Result<Value, Failed> {
     if !user.additional_gids.is_empty() {
         value["user"]["additionalGids"] = json!(user.additional_gids);
     }
+    if let Some(umask) = user.umask {
+        value["user"]["umask"] = json!(umask);
+    }
     if !value["cwd"].as_str().is_some_and(|cwd| cwd.starts_with('/')) {
-        return Err(invalid(&format!(
-            "working directory {} is not absolute",
-            value["cwd"]
-        )));
+        return Err(invalid(&format!("process.cwd: {} is not absolute", value["cwd"])));
     }
     Ok(value)
 }
@@ -126,14 +118,40 @@ fn invalid(what: &str) -> Failed {
     Failed::new(FailureKind::Invalid, what)
 }
 
+/// Zero means something in it, so nothing is dropped.
+fn scheduler(scheduler: &oci::Scheduler) -> Value {
+    json!({
+        "policy": scheduler.policy, "nice": scheduler.nice, "priority": scheduler.priority, "flags": scheduler.flags,
+        "runtime": scheduler.runtime, "deadline": scheduler.deadline, "period": scheduler.period,
+    })
+}
+
+fn io_priority(priority: &oci::LinuxIOPriority) -> Value {
+    json!({ "class": priority.class, "priority": priority.priority })
+}
+
 fn mount(mount: &oci::Mount) -> Value {
-    let mut value = object! { "source": mount.source, "type": mount.type_, "options": mount.options };
+    let mut value = object! {
+        "source": mount.source,
+        "type": mount.type_,
+        "options": mount.options,
+        "uidMappings": mount.uid_mappings.iter().map(id_mapping).collect::<Vec<_>>(),
+        "gidMappings": mount.gid_mappings.iter().map(id_mapping).collect::<Vec<_>>(),
+    };
     value["destination"] = json!(mount.destination);
     value
 }
 
 fn hooks(hooks: &oci::Hooks) -> Value {
-    object! { "prestart": hooks.prestart.iter().map(hook).collect::<Vec<_>>() }
+    let list = |list: &[oci::Hook]| list.iter().map(hook).collect::<Vec<_>>();
+    object! {
+        "prestart": list(&hooks.prestart),
+        "createRuntime": list(&hooks.create_runtime),
+        "createContainer": list(&hooks.create_container),
+        "startContainer": list(&hooks.start_container),
+        "poststart": list(&hooks.poststart),
+        "poststop": list(&hooks.poststop),
+    }
 }
 
 fn hook(hook: &oci::Hook) -> Value {
@@ -159,8 +177,11 @@ fn rlimit(limit: &oci::POSIXRlimit) -> Value {
 
 fn linux(linux: &oci::Linux) -> Result<Value, Failed> {
     refuse([
-        (linux.seccomp.is_some(), "seccomp profiles"),
-        (!linux.mount_label.is_empty(), "SELinux labels"),
+        (!linux.mount_label.is_empty(), "linux.mountLabel: SELinux labels"),
+        (
+            linux.intel_rdt.is_some(),
+            "linux.intelRdt: a guest has no resctrl",
+        ),
     ])?;
     Ok(object! {
         "uidMappings": linux.uid_mappings.iter().map(id_mapping).collect::<Vec<_>>(),
@@ -172,8 +193,41 @@ fn linux(linux: &oci::Linux) -> Result<Value, Failed> {
         "rootfsPropagation": linux.rootfs_propagation,
         "maskedPaths": linux.masked_paths,
         "readonlyPaths": linux.readonly_paths,
-        "intelRdt": linux.intel_rdt.as_ref().map(|rdt| object! { "l3CacheSchema": rdt.l3_cache_schema }),
+        "personality": linux.personality.as_ref().map(|one| object! { "domain": one.domain, "flags": one.flags }),
+        "timeOffsets": linux.time_offsets.iter().map(time_offset).collect::<Map<_, _>>(),
+        "seccomp": linux.seccomp.as_ref().map(seccomp),
     })
+}
+
+fn time_offset((clock, offset): (&String, &oci::LinuxTimeOffset)) -> (String, Value) {
+    let value = json!({ "secs": offset.secs, "nanosecs": offset.nanosecs });
+    (clock.clone(), value)
+}
+
+/// For who reads the configuration; [`crate::seccomp`] compiles it.
+fn seccomp(seccomp: &oci::LinuxSeccomp) -> Value {
+    let arg = |arg: &oci::LinuxSeccompArg| json!({ "index": arg.index, "value": arg.value, "valueTwo": arg.value_two, "op": arg.op });
+    let rule = |rule: &oci::LinuxSyscall| {
+        let mut value = object! { "args": rule.args.iter().map(arg).collect::<Vec<_>>() };
+        value["names"] = json!(rule.names);
+        value["action"] = json!(rule.action);
+        if rule.has_errnoret() {
+            value["errnoRet"] = json!(rule.errnoret());
+        }
+        value
+    };
+    let mut value = object! {
+        "architectures": seccomp.architectures,
+        "flags": seccomp.flags,
+        "syscalls": seccomp.syscalls.iter().map(rule).collect::<Vec<_>>(),
+        "listenerPath": seccomp.listener_path,
+        "listenerMetadata": seccomp.listener_metadata,
+    };
+    value["defaultAction"] = json!(seccomp.default_action);
+    if let Some(errno) = seccomp.default_errno_ret {
+        value["defaultErrnoRet"] = json!(errno);
+    }
+    value
 }
 
 fn id_mapping(mapping: &oci::LinuxIDMapping) -> Value {

@@ -7,14 +7,20 @@
     reason = "system calls without a safe wrapper; each block states its invariant"
 )]
 
-use std::ffi::{CStr, CString, OsStr};
+mod making;
+
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 
 use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+pub(crate) use making::{
+    Birth, MountAttributes, Scheduling, fork_child, fork_into, fork_sibling, load_filter, mount_setattr,
+    set_io_priority, set_personality, set_scheduling, unshare,
+};
 
 /// Which side of [`fork`] this is.
 pub(crate) enum Fork {
@@ -36,46 +42,6 @@ pub(crate) fn fork() -> io::Result<Fork> {
     }
 }
 
-/// Which side of [`fork_into`] this is.
-pub(crate) enum Birth {
-    /// The new process.
-    Child,
-    /// The old process.
-    Parent {
-        /// The new one's id, in the old one's PID namespace.
-        pid: i32,
-        /// The new one itself.
-        pidfd: OwnedFd,
-    },
-}
-
-/// Splits the process in two, with the child in a cgroup and in the PID namespace for children
-/// (clone3(2)). Handlers of signals are not the child's. Only while this is the only thread.
-pub(crate) fn fork_into(cgroup: &impl AsFd) -> rustix::io::Result<Birth> {
-    // libc's constants of these two have the type of the older calls, which is too short for them.
-    const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
-    const CLONE_INTO_CGROUP: u64 = 1 << 33;
-    let mut pidfd: u64 = u64::MAX;
-    // A struct clone_args of version 2: flags, pidfd, child_tid, parent_tid, exit_signal, stack,
-    // stack_size, tls, set_tid, set_tid_size, cgroup.
-    let mut args = [0_u64; 11];
-    args[0] = CLONE_CLEAR_SIGHAND | CLONE_INTO_CGROUP | u64::from(libc::CLONE_PIDFD.cast_unsigned());
-    args[1] = (&raw mut pidfd).expose_provenance() as u64;
-    args[4] = u64::from(libc::SIGCHLD.cast_unsigned());
-    args[10] = u64::from(cgroup.as_fd().as_raw_fd().cast_unsigned());
-    // SAFETY: without CLONE_VM the child has a copy of everything, and no other thread holds a lock in
-    // it; `args` has the announced size and `pidfd` is a place for the descriptor.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) };
-    match i32::try_from(pid) {
-        Ok(0) => Ok(Birth::Child),
-        Ok(pid) if pid > 0 => Ok(Birth::Parent {
-            pid,
-            pidfd: new_fd(pidfd)?,
-        }),
-        _ => Err(last_errno()),
-    }
-}
-
 /// A descriptor that the kernel wrote as an int into the low half.
 fn new_fd(written: u64) -> rustix::io::Result<OwnedFd> {
     let number = i32::try_from(written & u64::from(u32::MAX)).map_err(|_| rustix::io::Errno::BADF)?;
@@ -87,15 +53,18 @@ fn last_errno() -> rustix::io::Errno {
     rustix::io::Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(rustix::io::Errno::INVAL)
 }
 
-/// Closes every descriptor but the standard streams and one more. Only in a process that is about to
-/// become another program: nothing of this one may use its descriptors any more.
-pub(crate) fn close_all_but(kept: &impl AsFd) -> io::Result<()> {
-    let kept = kept.as_fd().as_raw_fd().cast_unsigned();
-    for (first, last) in [(3, kept.saturating_sub(1)), (kept.saturating_add(1), u32::MAX)] {
-        if first <= last {
+/// Closes every descriptor but the standard streams and some more. Only in a process that is about to become another
+/// program, or none: nothing of this one may use its descriptors any more.
+pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for next in kept.into_iter().chain([u32::MAX]) {
+        if first < next {
             // SAFETY: whoever owns the descriptors is not run again, by this function's condition.
-            check(unsafe { libc::close_range(first, last, 0) })?;
+            check(unsafe { libc::close_range(first, next - 1, 0) })?;
         }
+        first = first.max(next.saturating_add(1));
     }
     Ok(())
 }
@@ -176,33 +145,6 @@ pub(crate) fn peek_ended_child() -> io::Result<Option<Pid>> {
     check(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) })?;
     // SAFETY: waitid filled the SIGCHLD part of `info`, or left it zero.
     Ok(Pid::from_raw(unsafe { info.si_pid() }))
-}
-
-/// Replaces the process's program; returns only the error. The environment is the process's own, and
-/// SIGPIPE gets its default meaning back, which the Rust runtime had taken away.
-pub(crate) fn exec(path: &OsStr, args: &[String]) -> io::Error {
-    match exec_arguments(path, args) {
-        Ok((path, args)) => exec_prepared(&path, &args),
-        Err(error) => error,
-    }
-}
-
-fn exec_arguments(path: &OsStr, args: &[String]) -> io::Result<(CString, Vec<CString>)> {
-    let path = CString::new(path.as_bytes())?;
-    let args = args
-        .iter()
-        .map(|arg| CString::new(arg.as_bytes()))
-        .collect::<Result<_, _>>()?;
-    Ok((path, args))
-}
-
-fn exec_prepared(path: &CString, args: &[CString]) -> io::Error {
-    let pointers = pointers(args);
-    // SAFETY: SIG_DFL is a valid disposition.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-    // SAFETY: `path` and the null-terminated `pointers` live until the call fails.
-    unsafe { libc::execv(path.as_ptr(), pointers.as_ptr()) };
-    io::Error::last_os_error()
 }
 
 /// What an idle process waits for.
