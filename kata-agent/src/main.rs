@@ -5,9 +5,11 @@
 
 mod agent;
 mod args;
+mod birth;
 mod boot;
 mod console;
 mod container;
+mod copies;
 mod devices;
 mod exec;
 mod freezer;
@@ -23,6 +25,7 @@ mod process;
 mod pump;
 mod reaper;
 mod sandbox;
+mod seccomp;
 mod server;
 mod spec;
 mod stats;

@@ -78,6 +78,7 @@ mod questions;
 mod receipt;
 pub mod report;
 mod sandbox;
+mod seccomp;
 mod signal;
 mod spec;
 mod stats;

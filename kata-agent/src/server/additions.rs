@@ -9,11 +9,12 @@ use kata_agent_proto::kata::{
     ContainerUsage, CopyRequest, CopyResponse, KernelLogRequest, KernelLogResponse, ReceiptRequest,
     ReceiptResponse,
 };
-use kata_agent_proto::{Failed, FailureKind, kata_ttrpc};
+use kata_agent_proto::kata_ttrpc;
 use ttrpc::r#async::TtrpcContext;
 
 use super::{Server, to_the_end};
-use crate::order::{Copy, Direction};
+use crate::copies::{self, Asked};
+use crate::order::Direction;
 use crate::sandbox::Error;
 use crate::{kernel_log, stats};
 
@@ -78,26 +79,14 @@ impl Server {
     async fn copy(&self, request: CopyRequest, direction: Direction) -> ttrpc::Result<CopyResponse> {
         let sandbox = self.0.clone();
         to_the_end(async move {
-            let CopyRequest {
-                container_id,
-                path,
-                name,
-                port,
-                ..
-            } = request;
-            let forget = |_: &Error| sandbox.unclaimed.forget([port, 0, 0]);
-            let (container, guard, init) = sandbox.enter(&container_id).inspect_err(forget)?;
-            let stream = sandbox.unclaimed.claim(port).await?;
-            let stream = stream.ok_or_else(|| Failed::new(FailureKind::NoSuchStream, "0"))?;
-            let order = Copy {
+            let asked = Asked {
+                container_id: request.container_id,
                 direction,
-                init_pid: init.pid(),
-                path,
-                name,
+                path: request.path,
+                name: request.name,
+                port: request.port,
             };
-            let copied = sandbox.copy(order, stream, &container).await;
-            drop((guard, init));
-            Ok(copied?)
+            copies::copy(&sandbox, asked).await
         })
         .await?;
         Ok(CopyResponse::new())
