@@ -32,6 +32,7 @@ mod archive;
 mod build;
 mod cache;
 pub mod erofs;
+mod file_xattrs;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod guest;

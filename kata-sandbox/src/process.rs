@@ -107,14 +107,20 @@ async fn optional(link: &Link, is_needed: bool, stage: Stage) -> Result<(u32, Op
 /// ```
 pub struct Process {
     /// Standard input, where it was left open; dropping it is end of file, and ctrl-d for a terminal.
-    pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    pub stdin: Option<Box<dyn AsyncWrite + Send + Sync + Unpin>>,
     /// Standard output, and with a terminal all that is written to it. The process waits when nobody reads.
-    pub stdout: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    pub stdout: Option<Box<dyn AsyncRead + Send + Sync + Unpin>>,
     /// Standard error; none with a terminal. The process waits when nobody reads.
-    pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    pub stderr: Option<Box<dyn AsyncRead + Send + Sync + Unpin>>,
     pub(crate) handle: Handle,
     pub(crate) timings: Timings,
 }
+
+/// Tasks may wait for one process together.
+const _: fn() = || {
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<Process>();
+};
 
 impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -256,7 +262,7 @@ impl Process {
             }
             // Only a terminal has a stream for this: closing it types the end.
             (_, Input::Closed) => None,
-            (stream, _) => stream.map(|stream| Box::new(stream) as Box<dyn AsyncWrite + Send + Unpin>),
+            (stream, _) => stream.map(|stream| Box::new(stream) as Box<dyn AsyncWrite + Send + Sync + Unpin>),
         };
         let stderr = streams.stderr.map(UnixStream::from_std).transpose()?;
         Ok(Self {
@@ -450,14 +456,14 @@ pub(crate) fn too_large(limit_bytes: u64) -> Error {
 }
 
 struct Collector {
-    stream: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    stream: Option<Box<dyn AsyncRead + Send + Sync + Unpin>>,
     limit: u64,
     bytes: Vec<u8>,
     first: Option<Instant>,
 }
 
 impl Collector {
-    fn new(stream: Option<Box<dyn AsyncRead + Send + Unpin>>, limit: u64) -> Self {
+    fn new(stream: Option<Box<dyn AsyncRead + Send + Sync + Unpin>>, limit: u64) -> Self {
         Self {
             stream,
             limit,
