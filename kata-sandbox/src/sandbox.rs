@@ -19,7 +19,7 @@ use crate::link::{Link, ended};
 use crate::output::Output;
 use crate::patience::Patience;
 use crate::plan::{Plan, check_process, plan};
-use crate::prepare::prepare;
+use crate::prepare::{layers, prepare};
 use crate::process::{Handle, Process, Streams};
 use crate::questions::Question;
 use crate::report::{Info, MachineInfo, Stage, Timings, Usage};
@@ -118,7 +118,7 @@ impl Sandbox {
             return Err(idle("run"));
         }
         timings.mark(Stage::Image);
-        let plan = plan(&container, image.layers.len(), &name, &capabilities)?;
+        let plan = plan(&container, &layers(&image), &name, &capabilities)?;
         timings.mark(Stage::Plan);
         tracing::info!(sandbox = name, backend = ?plan.selection.hypervisor, "{}", plan.selection.reason);
         let (image_digest, image_config) = (image.digest.clone(), image.config.clone());

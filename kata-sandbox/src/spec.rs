@@ -10,9 +10,11 @@ use kata_agent_proto::annotation;
 use kata_agent_proto::oci::{
     Box as ConsoleSize, Linux, LinuxCapabilities, LinuxNamespace, Mount, POSIXRlimit, Process, Root, Spec,
 };
+use kata_agent_proto::storage::VERITY;
 use protobuf::MessageField;
 
 use crate::container::{Container, Input, ProcessSettings, Writable};
+use crate::plan::{Layer, Proof};
 use crate::terminal::TerminalSize;
 
 /// Serial of the disk that a container writes to.
@@ -73,7 +75,7 @@ const READONLY_PATHS: [&str; 5] = [
 const NAMESPACES: [&str; 5] = ["pid", "ipc", "uts", "mount", "cgroup"];
 
 /// The request that creates the container of a sandbox, all but the ports of its streams.
-pub(crate) fn create_request(container: &Container, layers: usize, name: &str) -> CreateContainerRequest {
+pub(crate) fn create_request(container: &Container, layers: &[Layer], name: &str) -> CreateContainerRequest {
     let rootfs = format!("{GUEST_DIRECTORY}/{CONTAINER_ID}/rootfs");
     CreateContainerRequest {
         container_id: CONTAINER_ID.into(),
@@ -116,13 +118,31 @@ pub(crate) fn layer_serial(layer: usize) -> String {
     format!("layer-{layer}")
 }
 
+/// Serial of the disk with a layer's hash tree.
+pub(crate) fn tree_serial(layer: usize) -> String {
+    format!("tree-{layer}")
+}
+
+/// The option that has the agent check every block of a layer.
+fn verity(layer: usize, proof: &Proof) -> String {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let (root_hash, salt) = (hex(&proof.root_hash), hex(&proof.salt));
+    format!(
+        "{VERITY}{} {} {root_hash} {salt}",
+        tree_serial(layer),
+        proof.data_blocks
+    )
+}
+
 /// The layers read-only below an overlay, whose upper half is memory or a disk.
-fn storages(rootfs: &str, layers: usize, writable: &Writable) -> Vec<Storage> {
+fn storages(rootfs: &str, layers: &[Layer], writable: &Writable) -> Vec<Storage> {
     let base = format!("{GUEST_DIRECTORY}/{CONTAINER_ID}");
     let lower = |layer: usize| format!("{base}/lower-{layer}");
-    let mut storages: Vec<Storage> = (0..layers)
-        .map(|layer| disk(layer_serial(layer), "erofs", "ro", lower(layer)))
-        .collect();
+    let mount = |(place, layer): (usize, &Layer)| Storage {
+        driver_options: layer.proof.iter().map(|proof| verity(place, proof)).collect(),
+        ..disk(layer_serial(place), "erofs", "ro", lower(place))
+    };
+    let mut storages: Vec<Storage> = layers.iter().enumerate().map(mount).collect();
     let upper_half = format!("{base}/writable");
     storages.push(match writable {
         Writable::Memory => Storage {
@@ -136,7 +156,7 @@ fn storages(rootfs: &str, layers: usize, writable: &Writable) -> Vec<Storage> {
         Writable::Disk { .. } => disk(WRITABLE_SERIAL.into(), "ext4", "rw", upper_half.clone()),
     });
     // An overlay names its highest layer first.
-    let lowers: Vec<String> = (0..layers).rev().map(lower).collect();
+    let lowers: Vec<String> = (0..layers.len()).rev().map(lower).collect();
     storages.push(overlay(rootfs, &lowers.join(":"), &upper_half));
     storages
 }
@@ -369,7 +389,11 @@ mod tests {
 
     #[test]
     fn nothing_of_the_host_is_mounted() {
-        let request = create_request(&Container::new("i").args(["x"]), 2, "sb");
+        let request = create_request(
+            &Container::new("i").args(["x"]),
+            &[Layer::default(), Layer::default()],
+            "sb",
+        );
         assert!(request.oci.mounts.iter().all(|mount| mount.type_ != "bind"));
         assert_eq!(
             request
@@ -388,16 +412,21 @@ mod tests {
             volumes: vec!["/data".into(), "/var/lib/x".into()],
             ..Container::new("i").args(["x"])
         };
-        let spec = create_request(&container, 1, "sb").oci;
+        let spec = create_request(&container, &[Layer::default()], "sb").oci;
         assert_eq!(spec.annotations[annotation::DIRECTORIES], "/data\n/var/lib/x");
-        let spec = create_request(&Container::new("i").args(["x"]), 1, "sb").oci;
+        let spec = create_request(&Container::new("i").args(["x"]), &[Layer::default()], "sb").oci;
         assert!(spec.annotations.is_empty());
     }
 
     #[test]
     fn layers_are_stacked_highest_first_below_what_is_written() {
         let container = Container::new("i").args(["x"]).disk(MiB(64));
-        let storages = create_request(&container, 3, "sb").storages;
+        let storages = create_request(
+            &container,
+            &[Layer::default(), Layer::default(), Layer::default()],
+            "sb",
+        )
+        .storages;
         let kinds: Vec<&str> = storages.iter().map(|storage| storage.fstype.as_str()).collect();
         assert_eq!(kinds, ["erofs", "erofs", "erofs", "ext4", "overlay"]);
         assert_eq!(storages[3].options, ["rw"]);

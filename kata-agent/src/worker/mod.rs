@@ -12,6 +12,7 @@ pub(crate) mod program;
 mod remove;
 pub(crate) mod root;
 mod storage;
+mod verity;
 
 use std::fs::File;
 use std::io::{self, Write};
