@@ -12,9 +12,10 @@ use ttrpc::context::{self, Context};
 
 use crate::agent::{
     CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
-    ExecProcessRequest, GuestDetailsRequest, GuestDetailsResponse, RemoveContainerRequest,
-    ReseedRandomDevRequest, SetGuestDateTimeRequest, SignalProcessRequest, StartContainerRequest,
-    StatsContainerRequest, StatsContainerResponse, TtyWinResizeRequest, WaitProcessRequest,
+    ExecProcessRequest, GetOOMEventRequest, GuestDetailsRequest, GuestDetailsResponse, OOMEvent,
+    PauseContainerRequest, RemoveContainerRequest, ReseedRandomDevRequest, ResumeContainerRequest,
+    SetGuestDateTimeRequest, SignalProcessRequest, StartContainerRequest, StatsContainerRequest,
+    StatsContainerResponse, TtyWinResizeRequest, UpdateContainerRequest, WaitProcessRequest,
     WaitProcessResponse,
 };
 use crate::agent_ttrpc::AgentServiceClient;
@@ -123,6 +124,12 @@ impl Client {
         tty_win_resize(TtyWinResizeRequest) -> ();
         /// What a container uses.
         stats_container(StatsContainerRequest) -> StatsContainerResponse;
+        /// Changes the limits of a container: all that are set, or none.
+        update_container(UpdateContainerRequest) -> ();
+        /// Stops all processes of a container where they are.
+        pause_container(PauseContainerRequest) -> ();
+        /// Lets them go on.
+        resume_container(ResumeContainerRequest) -> ();
         /// Feeds the guest's random number generator.
         reseed_random_dev(ReseedRandomDevRequest) -> ();
         /// Sets the guest's clock.
@@ -143,6 +150,21 @@ impl Client {
         };
         patient
             .answer(patient.agent.wait_process(Context::default(), &request))
+            .await
+    }
+
+    /// The next process that the kernel killed for want of memory, by its container; each is told to one caller.
+    /// Without a deadline: there may be none for long.
+    ///
+    /// # Errors
+    /// [`CallError::NotFound`] once the sandbox is destroyed.
+    pub async fn get_oom_event(&self, request: GetOOMEventRequest) -> Result<OOMEvent, CallError> {
+        let patient = Client {
+            deadline: None,
+            ..self.clone()
+        };
+        patient
+            .answer(patient.agent.get_oom_event(Context::default(), &request))
             .await
     }
 

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use crate::container::{Container, Launches, Places};
 use crate::exec::{Joiner, NameSpaces, Plan, Target};
 use crate::guest::Guest;
+use crate::ipc::Ipc;
 use crate::launch;
 use crate::limits::Limits;
 use crate::oom::{self, Kills};
@@ -58,6 +59,7 @@ pub(crate) struct Sandbox {
     pub(crate) unclaimed: Unclaimed,
     pub(crate) oom: oom::Events,
     names: Mutex<Names>,
+    ipc: Ipc,
     /// `None` while being made or removed.
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
     /// The sandbox is destroyed; the agent shall end.
@@ -129,6 +131,7 @@ impl Sandbox {
             unclaimed: Unclaimed::default(),
             oom: oom::Events::default(),
             names: Mutex::default(),
+            ipc: Ipc::default(),
             containers: Mutex::default(),
             destroyed: Notify::new(),
         }
@@ -235,6 +238,7 @@ impl Sandbox {
             ports,
             terminal,
         } = creation;
+        self.ipc.share(&mut spec)?;
         let (prepared, streams) = Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?;
         let Names { hostname, dns, .. } = self.names().clone();
         let hostname = spec["hostname"].as_str().map_or(hostname, str::to_owned);

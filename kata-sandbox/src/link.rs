@@ -101,13 +101,28 @@ impl Link {
 
     /// A connection for one standard stream.
     pub(crate) async fn stream(&self, stage: Stage) -> Result<(u32, UnixStream), Error> {
-        match self.dialer.dial(port::STREAM).await {
+        self.dial(port::STREAM, stage).await
+    }
+
+    /// A connection to a port of the guest, with the port that the guest sees.
+    pub(crate) async fn dial(&self, guest_port: u32, stage: Stage) -> Result<(u32, UnixStream), Error> {
+        match self.dialer.dial(guest_port).await {
             Ok(stream) => Ok(stream),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(self.closed(stage).await),
             Err(error) => {
-                Err(Error::new(ErrorKind::Io, stage, "cannot open a standard stream").with_source(error))
+                let message = format!("cannot connect to port {guest_port} of the guest");
+                Err(Error::new(ErrorKind::Io, stage, message).with_source(error))
             }
         }
+    }
+
+    /// Completes when the sandbox has ended.
+    pub(crate) async fn ended(&self) {
+        ended(self.state()).await;
+    }
+
+    pub(crate) fn state(&self) -> watch::Receiver<State> {
+        self.state.clone()
     }
 
     /// Why the agent's connection closed: the sandbox ends, and the supervisor knows the reason.
@@ -167,6 +182,11 @@ fn failed(kind: FailureKind, subject: &str, what: &str) -> (ErrorKind, String) {
             format!("group {subject:?} does not exist in the container"),
         ),
         FailureKind::Unsupported => (ErrorKind::Unsupported, format!("cannot {what}: {subject}")),
+        FailureKind::Invalid => (ErrorKind::InvalidContainer, format!("cannot {what}: {subject}")),
+        FailureKind::AlreadyExists => (
+            ErrorKind::InvalidState,
+            format!("cannot {what}: {subject} exists already"),
+        ),
         FailureKind::NotRunning => (
             ErrorKind::InvalidState,
             format!("cannot {what}: it is not running"),

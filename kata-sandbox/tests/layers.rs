@@ -13,7 +13,7 @@ use bed::{Bed, script, text};
 use kata_image::guest::{Assets, Overrides};
 use kata_image::kernel::{Ability, Feature, Kernel};
 use kata_sandbox::image::{Image, ImageSource, Platform, Pull, Store};
-use kata_sandbox::{Error, ErrorKind, Sandbox};
+use kata_sandbox::{Command, Container, Error, ErrorKind, Sandbox};
 
 /// Where the large file's bytes are changed.
 const MIDDLE: usize = 4 << 20;
@@ -109,6 +109,14 @@ on_every_backend! {
         assert_ne!(can, Some(false));
         let small = script(&sandbox, "cat /srv/small").await;
         assert_eq!(text(&small), image.directory.path().display().to_string());
+        // Another container on the same disks, which comes and goes.
+        let pull = Pull::default().hash_trees(true);
+        let other = sandbox.create_container(Container::new(image.path()).pull(pull).idle()).await.unwrap();
+        let read = other.exec(Command::new("cat").arg("/srv/small")).await.unwrap().output().await.unwrap();
+        assert_eq!(text(&read), image.directory.path().display().to_string());
+        other.kill().await.unwrap();
+        other.wait().await.unwrap();
+        other.remove().await.unwrap();
         // The same file that the machine has open.
         let layer = File::options().read(true).write(true).open(image.layer()).unwrap();
         let bytes = fs::read(image.layer()).unwrap();

@@ -133,7 +133,9 @@ fn mount_verified(storage: &Storage, words: &str, is_inherited: bool) -> Result<
     }
     let table = Table::parse(words)?;
     let (data, hashes) = (wait_for_disk(&storage.source)?, wait_for_disk(&table.hashes)?);
-    let device = Verified::open(&storage.source, &data, &hashes, &table)?;
+    // One for each mount: containers that share a disk come and go on their own.
+    let name = storage.mount_point.replace('/', ":");
+    let device = Verified::open(&name, &data, &hashes, &table)?;
     mount_options(storage, device.path(), &storage.fstype)
 }
 

@@ -87,11 +87,11 @@ pub(super) struct Verified {
 }
 
 impl Verified {
-    /// Makes the device `name` over the disk `data`, checked by the tree on the disk `hashes`.
+    /// Makes the device `name` over the disk `data`, checked by the tree on the disk `hashes`. Others may do the same.
     ///
     /// # Errors
-    /// [`FailureKind::Unsupported`] where the kernel has no device mapper, [`FailureKind::Mount`] when it has no dm-verity or
-    /// refuses these disks.
+    /// [`FailureKind::Unsupported`] where the kernel has no device mapper, [`FailureKind::Mount`] when it has no
+    /// dm-verity or refuses these disks.
     pub(super) fn open(name: &str, data: &str, hashes: &str, table: &Table) -> Result<Self, Failed> {
         let failed = |what: &str, error: &io::Error| {
             Failed::new(
