@@ -52,7 +52,7 @@ impl Streams {
 }
 
 /// Runs a worker without streams of its own, for an order that makes no process.
-pub(crate) async fn run(reaper: &Reaper, order: &Order, inherit: &[OwnedFd]) -> Result<(), Failed> {
+pub(crate) async fn run(reaper: &Reaper, order: &Order, inherit: &[BorrowedFd<'_>]) -> Result<(), Failed> {
     let _launch = reaper.launch();
     let streams = Streams::null().map_err(|error| worker_failure(&error))?;
     outcome(reaper, order, streams, inherit).await.map(drop)
@@ -63,7 +63,7 @@ pub(crate) async fn process(
     reaper: &Reaper,
     order: &Order,
     streams: Streams,
-    inherit: &[OwnedFd],
+    inherit: &[BorrowedFd<'_>],
 ) -> Result<Child, Failed> {
     let _launch = reaper.launch();
     let pid = outcome(reaper, order, streams, inherit).await?;
@@ -75,7 +75,7 @@ async fn outcome(
     reaper: &Reaper,
     order: &Order,
     streams: Streams,
-    inherit: &[OwnedFd],
+    inherit: &[BorrowedFd<'_>],
 ) -> Result<Option<i32>, Failed> {
     let (worker, answer) = spawn(reaper, order, streams, inherit).map_err(|error| worker_failure(&error))?;
     let outcome = hear(&worker, answer)
@@ -94,12 +94,12 @@ fn spawn(
     reaper: &Reaper,
     order: &Order,
     streams: Streams,
-    inherit: &[OwnedFd],
+    inherit: &[BorrowedFd<'_>],
 ) -> io::Result<(Child, pipe::Receiver)> {
     let order = memory_file(order)?;
     let (receiver, sender) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let mut passed = vec![order.as_fd(), sender.as_fd()];
-    passed.extend(inherit.iter().map(AsFd::as_fd));
+    passed.extend(inherit);
     pass_on(&passed, true)?;
     let spawned = Command::new("/proc/self/exe")
         .args([

@@ -5,6 +5,7 @@
 
 mod agent;
 mod args;
+mod birth;
 mod boot;
 mod console;
 mod container;
@@ -22,6 +23,7 @@ mod process;
 mod pump;
 mod reaper;
 mod sandbox;
+mod seccomp;
 mod server;
 mod spec;
 mod stats;

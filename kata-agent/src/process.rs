@@ -28,7 +28,6 @@ use crate::launch::Streams;
 use crate::pump::{self, End, Exit, Input, Output};
 use crate::reaper::Child;
 use crate::streams::Unclaimed;
-use crate::terminal;
 use crate::transport::Stream;
 
 /// Bytes that a pipe holds, where the kernel lets us choose.
@@ -129,7 +128,7 @@ impl Prepared {
     ) -> Result<Process, Failed> {
         let (exit, watched) = watch::channel(None);
         let close = Arc::new(Notify::new());
-        let pumps = match self.ends.pumps(self.connections, &close, child.pid()).await {
+        let pumps = match self.ends.pumps(self.connections, &close).await {
             Ok(pumps) => pumps,
             Err(failed) => {
                 // Without its streams nobody can have it; one that is dead already needs no signal.
@@ -206,7 +205,7 @@ fn terminal_ends(directory: &Path) -> io::Result<(Ends, Streams)> {
 }
 
 impl Ends {
-    async fn pumps(self, connections: Connections, close: &Arc<Notify>, pid: i32) -> Result<Pumps, Failed> {
+    async fn pumps(self, connections: Connections, close: &Arc<Notify>) -> Result<Pumps, Failed> {
         match self {
             Ends::Pipes {
                 stdin: to,
@@ -227,8 +226,6 @@ impl Ends {
             }),
             Ends::Terminal { listener, path } => {
                 let master = receive_console(listener, &path).await.map_err(terminal_failed)?;
-                // It has its user by now, and waits to be started.
-                terminal::give(&master, pid).map_err(terminal_failed)?;
                 terminal_pumps(master, connections, close)
             }
             Ends::Made { master } => terminal_pumps(master, connections, close),

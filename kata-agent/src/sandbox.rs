@@ -5,26 +5,29 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kata_agent_proto::{Failed, FailureKind};
+use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
+use crate::birth::hooks::{self, State};
 use crate::container::{Container, Launches, Places};
-use crate::exec::{Joiner, NameSpaces, Plan, Target};
+use crate::exec::{Joiner, NameSpaces, Plan, Target, Traits};
 use crate::guest::Guest;
 use crate::ipc::Ipc;
 use crate::launch;
 use crate::limits::Limits;
 use crate::oom::{self, Kills};
-use crate::order::{Create, Exec, Order, Remove, Storage, Storages, Update, User};
+use crate::order::{Create, Hooks, Order, Remove, Storage, Storages, Update, User};
 use crate::process::{Ports, Prepared, Process};
 use crate::reaper::Reaper;
 use crate::streams::Unclaimed;
 use crate::terminal;
+use crate::worker::storage;
 
 /// Below it everything of the containers is kept.
 const RUN: &str = "/run/kata";
@@ -62,6 +65,8 @@ pub(crate) struct Sandbox {
     ipc: Ipc,
     /// `None` while being made or removed.
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
+    /// The cgroups of all containers, also of those that are being made or removed.
+    cgroups: Mutex<Vec<PathBuf>>,
     /// The sandbox is destroyed; the agent shall end.
     pub(crate) destroyed: Notify,
 }
@@ -70,6 +75,7 @@ pub(crate) struct Sandbox {
 pub(crate) struct Creation {
     pub(crate) id: String,
     pub(crate) spec: serde_json::Value,
+    pub(crate) traits: Traits,
     pub(crate) limits: Limits,
     pub(crate) user: Option<User>,
     pub(crate) storages: Vec<Storage>,
@@ -84,7 +90,6 @@ pub(crate) struct Execution {
     pub(crate) process: serde_json::Value,
     pub(crate) user: Option<User>,
     pub(crate) ports: Ports,
-    pub(crate) terminal: bool,
 }
 
 /// A container's first process, and what is watched of it.
@@ -92,6 +97,7 @@ struct Init {
     id: String,
     process: Process,
     kills: Option<Kills>,
+    start: UnixStream,
 }
 
 /// Why a container or process was not found, or what else failed.
@@ -119,6 +125,24 @@ fn check_name(name: &str) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Where a container's cgroup is, below that of all containers.
+fn cgroup_name(asked: &str) -> Result<PathBuf, Failed> {
+    // As systemd would lay out `slice:prefix:name`, which no guest has.
+    let path = match asked.split(':').collect::<Vec<_>>()[..] {
+        [slice, prefix, name] => format!("{slice}/{prefix}-{name}.scope"),
+        _ => asked.to_owned(),
+    };
+    let path = Path::new(path.trim_start_matches('/'));
+    let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+    if !plain || path.as_os_str().is_empty() || asked.contains(['\0', '\n']) {
+        return Err(Failed::new(
+            FailureKind::Invalid,
+            format!("linux.cgroupsPath: {asked:?}"),
+        ));
+    }
+    Ok(path.to_owned())
+}
+
 impl Sandbox {
     pub(crate) fn new(mut settings: Settings, joiner: Joiner) -> Self {
         let (serials, disks) = std::mem::take(&mut settings.disks).into_iter().unzip();
@@ -133,6 +157,7 @@ impl Sandbox {
             names: Mutex::default(),
             ipc: Ipc::default(),
             containers: Mutex::default(),
+            cgroups: Mutex::default(),
             destroyed: Notify::new(),
         }
     }
@@ -166,8 +191,12 @@ impl Sandbox {
                 Failed::new(FailureKind::Invalid, format!("hostname {hostname:?}: {error}"))
             })?;
         }
-        if !storages.is_empty() {
-            launch::run(&self.reaper, &Order::Mount(self.storages(storages)), &self.disks).await?;
+        let storages = self.storages(storages);
+        if storage::are_memory(&storages) {
+            // Which is there at once, and the start of a worker would be the longer part.
+            storage::mount_all(&storages)?.keep();
+        } else {
+            launch::run(&self.reaper, &Order::Mount(storages), &self.inherited()).await?;
         }
         *self.names() = Names {
             sandbox_id: Some(sandbox_id),
@@ -175,6 +204,11 @@ impl Sandbox {
             dns,
         };
         Ok(())
+    }
+
+    /// What every worker that mounts disks is given.
+    fn inherited(&self) -> Vec<BorrowedFd<'_>> {
+        self.disks.iter().map(AsFd::as_fd).collect()
     }
 
     fn storages(&self, list: Vec<Storage>) -> Storages {
@@ -205,7 +239,8 @@ impl Sandbox {
     }
 
     async fn make_container(&self, creation: Creation) -> Result<Container, Error> {
-        let places = self.places(&creation);
+        let places = self.places(&creation)?;
+        self.occupy(&places.cgroup)?;
         let launches = Launches::new();
         fs::create_dir_all(&places.bundle).map_err(|error| {
             Failed::new(
@@ -215,7 +250,12 @@ impl Sandbox {
         })?;
         let made = self.make_init(&places, creation, &launches).await;
         match made {
-            Ok(Init { id, process, kills }) => Ok(Container::new(id, places, process, launches, kills)),
+            Ok(Init {
+                id,
+                process,
+                kills,
+                start,
+            }) => Ok(Container::new(id, places, process, launches, kills, start)),
             Err(failed) => {
                 self.release(&places).await?;
                 Err(failed.into())
@@ -232,6 +272,7 @@ impl Sandbox {
         let Creation {
             id,
             mut spec,
+            traits,
             limits,
             user,
             storages,
@@ -242,24 +283,36 @@ impl Sandbox {
         let (prepared, streams) = Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?;
         let Names { hostname, dns, .. } = self.names().clone();
         let hostname = spec["hostname"].as_str().map_or(hostname, str::to_owned);
-        spec["linux"]["cgroupsPath"] = serde_json::json!(self.settings.cgroup.join(&id));
-        let order = Order::Create(Create {
+        let failed = |error: std::io::Error| Failed::new(FailureKind::Container, format!("start: {error}"));
+        let (start, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
+        start.set_nonblocking(true).map_err(failed)?;
+        let start = UnixStream::from_std(start).map_err(failed)?;
+        let order = Order::Create(Box::new(Create {
             id: id.clone(),
             bundle: places.bundle.clone(),
             cgroup: places.cgroup.clone(),
             limits,
             storages: self.storages(storages),
             spec,
+            traits,
+            state: places.state.clone(),
+            start: theirs.as_raw_fd(),
             user,
             console: prepared.console().map(Path::to_owned),
             dns,
             hostname,
-        });
-        let child = launch::process(&self.reaper, &order, streams, &self.disks).await?;
+        }));
+        let inherited = [self.inherited(), vec![theirs.as_fd()]].concat();
+        let child = launch::process(&self.reaper, &order, streams, &inherited).await?;
         let kills = Kills::watch(&id, &places.cgroup, &self.oom)
             .map_err(|error| Failed::new(FailureKind::Container, format!("memory.events: {error}")))?;
         let process = prepared.follow(child, launches.none()).await?;
-        Ok(Init { id, process, kills })
+        Ok(Init {
+            id,
+            process,
+            kills,
+            start,
+        })
     }
 
     /// Changes the limits of a container: all of them, or none.
@@ -276,22 +329,77 @@ impl Sandbox {
         Ok(updated.or_else(|failed| container.check_alive().and(Err(failed)))?)
     }
 
-    fn places(&self, creation: &Creation) -> Places {
-        let cgroup = self
-            .settings
-            .cgroup
-            .strip_prefix("/")
-            .unwrap_or(&self.settings.cgroup);
-        Places {
-            bundle: Path::new(RUN).join(&creation.id),
-            cgroup: Path::new("/sys/fs/cgroup").join(cgroup).join(&creation.id),
+    fn places(&self, creation: &Creation) -> Result<Places, Failed> {
+        let spec = &creation.spec;
+        let asked = spec["linux"]["cgroupsPath"].as_str();
+        let name = asked.map_or_else(|| Ok(PathBuf::from(&creation.id)), cgroup_name)?;
+        let bundle = Path::new(RUN).join(&creation.id);
+        let state = State {
+            version: spec["ociVersion"].as_str().unwrap_or_default().to_owned(),
+            id: creation.id.clone(),
+            bundle: bundle.to_string_lossy().into_owned(),
+            annotations: spec["annotations"].clone(),
+        };
+        Ok(Places {
+            bundle,
+            cgroup: self.base().join(name),
             mount_points: creation
                 .storages
                 .iter()
                 .map(|storage| storage.mount_point.clone())
                 .collect(),
-            namespaces: NameSpaces::of(&creation.spec),
+            namespaces: NameSpaces::of(spec)?,
+            traits: Arc::new(creation.traits.clone()),
+            poststart: hooks::of(spec, "poststart")?,
+            poststop: hooks::of(spec, "poststop")?,
+            state,
+        })
+    }
+
+    /// The directory of the cgroup that all containers are in.
+    fn base(&self) -> PathBuf {
+        let cgroup = &self.settings.cgroup;
+        Path::new("/sys/fs/cgroup").join(cgroup.strip_prefix("/").unwrap_or(cgroup))
+    }
+
+    fn cgroups(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        // Nothing panics while holding it.
+        self.cgroups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a cgroup for a container: one that is in no other's, and no other in it.
+    fn occupy(&self, cgroup: &Path) -> Result<(), Failed> {
+        let mut taken = self.cgroups();
+        if taken
+            .iter()
+            .any(|other| other.starts_with(cgroup) || cgroup.starts_with(other))
+        {
+            let text = format!("linux.cgroupsPath: {}", cgroup.display());
+            return Err(Failed::new(FailureKind::AlreadyExists, text));
         }
+        taken.push(cgroup.to_owned());
+        Ok(())
+    }
+
+    /// Starts the container's program, and runs what is to be run after that.
+    pub(crate) async fn start(&self, id: &str) -> Result<(), Error> {
+        let container = self.container(id)?;
+        container.start().await?;
+        let places = &container.places;
+        if places.poststart.is_empty() {
+            return Ok(());
+        }
+        let order = Order::Hooks(Hooks {
+            list: places.poststart.clone(),
+            state: places.state.clone(),
+            status: "running".to_owned(),
+            pid: container.init().child().map(|child| child.pid()),
+        });
+        let ran = launch::run(&self.reaper, &order, &[]).await;
+        Ok(ran.inspect_err(|_| {
+            // It is stopped, as the specification has it (runtime.md#lifecycle); its end is heard of as always.
+            let _ = container.kill_all();
+        })?)
     }
 
     /// Starts a further process.
@@ -302,45 +410,26 @@ impl Sandbox {
             process,
             user,
             ports,
-            terminal,
         } = execution;
         check_name(&exec_id)?;
         let container = self.container(&container_id)?;
         let (reservation, init) = container.reserve(&exec_id)?;
-        let plan = match container.places.namespaces {
-            Some(namespaces) => Plan::new(&process, user.as_ref())?.zip(Some(namespaces)),
-            None => None,
-        };
-        let (prepared, streams) = match plan.as_ref().and_then(|(plan, _)| plan.terminal) {
+        let places = &container.places;
+        let plan = Plan::new(&process, user.as_ref(), &places.traits)?;
+        let (prepared, streams) = match plan.terminal {
             Some(size) => {
                 let made = terminal::open(&container_id, &init, size)?;
                 Prepared::with_terminal(ports, &self.unclaimed, made).await?
             }
-            None => Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?,
+            None => Prepared::new(ports, false, &self.unclaimed, Path::new(RUN)).await?,
         };
-        let child = match plan {
-            Some((plan, namespaces)) => {
-                let target = Target {
-                    id: &container_id,
-                    init: &init,
-                    namespaces,
-                    cgroup: &container.places.cgroup,
-                };
-                self.joiner.start(&self.reaper, target, plan, streams).await?
-            }
-            None => {
-                let order = Order::Exec(Exec {
-                    id: container_id,
-                    exec_id,
-                    bundle: container.places.bundle.clone(),
-                    process,
-                    user,
-                    console: prepared.console().map(Path::to_owned),
-                    init_pid: init.pid(),
-                });
-                launch::process(&self.reaper, &order, streams, &[]).await?
-            }
+        let target = Target {
+            id: &container_id,
+            init: &init,
+            namespaces: places.namespaces,
+            cgroup: &places.cgroup,
         };
+        let child = self.joiner.start(&self.reaper, target, plan, streams).await?;
         reservation.fill(prepared.follow(child, async {}).await?);
         Ok(())
     }
@@ -383,9 +472,14 @@ impl Sandbox {
         let order = Order::Remove(Remove {
             bundle: places.bundle.clone(),
             cgroup: places.cgroup.clone(),
+            base: self.base(),
             mount_points: places.mount_points.clone(),
+            poststop: places.poststop.clone(),
+            state: places.state.clone(),
         });
-        Ok(launch::run(&self.reaper, &order, &[]).await?)
+        let released = launch::run(&self.reaper, &order, &[]).await;
+        self.cgroups().retain(|taken| *taken != places.cgroup);
+        Ok(released?)
     }
 
     /// Removes every container. The agent ends after it.
@@ -440,6 +534,20 @@ impl Drop for Slot<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cgroup_is_below_that_of_all_containers() {
+        let name = |asked| cgroup_name(asked).map_err(|failed| failed.kind);
+        assert_eq!(name("/a/b"), Ok(PathBuf::from("a/b")));
+        assert_eq!(name("a"), Ok(PathBuf::from("a")));
+        assert_eq!(
+            name("system.slice:kata:c1"),
+            Ok(PathBuf::from("system.slice/kata-c1.scope"))
+        );
+        for asked in ["/", "/a/../..", "..", "/a\0"] {
+            assert_eq!(name(asked), Err(FailureKind::Invalid), "{asked}");
+        }
+    }
 
     #[test]
     fn names_are_names_of_files() {

@@ -94,6 +94,7 @@ pub struct Container {
     pub(crate) name: Option<String>,
     pub(crate) limits: Limits,
     pub(crate) shares_pid: bool,
+    pub(crate) is_unconfined: bool,
     pub(crate) entrypoint: Option<Vec<String>>,
     pub(crate) process: ProcessSettings,
     pub(crate) is_idle: bool,
@@ -128,6 +129,7 @@ impl Container {
             name: None,
             limits: Limits::default(),
             shares_pid: false,
+            is_unconfined: false,
             entrypoint: None,
             process: ProcessSettings::default(),
             is_idle: false,
@@ -200,6 +202,20 @@ impl Container {
     /// with. Without it each has processes of its own.
     pub fn shared_pid(mut self) -> Self {
         self.shares_pid = true;
+        self
+    }
+
+    /// Lets its programs make every system call, as docker's `seccomp=unconfined` does. Without it they are held to
+    /// docker's default list, or to what the container's specification says; the rest fails with "operation not
+    /// permitted".
+    ///
+    /// ```no_run
+    /// use kata_sandbox::Container;
+    ///
+    /// let profiler = Container::new("debian:12").args(["perf", "stat", "ls"]).seccomp_unconfined();
+    /// ```
+    pub fn seccomp_unconfined(mut self) -> Self {
+        self.is_unconfined = true;
         self
     }
 

@@ -74,6 +74,7 @@ pub mod process;
 mod questions;
 pub mod report;
 mod sandbox;
+mod seccomp;
 mod signal;
 mod spec;
 mod stats;

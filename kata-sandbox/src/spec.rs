@@ -1,7 +1,7 @@
 //! The container as the agent is told it: an OCI runtime specification and the storages under it. Pure.
 //!
-//! The defaults are those that people know from docker: the same mounts, capabilities, masked and
-//! read-only paths. Seccomp is not among them yet.
+//! The defaults are those that people know from docker: the same mounts, capabilities, filter of system calls, masked and
+//! read-only paths.
 
 use std::collections::HashMap;
 
@@ -16,6 +16,7 @@ use protobuf::MessageField;
 use crate::container::{Container, ProcessSettings, Writable};
 use crate::limits::Limits;
 use crate::plan::{Layer, Proof};
+use crate::seccomp;
 use crate::terminal::TerminalSize;
 
 /// Serial of the disk that a container writes to.
@@ -241,16 +242,27 @@ fn spec(container: &Container, place: Place<'_>, rootfs: String) -> Spec {
     spec.root.mut_or_insert_default().path = rootfs;
     if let Some(name) = &container.hostname {
         spec.hostname.clone_from(name);
-    } else if spec.hostname.is_empty() {
+    } else if spec.hostname.is_empty() && has_names(&spec) {
         spec.hostname = place.hostname.to_owned();
     }
     spec.annotations.extend(directories(&container.volumes));
     let linux = spec.linux.mut_or_insert_default();
     linux.cgroups_path = format!("/{}", place.id);
+    if container.is_unconfined {
+        linux.seccomp = MessageField::none();
+    }
     if container.limits != Limits::default() {
         container.limits.apply(linux.resources.mut_or_insert_default());
     }
     spec
+}
+
+/// Whether it has host names of its own: a specification need not.
+fn has_names(spec: &Spec) -> bool {
+    spec.linux
+        .namespaces
+        .iter()
+        .any(|namespace| namespace.type_ == "uts")
 }
 
 fn default_spec() -> Spec {
@@ -261,6 +273,7 @@ fn default_spec() -> Spec {
             namespaces: NAMESPACES.map(namespace).into(),
             masked_paths: strings(&MASKED_PATHS),
             readonly_paths: strings(&READONLY_PATHS),
+            seccomp: MessageField::some(seccomp::profile(&strings(&CAPABILITIES))),
             ..Linux::default()
         }),
         ..Spec::default()

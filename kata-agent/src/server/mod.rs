@@ -166,7 +166,8 @@ impl AgentService for Server {
         _: &TtrpcContext,
         request: StartContainerRequest,
     ) -> ttrpc::Result<Empty> {
-        self.0.container(&request.container_id)?.start()?;
+        let sandbox = self.0.clone();
+        to_the_end(async move { sandbox.start(&request.container_id).await }).await?;
         Ok(Empty::new())
     }
 

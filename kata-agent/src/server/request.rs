@@ -6,6 +6,7 @@ use kata_agent_proto::agent::{CreateContainerRequest, ExecProcessRequest, String
 use kata_agent_proto::{Failed, FailureKind, agent, oci};
 use rustix::termios::Winsize;
 
+use crate::exec::Traits;
 use crate::limits::Limits;
 use crate::order::{Storage, User};
 use crate::process::Ports;
@@ -94,9 +95,11 @@ pub(super) fn creation(request: CreateContainerRequest) -> Result<Creation, Erro
     refuse(named, "an init with a name other than its container's")?;
     let oci = request.oci.as_ref().unwrap_or_default();
     let process = oci.process.as_ref();
+    let linux = oci.linux.as_ref().unwrap_or_default();
     Ok(Creation {
         spec: spec::convert(oci)?,
-        limits: limits(oci.linux.as_ref().and_then(|linux| linux.resources.as_ref()))?,
+        traits: Traits::of(linux)?,
+        limits: limits(linux.resources.as_ref())?,
         user: user(request.string_user.into_option(), process),
         terminal: process.map(terminal).transpose()?.unwrap_or(false),
         id: request.container_id,
@@ -111,9 +114,9 @@ pub(super) fn creation(request: CreateContainerRequest) -> Result<Creation, Erro
 
 pub(super) fn execution(request: ExecProcessRequest) -> Result<Execution, Error> {
     let process = request.process.as_ref().unwrap_or_default();
+    terminal(process)?;
     Ok(Execution {
         process: spec::convert_process(process)?,
-        terminal: terminal(process)?,
         user: user(request.string_user.into_option(), request.process.as_ref()),
         container_id: request.container_id,
         exec_id: request.exec_id,
