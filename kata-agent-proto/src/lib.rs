@@ -42,6 +42,14 @@ pub mod annotation {
     pub const DIRECTORIES: &str = "kata-rs.container.directories";
 }
 
+/// Driver options of a storage that the agent understands, beside Kata Containers' own.
+pub mod storage {
+    /// Begins the option of a disk that is read through dm-verity. Four words follow, with blanks between them: the
+    /// serial of the disk with the hash tree, the disk's blocks of 4096 bytes, and root hash and salt in hexadecimal.
+    /// The tree has its superblock in front, as `veritysetup` writes it, and is of SHA-256.
+    pub const VERITY: &str = "kata-rs.storage.dm-verity=";
+}
+
 /// The ports of the agent's connections. A port is a vsock port in a guest, and a number beside the
 /// descriptor where the agent is an ordinary process.
 pub mod port {

@@ -303,6 +303,19 @@ pub(crate) fn attach_loop(file: &impl AsFd, read_only: bool) -> io::Result<(Stri
     }
 }
 
+/// Asks the device mapper (`/dev/mapper/control`) for something, by the request's number in linux/dm-ioctl.h.
+/// `request` is a `struct dm_ioctl` with what follows it, and the answer afterwards.
+pub(crate) fn ask_device_mapper(control: &impl AsFd, number: u32, request: &mut [u8]) -> io::Result<()> {
+    /// `_IOWR(DM_IOCTL, 0, struct dm_ioctl)`, whose argument has 312 bytes.
+    const DM: u32 = 3 << 30 | 312 << 16 | 0xfd << 8;
+    let length = u32::try_from(request.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let size = request.get_mut(12..16).ok_or(io::ErrorKind::InvalidInput)?;
+    size.copy_from_slice(&length.to_ne_bytes());
+    let number = libc::c_ulong::from(DM | number);
+    // SAFETY: the kernel reads and writes as many bytes as `data_size`, at byte 12, says, and refuses less than 312.
+    check(unsafe { libc::ioctl(control.as_fd().as_raw_fd(), number as _, request.as_mut_ptr()) }).map(drop)
+}
+
 /// A `struct loop_config` (linux/loop.h): fd, block size, then a loop_info64 with its flags at 52.
 fn loop_config(fd: RawFd, read_only: bool) -> [u8; 304] {
     const LO_FLAGS_READ_ONLY: u32 = 1;

@@ -12,6 +12,7 @@ pub(crate) mod program;
 mod remove;
 pub(crate) mod root;
 pub(crate) mod storage;
+mod verity;
 
 use std::fs::File;
 use std::io::{self, Write};
