@@ -23,9 +23,9 @@ use kata_sandbox::{Container, MiB, Sandbox};
 use runc::Runc;
 
 /// Rounds that are measured; one more warms caches up.
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 4;
 /// How often each is done in a round.
-const TIMES: usize = 20;
+const TIMES: usize = 12;
 /// Bytes that a process writes, and a pipe carries.
 const OUTPUT_BYTES: u64 = 256 << 20;
 /// Processes at once.
