@@ -27,6 +27,7 @@ use crate::process::{Ports, Prepared, Process};
 use crate::reaper::Reaper;
 use crate::streams::Unclaimed;
 use crate::terminal;
+use crate::worker::storage;
 
 /// Below it everything of the containers is kept.
 const RUN: &str = "/run/kata";
@@ -190,13 +191,12 @@ impl Sandbox {
                 Failed::new(FailureKind::Invalid, format!("hostname {hostname:?}: {error}"))
             })?;
         }
-        if !storages.is_empty() {
-            launch::run(
-                &self.reaper,
-                &Order::Mount(self.storages(storages)),
-                &self.inherited(),
-            )
-            .await?;
+        let storages = self.storages(storages);
+        if storage::are_memory(&storages) {
+            // Which is there at once, and the start of a worker would be the longer part.
+            storage::mount_all(&storages)?.keep();
+        } else {
+            launch::run(&self.reaper, &Order::Mount(storages), &self.inherited()).await?;
         }
         *self.names() = Names {
             sandbox_id: Some(sandbox_id),

@@ -27,7 +27,7 @@ use crate::events::Hub;
 use crate::limits::Limits;
 use crate::link::Link;
 use crate::output::ExitStatus;
-use crate::plan::{check_member, check_process};
+use crate::plan::{check_member, check_process, check_request};
 use crate::process::{Handle, Process, SIGKILL, Streams};
 use crate::report::{ContainerStats, Stage, Timings};
 use crate::signal::{self, SIGTERM};
@@ -317,6 +317,7 @@ pub(crate) async fn create_container(
         shares_pid: shared.shares_pid,
     };
     let request = spec::create_request(&container, place);
+    check_request(&request)?;
     timings.mark(Stage::Plan);
     let member = Member::create(Arc::clone(shared), container, request, timings).await?;
     Ok(ContainerHandle(Arc::new(member)))

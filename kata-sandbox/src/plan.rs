@@ -9,6 +9,7 @@ use kata_agent_proto::agent::CreateContainerRequest;
 use kata_image::guest;
 use kata_vmm::hypervisor::{Backend, Capabilities, Selection, select};
 use kata_vmm::machine::{Boot, Disk, FdIndex, Hypervisor, Machine, MiB};
+use protobuf::Message;
 
 use crate::container::{Container, Overrides, ProcessSettings, Writable};
 use crate::error::{Error, ErrorKind};
@@ -111,11 +112,13 @@ pub(crate) fn plan(
         layers: &layers,
         shares_pid: container.shares_pid,
     };
+    let request = spec::create_request(container, place);
+    check_request(&request)?;
     Ok(Plan {
         selection,
         machine,
         assets,
-        container: spec::create_request(container, place),
+        container: request,
         layers,
     })
 }
@@ -264,23 +267,54 @@ fn check_terminal(process: &ProcessSettings) -> Result<(), Error> {
 fn check_size(process: &ProcessSettings) -> Result<(), Error> {
     const STRING_BYTES_MAX: usize = (128 << 10) - 1;
     const TOTAL_BYTES_MAX: usize = 2 << 20;
-    let variables = process
-        .env
-        .iter()
-        .map(|(name, value)| name.len() + 1 + value.len());
-    let sizes: Vec<usize> = process.args.iter().map(String::len).chain(variables).collect();
-    match (
-        sizes.iter().max(),
-        sizes.iter().map(|size| size + 9).sum::<usize>(),
-    ) {
-        (Some(largest), _) if *largest > STRING_BYTES_MAX => Err(invalid(format!(
-            "an argument or environment variable of {largest} bytes is too long: {STRING_BYTES_MAX} are the most"
-        ))),
-        (_, total) if total > TOTAL_BYTES_MAX => Err(invalid(format!(
-            "arguments and environment of {total} bytes are too long: {TOTAL_BYTES_MAX} are the most"
-        ))),
-        _ => Ok(()),
+    let arguments = process.args.iter().enumerate();
+    let arguments = arguments.map(|(index, argument)| (format!("args[{index}]"), argument.len()));
+    let variables = process.env.iter();
+    let variables = variables.map(|(name, value)| (format!("env {name}"), name.len() + 1 + value.len()));
+    let mut total = 0;
+    for (name, size) in arguments.chain(variables) {
+        if size > STRING_BYTES_MAX {
+            let name: String = name.chars().take(80).collect();
+            return Err(invalid(format!(
+                "{name}: {size} bytes are too long: {STRING_BYTES_MAX} are the most"
+            )));
+        }
+        total += size + 9;
     }
+    match total > TOTAL_BYTES_MAX {
+        true => Err(invalid(format!(
+            "args and env: {total} bytes together are too long: {TOTAL_BYTES_MAX} are the most"
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// What ttrpc takes in one message (its protocol's `MESSAGE_LENGTH_MAX`), without what frames it.
+const REQUEST_BYTES_MAX: u64 = (4 << 20) - (64 << 10);
+
+/// Refuses what the agent's API has no room for, by the part that is largest.
+pub(crate) fn check_request(request: &CreateContainerRequest) -> Result<(), Error> {
+    if request.compute_size() <= REQUEST_BYTES_MAX {
+        return Ok(());
+    }
+    let spec = &request.oci;
+    let annotations = spec
+        .annotations
+        .iter()
+        .map(|(name, value)| name.len() + value.len());
+    let parts = [
+        ("process", spec.process.compute_size()),
+        ("mounts", spec.mounts.iter().map(Message::compute_size).sum()),
+        ("annotations", annotations.map(|size| size as u64).sum()),
+        ("linux", spec.linux.compute_size()),
+    ];
+    let (name, size) = parts
+        .into_iter()
+        .max_by_key(|(_, size)| *size)
+        .unwrap_or_default();
+    Err(invalid(format!(
+        "{name}: {size} bytes are too many: the agent takes {REQUEST_BYTES_MAX} for all of a container"
+    )))
 }
 
 fn invalid(message: impl Into<String>) -> Error {
@@ -415,8 +449,15 @@ mod tests {
             reject(&c().args(["a\0b"])),
             "plan: argument \"a\\0b\" contains a NUL byte"
         );
-        assert!(reject(&c().env("A", "x".repeat(200 << 10))).contains("204802 bytes is too long"));
+        assert!(reject(&c().env("A", "x".repeat(200 << 10))).contains("env A: 204802 bytes are too long"));
         assert!(reject(&c().args(vec!["x".repeat(100 << 10); 30])).contains("are too long"));
+        let large = r#"{"ociVersion": "1.0.0", "annotations": {"a": ""}}"#
+            .replace("\"\"", &format!("\"{}\"", "x".repeat(5 << 20)));
+        let large = Container::from_spec("/i", &large).unwrap();
+        assert_eq!(
+            reject(&large),
+            "plan: annotations: 5242881 bytes are too many: the agent takes 4128768 for all of a container"
+        );
         assert_eq!(reject(&c().args([""])), "plan: the program has no name");
         assert_eq!(
             reject(&c().timeout(Duration::ZERO)),

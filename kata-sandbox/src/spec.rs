@@ -213,7 +213,7 @@ fn spec(container: &Container, place: Place<'_>, rootfs: String) -> Spec {
     spec.root.mut_or_insert_default().path = rootfs;
     if let Some(name) = &container.hostname {
         spec.hostname.clone_from(name);
-    } else if spec.hostname.is_empty() {
+    } else if spec.hostname.is_empty() && has_names(&spec) {
         spec.hostname = place.hostname.to_owned();
     }
     spec.annotations.extend(directories(&container.volumes));
@@ -226,6 +226,14 @@ fn spec(container: &Container, place: Place<'_>, rootfs: String) -> Spec {
         container.limits.apply(linux.resources.mut_or_insert_default());
     }
     spec
+}
+
+/// Whether it has host names of its own: a specification need not.
+fn has_names(spec: &Spec) -> bool {
+    spec.linux
+        .namespaces
+        .iter()
+        .any(|namespace| namespace.type_ == "uts")
 }
 
 fn default_spec() -> Spec {

@@ -47,6 +47,8 @@ async fn next_kill(events: &mut kata_sandbox::report::Events) -> String {
 on_every_backend! {
     /// Conformance: semantics 14
     /// Conformance: semantics 16
+    /// Conformance: api GetOOMEvent
+    /// Conformance: oci linux.resources.memory
     async fn every_kill_for_want_of_memory_is_told_by_the_containers_name(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let limits = || Limits::new().memory(MiB(24));
@@ -74,6 +76,7 @@ on_every_backend! {
     }
 
     /// Conformance: semantics 16
+    /// Conformance: oci linux.resources.pids
     async fn a_fork_bomb_is_held_by_its_limit_and_ends_with_its_container(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let Some(bombed) = limited(&bed, &sandbox, "bombed", Limits::new().pids(50)).await else { return };
@@ -104,6 +107,9 @@ on_every_backend! {
     }
 
     /// Conformance: semantics 15
+    /// Conformance: api UpdateContainer
+    /// Conformance: oci linux.resources.cpu
+    /// Conformance: oci linux.resources.memory
     async fn limits_reach_the_guests_cgroup_and_can_be_changed(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let limits = Limits::new()

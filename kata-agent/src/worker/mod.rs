@@ -10,7 +10,7 @@ pub(crate) mod passwd;
 pub(crate) mod program;
 mod remove;
 pub(crate) mod root;
-mod storage;
+pub(crate) mod storage;
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -39,6 +39,12 @@ impl Drop for Mounted {
     }
 }
 
+/// Whether nothing has to be waited for: no disk, no other file system.
+pub(crate) fn are_memory(storages: &Storages) -> bool {
+    let is_memory = |storage: &Storage| storage.driver == "ephemeral" && storage.fstype == "tmpfs";
+    storages.list.iter().all(is_memory)
+}
+
 /// Mounts the storages in order.
 ///
 /// # Errors

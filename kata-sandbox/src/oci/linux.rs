@@ -54,16 +54,18 @@ pub(super) fn linux(node: Node) -> Result<Linux, Error> {
         masked_paths: fields.read("maskedPaths", |node| node.list(Node::absolute))?,
         readonly_paths: fields.read("readonlyPaths", |node| node.list(Node::absolute))?,
         mount_label: fields.read("mountLabel", Node::string)?,
-        intel_rdt: fields.take("intelRdt").map(intel_rdt).transpose()?.into(),
         personality: fields.take("personality").map(personality).transpose()?.into(),
-        time_offsets: fields.read("timeOffsets", time_offsets)?,
+        time_offsets: fields
+            .take("timeOffsets")
+            .map_or_else(|| Ok(HashMap::new()), time_offsets)?,
+        intel_rdt: fields.take("intelRdt").map(intel_rdt).transpose()?.into(),
         ..Linux::default()
     };
     fields.finish()?;
     Ok(linux)
 }
 
-fn id_mapping(node: Node) -> Result<LinuxIDMapping, Error> {
+pub(super) fn id_mapping(node: Node) -> Result<LinuxIDMapping, Error> {
     let mut fields = node.object()?;
     let mapping = LinuxIDMapping {
         container_id: fields.need("containerID")?.number()?,
@@ -129,35 +131,31 @@ fn personality(node: Node) -> Result<LinuxPersonality, Error> {
     let mut fields = node.object()?;
     let personality = LinuxPersonality {
         domain: fields.need("domain")?.word(&["LINUX", "LINUX32"])?,
-        // There are none.
-        flags: fields.read("flags", |node| node.list(|item| item.word(&[])))?,
+        flags: fields.read("flags", Node::strings)?,
         ..LinuxPersonality::default()
     };
     fields.finish()?;
     Ok(personality)
 }
 
+/// The two clocks that a time namespace can move (time_namespaces(7)).
 fn time_offsets(node: Node) -> Result<HashMap<String, LinuxTimeOffset>, Error> {
-    let mut fields = node.object()?;
+    let mut clocks = node.object()?;
     let mut offsets = HashMap::new();
     for clock in ["monotonic", "boottime"] {
-        if let Some(node) = fields.take(clock) {
-            offsets.insert(clock.to_owned(), time_offset(node)?);
+        if let Some(node) = clocks.take(clock) {
+            let mut fields = node.object()?;
+            let offset = LinuxTimeOffset {
+                secs: fields.read("secs", Node::number)?,
+                nanosecs: fields.read("nanosecs", |node| node.within(0..=999_999_999))?,
+                ..LinuxTimeOffset::default()
+            };
+            fields.finish()?;
+            offsets.insert(clock.to_owned(), offset);
         }
     }
-    fields.finish()?;
+    clocks.finish()?;
     Ok(offsets)
-}
-
-fn time_offset(node: Node) -> Result<LinuxTimeOffset, Error> {
-    let mut fields = node.object()?;
-    let offset = LinuxTimeOffset {
-        secs: fields.read("secs", Node::number)?,
-        nanosecs: fields.read("nanosecs", |node| node.within(0..=999_999_999))?,
-        ..LinuxTimeOffset::default()
-    };
-    fields.finish()?;
-    Ok(offset)
 }
 
 fn intel_rdt(node: Node) -> Result<LinuxIntelRdt, Error> {

@@ -31,7 +31,7 @@ mod tests;
 use kata_agent_proto::oci::{Hook, Hooks, Spec};
 use protobuf::MessageField;
 
-use self::reader::{Node, Object, quoted};
+use self::reader::{Node, quoted};
 use crate::error::Error;
 
 /// The annotation by which images hand on their stop signal (image-spec conversion.md).
@@ -67,7 +67,7 @@ pub(crate) fn convert(json: &str) -> Result<Converted, Error> {
         root: root.into(),
         hostname: fields.read("hostname", name)?,
         domainname: fields.read("domainname", name)?,
-        mounts: fields.read("mounts", |node| node.list(mounts::mount))?,
+        mounts: fields.read("mounts", mounts::mounts)?,
         hooks: fields.take("hooks").map(hooks).transpose()?.flatten().into(),
         annotations: fields.read("annotations", Node::texts)?,
         linux: MessageField::some(fields.read("linux", linux::linux)?),
@@ -117,19 +117,24 @@ fn name(node: Node) -> Result<String, Error> {
 
 /// Only what runs inside of the container is a program that a guest has.
 fn hooks(node: Node) -> Result<Option<Hooks>, Error> {
-    let mut fields = node.object()?;
-    for moment in [
+    const OF_THE_HOST: [&str; 5] = [
         "prestart",
         "createRuntime",
         "createContainer",
         "poststart",
         "poststop",
-    ] {
-        refuse_hooks(
-            &mut fields,
-            moment,
-            "its programs are the host's, and nothing of a sandbox runs there",
-        )?;
+    ];
+    let mut fields = node.object()?;
+    for moment in OF_THE_HOST {
+        let Some(node) = fields.take(moment) else {
+            continue;
+        };
+        let unsupported =
+            node.unsupported("its programs are the host's, and nothing of a sandbox runs there");
+        // An empty list asks for nothing.
+        if !node.list(hook)?.is_empty() {
+            return Err(unsupported);
+        }
     }
     let start_container = fields.read("startContainer", |node| node.list(hook))?;
     fields.finish()?;
@@ -137,18 +142,6 @@ fn hooks(node: Node) -> Result<Option<Hooks>, Error> {
         start_container,
         ..Hooks::default()
     }))
-}
-
-/// An empty list asks for nothing.
-fn refuse_hooks(fields: &mut Object, moment: &str, why: &str) -> Result<(), Error> {
-    let Some(node) = fields.take(moment) else {
-        return Ok(());
-    };
-    let unsupported = node.unsupported(why);
-    match node.list(hook)?.is_empty() {
-        true => Ok(()),
-        false => Err(unsupported),
-    }
 }
 
 fn hook(node: Node) -> Result<Hook, Error> {

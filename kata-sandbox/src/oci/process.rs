@@ -74,8 +74,7 @@ const RLIMITS: [&str; 16] = [
     "RLIMIT_STACK",
 ];
 
-/// How the kernel can schedule (sched_setattr(2)).
-const POLICIES: [&str; 7] = [
+const SCHEDULERS: [&str; 7] = [
     "SCHED_OTHER",
     "SCHED_FIFO",
     "SCHED_RR",
@@ -97,7 +96,7 @@ const SCHEDULER_FLAGS: [&str; 7] = [
 
 const IO_CLASSES: [&str; 3] = ["IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE", "IOPRIO_CLASS_IDLE"];
 
-/// The bits of a mask of modes.
+/// The bits of a mask (umask(2)).
 const UMASK_MAX: u32 = 0o777;
 
 pub(super) fn process(node: Node) -> Result<Process, Error> {
@@ -142,10 +141,39 @@ fn variable(node: Node) -> Result<String, Error> {
     }
 }
 
+fn console_size(node: Node) -> Result<ConsoleSize, Error> {
+    let mut fields = node.object()?;
+    let cells = |node: Node| node.within(0..=u32::from(u16::MAX));
+    let size = ConsoleSize {
+        height: cells(fields.need("height")?)?,
+        width: cells(fields.need("width")?)?,
+        ..ConsoleSize::default()
+    };
+    fields.finish()?;
+    Ok(size)
+}
+
+fn user(node: Node) -> Result<User, Error> {
+    let mut fields = node.object()?;
+    fields.refuse("username", "is for Windows")?;
+    let user = User {
+        uid: fields.need("uid")?.number()?,
+        gid: fields.need("gid")?.number()?,
+        additional_gids: fields.read("additionalGids", |node| node.list(Node::number))?,
+        umask: fields
+            .take("umask")
+            .map(|node| node.within(0..=UMASK_MAX))
+            .transpose()?,
+        ..User::default()
+    };
+    fields.finish()?;
+    Ok(user)
+}
+
 fn scheduler(node: Node) -> Result<Scheduler, Error> {
     let mut fields = node.object()?;
     let scheduler = Scheduler {
-        policy: fields.need("policy")?.word(&POLICIES)?,
+        policy: fields.need("policy")?.word(&SCHEDULERS)?,
         nice: fields.read("nice", |node| node.within(-20..=19))?,
         priority: fields.read("priority", |node| node.within(0..=99))?,
         flags: fields.read("flags", |node| node.list(|item| item.word(&SCHEDULER_FLAGS)))?,
@@ -178,35 +206,6 @@ fn affinity(node: Node) -> Result<ExecCPUAffinity, Error> {
     };
     fields.finish()?;
     Ok(affinity)
-}
-
-fn console_size(node: Node) -> Result<ConsoleSize, Error> {
-    let mut fields = node.object()?;
-    let cells = |node: Node| node.within(0..=u32::from(u16::MAX));
-    let size = ConsoleSize {
-        height: cells(fields.need("height")?)?,
-        width: cells(fields.need("width")?)?,
-        ..ConsoleSize::default()
-    };
-    fields.finish()?;
-    Ok(size)
-}
-
-fn user(node: Node) -> Result<User, Error> {
-    let mut fields = node.object()?;
-    fields.refuse("username", "is for Windows")?;
-    let user = User {
-        uid: fields.need("uid")?.number()?,
-        gid: fields.need("gid")?.number()?,
-        additional_gids: fields.read("additionalGids", |node| node.list(Node::number))?,
-        umask: fields
-            .take("umask")
-            .map(|node| node.within(0..=UMASK_MAX))
-            .transpose()?,
-        ..User::default()
-    };
-    fields.finish()?;
-    Ok(user)
 }
 
 fn capabilities(node: Node) -> Result<LinuxCapabilities, Error> {
