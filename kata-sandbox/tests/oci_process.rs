@@ -151,7 +151,7 @@ on_every_backend! {
         assert_eq!(guest.result("found").await, "by /opt/whoami-script");
 
         // Where an exec begins, and where it ends up.
-        let mut pinned = process("taskset -cp $$ | cut -d: -f2");
+        let mut pinned = process("taskset -cp $$ | sed s,.*:.,,");
         pinned.exec_cpu_affinity = Some(oci::ExecCPUAffinity {
             initial: "0-1".into(),
             final_: "0".into(),
