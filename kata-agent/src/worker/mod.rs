@@ -137,8 +137,14 @@ pub(crate) fn strings(value: &Value) -> Vec<String> {
 
 /// Makes the standard streams that are pipes or a terminal the user's own, so that `/dev/stdout` can be opened.
 pub(crate) fn own_streams(uid: u32, gid: u32) -> Result<(), Failed> {
-    give_streams(uid, gid)
-        .map_err(|error| Failed::new(FailureKind::Container, format!("standard streams: {error}")))
+    give_streams(uid, gid).map_err(|error| match error {
+        rustix::io::Errno::INVAL => {
+            let text =
+                format!("process.user.uid, process.user.gid: {uid}:{gid} is nobody in the user namespace");
+            Failed::new(FailureKind::Invalid, text)
+        }
+        error => Failed::new(FailureKind::Container, format!("standard streams: {error}")),
+    })
 }
 
 /// Gives the standard streams to a user, by the numbers that this process sees.
