@@ -1,5 +1,10 @@
 //! Files in and out of containers by the agent's own service, and receipts: what the API of Kata cannot say.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "this is test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "this is test code"
+)]
 
 mod harness;
 
