@@ -292,6 +292,7 @@ fn processes_that_ask_at_once_convert_once() {
     assert_eq!((made, found), (1, 3), "{outputs:?}");
 }
 
+/// Conformance: semantics 25
 #[test]
 fn a_process_that_is_killed_while_it_converts_leaves_a_valid_store() {
     let bench = Bench::new();

@@ -168,6 +168,7 @@ fn programs_that_ask_at_once_download_once() {
     assert_eq!(requests(&server, |heard| heard.path.contains("/manifests/")), 1);
 }
 
+/// Conformance: semantics 25
 #[test]
 fn a_program_that_is_killed_over_a_download_leaves_it_to_the_next() {
     let (server, served, halts, _go_on) = halting();
