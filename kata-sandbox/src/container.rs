@@ -219,7 +219,9 @@ impl Container {
         self
     }
 
-    /// How the image is got: when a registry is asked, for which platform, with which credentials.
+    /// How the image is got: when a registry is asked, for which platform, with which credentials. With
+    /// [hash trees](Pull::hash_trees) the guest checks every block of it that it reads, which takes a kernel with
+    /// dm-verity: [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where there is none.
     pub fn pull(mut self, pull: Pull) -> Self {
         self.pull = pull;
         self

@@ -170,7 +170,7 @@ impl Member {
     }
 
     /// The way to the agent, as long as the container is there.
-    fn present(&self) -> Result<&Arc<Link>, Error> {
+    pub(crate) fn present(&self) -> Result<&Arc<Link>, Error> {
         check_present(&self.gone, &self.id)?;
         Ok(self.link())
     }
@@ -308,7 +308,7 @@ pub(crate) async fn create_container(
     let container = defaults::apply(container, &ready.image.config);
     timings.mark(Stage::Image);
     check_member(&container, shared.vcpus)?;
-    let layers = shared.disks.serials(&container, &ready.image)?;
+    let layers = shared.disks.of(&container, &ready.image)?;
     let name = container.name.clone().unwrap_or_else(|| shared.fresh_name());
     let place = Place {
         id: &name,

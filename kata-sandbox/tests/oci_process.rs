@@ -67,7 +67,7 @@ fn furnished(process: &mut oci::Process) {
 
 /// One thing a line. `setpriv` would need rights; the kernel says it all.
 const LOOKS: &str = r#"
-id -u; id -g; id -G; umask; pwd; env | grep -E '^(A|B|EMPTY|HOME)='
+id -u; id -g; id -G; umask; pwd; tr '\0' '\n' </proc/$$/environ
 ulimit -Sn; ulimit -Hn; ulimit -Hc; ulimit -Ss; ulimit -Hs
 grep -E '^(Cap|NoNewPrivs)' /proc/self/status | tr '\t' ' '
 cat /proc/self/oom_score_adj
@@ -80,6 +80,7 @@ const SEEN: &str = "\
 1001 7 5000
 0027
 /var/tmp
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
 B=2
 A=1
 EMPTY=
@@ -150,7 +151,7 @@ on_every_backend! {
         assert_eq!(guest.result("found").await, "by /opt/whoami-script");
 
         // Where an exec begins, and where it ends up.
-        let mut pinned = process("taskset -cp $$ | cut -d: -f2");
+        let mut pinned = process("taskset -cp $$ | sed s,.*:.,,");
         pinned.exec_cpu_affinity = Some(oci::ExecCPUAffinity {
             initial: "0-1".into(),
             final_: "0".into(),
@@ -170,9 +171,9 @@ on_every_backend! {
             process.console_size = Some(oci::Box { height: 33, width: 133, ..Default::default() }).into();
         };
         // The results are redirected, so the terminal is asked through standard input.
-        let looks = "stty size; tty; stat -c %u $(tty); ls -l /dev/console | cut -c1; ps -o tty= $$; : >/dev/tty && echo opened";
+        let looks = "stty size; tty; stat -c %u $(tty); ls -l /dev/console | cut -c1; cut -d' ' -f7 /proc/$$/stat; : >/dev/tty && echo opened";
         let spec = with_process(terminal, looks);
-        assert_eq!(guest.output(spec).await, "33 133\n/dev/pts/0\n0\nc\npts/0\nopened");
+        assert_eq!(guest.output(spec).await, "33 133\n/dev/pts/0\n0\nc\n34816\nopened");
         let id = guest.idle(guest::spec("")).await;
         let mut beside = process("stty size; tty; stat -c %u $(tty)");
         terminal(&mut beside);

@@ -230,6 +230,7 @@ fn furnish(plan: &Plan, door: &mut Door<'_>) -> Result<(), Failed> {
         (!own_cgroup).then_some(door.cgroup),
     );
     tree.sources = std::mem::take(&mut door.sources);
+    tree.has_users = plan.namespaces.has(ThreadNameSpaceType::USER);
     tree.mount_all(&plan.mounts)?;
     let way = match plan.namespaces.has(ThreadNameSpaceType::USER) {
         true => Way::Borrow,

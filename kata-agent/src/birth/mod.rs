@@ -226,8 +226,11 @@ fn prepare(plan: &Plan, process: &Process, procs: &Path) -> Result<(), Failed> {
         fs::write(procs, pid.to_string()).map_err(failed("linux.cgroupsPath"))?;
     }
     if spaces.has(ThreadNameSpaceType::USER) {
-        let given = worker::host_root(pid).and_then(|(uid, gid)| worker::give_streams(uid, gid));
-        given.map_err(errno("standard streams"))?;
+        let (uid, gid) = worker::host_root(pid).map_err(|error| {
+            let text = format!("linux.uidMappings, linux.gidMappings: of root: {error}");
+            Failed::new(FailureKind::Invalid, text)
+        })?;
+        worker::give_streams(uid, gid).map_err(errno("standard streams"))?;
     }
     Ok(())
 }

@@ -232,18 +232,36 @@ impl Guest {
 
     /// The mounts of the agent and its cgroups.
     pub(crate) async fn traces(&self) -> String {
-        let mut spec = spec("cut -d' ' -f2,3 /agent/proc/1/mounts; find /agent/cgroup -type d | sort");
+        let mut spec = looks_outside("cut -d' ' -f2,3 /agent/proc/1/mounts; find $agents -type d | sort");
         spec.mounts.push(bind("/proc", "/agent/proc", &["rbind", "ro"]));
-        spec.mounts
-            .push(bind("/sys/fs/cgroup", "/agent/cgroup", &["rbind", "ro"]));
         // Its own cgroup is not what it looks for.
         spec.linux.mut_or_insert_default().cgroups_path = "/looks".into();
         self.output(spec).await
     }
 
+    /// The process id of a container's init, as the agent knows it.
+    pub(crate) async fn init_of(&self, id: &str) -> String {
+        self.output(looks_outside(&format!("head -1 $agents/{id}/cgroup.procs")))
+            .await
+    }
+
     pub(crate) async fn stop(self) {
         self.sandbox.stop().await.unwrap();
     }
+}
+
+/// Sees the agent's processes by their numbers, and in `$agents` its cgroups: beside them there may be those of others,
+/// where an agent is a process of the host.
+pub(crate) fn looks_outside(script: &str) -> oci::Spec {
+    let agents = "/agent/cgroup$(dirname $(sed -n 's/^0:://p' /proc/self/cgroup))";
+    let mut spec = spec(&format!("agents={agents}; {script}"));
+    spec.linux
+        .mut_or_insert_default()
+        .namespaces
+        .retain(|space| !["pid", "cgroup"].contains(&space.type_.as_str()));
+    spec.mounts
+        .push(bind("/sys/fs/cgroup", "/agent/cgroup", &["rbind", "ro"]));
+    spec
 }
 
 /// The standard streams of a process lead into a file.
