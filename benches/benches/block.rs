@@ -30,15 +30,22 @@ fn file() -> File {
 /// A disk, and the sector where its 64 MiB begin.
 fn disk(engine: Engine, on_shelf: bool) -> (Disk, u64) {
     if !on_shelf {
-        return (Disk::new(Block::new(file()).engine(engine).build().unwrap()).unwrap(), 0);
+        return (
+            Disk::new(Block::new(file()).engine(engine).build().unwrap()).unwrap(),
+            0,
+        );
     }
     let shelf = Shelf::new();
     let other = tempfile::tempfile().unwrap();
     other.set_len(4096).unwrap();
-    let others = || (0..OTHERS / 2).for_each(|_| drop(shelf.add(other.try_clone().unwrap()).unwrap()));
-    others();
+    let add_others = || {
+        for _ in 0..OTHERS / 2 {
+            shelf.add(other.try_clone().unwrap()).unwrap();
+        }
+    };
+    add_others();
     let extent = shelf.add(file()).unwrap();
-    others();
+    add_others();
     let device = Block::of_shelf(&shelf).engine(engine).build().unwrap();
     (Disk::new(device).unwrap(), extent.offset / 512)
 }

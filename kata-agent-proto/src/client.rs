@@ -22,6 +22,7 @@ use crate::agent_ttrpc::AgentServiceClient;
 use crate::call::{CallError, Watched};
 use crate::health::{CheckRequest, HealthCheckResponse, VersionCheckResponse};
 use crate::health_ttrpc::HealthClient;
+use crate::kata_ttrpc::GuestClient;
 
 /// A connection to the agent. Clones share it; calls on it run side by side.
 ///
@@ -31,6 +32,7 @@ use crate::health_ttrpc::HealthClient;
 pub struct Client {
     agent: AgentServiceClient,
     health: HealthClient,
+    pub(crate) guest: GuestClient,
     ended: watch::Receiver<bool>,
     deadline: Option<Duration>,
 }
@@ -80,7 +82,8 @@ impl Client {
         let connection = ttrpc::r#async::Client::new(Socket::new(stream));
         Client {
             agent: AgentServiceClient::new(connection.clone()),
-            health: HealthClient::new(connection),
+            health: HealthClient::new(connection.clone()),
+            guest: GuestClient::new(connection),
             ended,
             deadline: None,
         }
@@ -144,10 +147,7 @@ impl Client {
     /// # Errors
     /// [`CallError::NotFound`] when there is no such container or process (any more).
     pub async fn wait_process(&self, request: WaitProcessRequest) -> Result<WaitProcessResponse, CallError> {
-        let patient = Client {
-            deadline: None,
-            ..self.clone()
-        };
+        let patient = self.patient();
         patient
             .answer(patient.agent.wait_process(Context::default(), &request))
             .await
@@ -186,13 +186,24 @@ impl Client {
             .await
     }
 
-    fn context(&self) -> Context {
+    pub(crate) fn context(&self) -> Context {
         self.deadline
             .map_or_else(Context::default, context::with_duration)
     }
 
+    /// The same connection without a deadline, for what takes as long as it takes.
+    pub(crate) fn patient(&self) -> Self {
+        Client {
+            deadline: None,
+            ..self.clone()
+        }
+    }
+
     /// The answer to a call, or the loss of the connection. An answer that arrived wins.
-    async fn answer<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, CallError> {
+    pub(crate) async fn answer<T>(
+        &self,
+        call: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, CallError> {
         let deadline = async {
             match self.deadline {
                 Some(deadline) => tokio::time::sleep(deadline).await,

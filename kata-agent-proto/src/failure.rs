@@ -46,12 +46,22 @@ pub enum FailureKind {
     NotRunning,
     /// The container could not be created, for a reason that is only text.
     Container,
+    /// A file or directory does not exist.
+    NoSuchFile,
+    /// A path leads through a file, or a directory cannot take the place of a file.
+    NotADirectory,
+    /// A file system is full.
+    NoSpace,
+    /// A file could not be read or made, for a reason that is only text.
+    File,
+    /// A stream of files is not one.
+    Malformed,
     /// A kind that this version does not know.
     Unknown(i32),
 }
 
 /// The kinds in wire order, with the status code that accompanies each and the words for people.
-const KINDS: [(FailureKind, Kind, Code, &str); 13] = [
+const KINDS: [(FailureKind, Kind, Code, &str); 18] = [
     (
         FailureKind::NotFound,
         Kind::NOT_FOUND,
@@ -129,6 +139,31 @@ const KINDS: [(FailureKind, Kind, Code, &str); 13] = [
         Kind::CONTAINER,
         Code::INTERNAL,
         "cannot create the container",
+    ),
+    (
+        FailureKind::NoSuchFile,
+        Kind::NO_SUCH_FILE,
+        Code::FAILED_PRECONDITION,
+        "no such file or directory",
+    ),
+    (
+        FailureKind::NotADirectory,
+        Kind::NOT_A_DIRECTORY,
+        Code::FAILED_PRECONDITION,
+        "not a directory",
+    ),
+    (
+        FailureKind::NoSpace,
+        Kind::NO_SPACE,
+        Code::RESOURCE_EXHAUSTED,
+        "no space left",
+    ),
+    (FailureKind::File, Kind::FILE, Code::INTERNAL, "cannot copy"),
+    (
+        FailureKind::Malformed,
+        Kind::MALFORMED,
+        Code::INVALID_ARGUMENT,
+        "a broken stream of files",
     ),
 ];
 

@@ -7,12 +7,16 @@
 mod call;
 mod client;
 mod failure;
+pub mod files;
+mod guest_client;
 mod hello;
+pub mod kernel_log;
 mod offer;
 #[allow(
     clippy::allow_attributes_without_reason,
     clippy::all,
     clippy::cast_possible_truncation,
+    clippy::panic,
     clippy::unwrap_used,
     missing_docs,
     unreachable_pub,
@@ -27,7 +31,7 @@ mod text;
 pub use call::CallError;
 pub use client::Client;
 pub use failure::{Failed, FailureKind};
-pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, kata, oci, types};
+pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, kata, kata_ttrpc, oci, types};
 pub use hello::{HELLO_MAX_BYTES, Hello, HelloError, PROTOCOL, read_hello, write_hello};
 pub use offer::offered;
 
@@ -38,12 +42,18 @@ pub mod annotation {
     pub const DIRECTORIES: &str = "kata-rs.container.directories";
 }
 
-/// Options of a storage's driver that the agent understands, each followed by its value.
+/// Driver options of a storage that the agent understands, beside Kata Containers' own.
 pub mod storage {
-    /// For `blk`: the storage is a part of the disk, which begins at this byte. Together with [`SIZE`].
-    pub const OFFSET: &str = "kata-rs.blk.offset=";
-    /// For `blk`: the part has so many bytes.
-    pub const SIZE: &str = "kata-rs.blk.size=";
+    /// Begins the option of a storage that is a part of a disk: the byte where the part begins follows. Together
+    /// with [`SIZE`].
+    pub const OFFSET: &str = "kata-rs.storage.offset=";
+    /// Begins the option that says how many bytes the part has.
+    pub const SIZE: &str = "kata-rs.storage.size=";
+    /// Begins the option of a disk that is read through dm-verity. Four words follow, with blanks between them: the
+    /// serial of the disk with the hash tree, the disk's blocks of 4096 bytes, and root hash and salt in hexadecimal.
+    /// The tree has its superblock in front, as `veritysetup` writes it, and is of SHA-256. Where the tree is a part
+    /// of a disk, the serial is followed by `@`, the byte where the part begins, `+` and its bytes.
+    pub const VERITY: &str = "kata-rs.storage.dm-verity=";
 }
 
 /// The ports of the agent's connections. A port is a vsock port in a guest, and a number beside the

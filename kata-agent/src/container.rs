@@ -154,6 +154,7 @@ impl Container {
         let start = self.start.lock().unwrap_or_else(PoisonError::into_inner).take();
         let start = start
             .ok_or_else(|| Failed::new(FailureKind::AlreadyExists, format!("{} was started", self.id)))?;
+        self.init.starts_now();
         told_to_start(start)
             .await
             .map_err(|error| Failed::new(FailureKind::Container, format!("start: {error}")))?
@@ -212,6 +213,13 @@ impl Container {
         if let Some(Err(error)) = self.kills.as_ref().map(Kills::tell) {
             crate::warn(&format!("memory.events of {}: {error}", self.id));
         }
+    }
+
+    /// Keeps the init, which need not be started, and holds up the removal until the answer is dropped.
+    pub(crate) fn enter(&self) -> Result<(Launching, Arc<Child>), Failed> {
+        let init = self.init.child().filter(|_| !self.init.has_ended());
+        let init = init.ok_or_else(|| Failed::new(FailureKind::NotRunning, &self.id))?;
+        Ok((self.launches.begin(), init))
     }
 
     /// Reserves a name for a process that is being made, and keeps the init.

@@ -102,7 +102,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_part_of_a_disk_is_waited_for_and_a_whole_disk_is_not() {
         let disks = Disks::files(vec![("rootfs".into(), file())]);
-        let part = storage("shelf", &["kata-rs.blk.offset=512", "kata-rs.blk.size=512"]);
+        let part = storage(
+            "shelf",
+            &["kata-rs.storage.offset=512", "kata-rs.storage.size=512"],
+        );
         let list = vec![storage("rootfs", &[]), storage("nosuch", &[]), part];
         let failed = disks.storages(list.clone()).await.err().map(|failed| failed.kind);
         assert_eq!(failed, Some(FailureKind::NoSuchDisk));
@@ -125,7 +128,7 @@ mod tests {
         disks.change("shelf@512".into(), Some(file()));
         let list = vec![storage(
             "shelf",
-            &["kata-rs.blk.offset=512", "kata-rs.blk.size=512"],
+            &["kata-rs.storage.offset=512", "kata-rs.storage.size=512"],
         )];
         let (storages, files) = disks.storages(list).await.expect("no file is needed");
         assert_eq!(

@@ -32,11 +32,29 @@ impl Extent {
         let bytes = number(wanted, storage::SIZE)?;
         match (offset, bytes) {
             (None, None) => Ok(None),
-            (Some(offset), Some(bytes)) if bytes > 0 && offset.checked_add(bytes).is_some() => {
-                Ok(Some(Self { offset, bytes }))
-            }
+            (Some(offset), Some(bytes)) => match Self::new(offset, bytes) {
+                Some(extent) => Ok(Some(extent)),
+                None => Err(invalid(wanted, "no disk has such a part")),
+            },
             _ => Err(invalid(wanted, "an extent has a place and a size")),
         }
+    }
+
+    fn new(offset: u64, bytes: u64) -> Option<Self> {
+        let is_whole = |number: u64| number.is_multiple_of(SECTOR_BYTES);
+        let is_sound =
+            bytes > 0 && is_whole(offset) && is_whole(bytes) && offset.checked_add(bytes).is_some();
+        is_sound.then_some(Self { offset, bytes })
+    }
+
+    /// The disk of a word `SERIAL` or `SERIAL@OFFSET+BYTES`, and the part of it; `None` when it is neither.
+    pub(crate) fn parse(word: &str) -> Option<(String, Option<Self>)> {
+        let Some((serial, part)) = word.split_once('@') else {
+            return (!word.is_empty()).then(|| (word.to_owned(), None));
+        };
+        let (offset, bytes) = part.split_once('+')?;
+        let extent = Self::new(offset.parse().ok()?, bytes.parse().ok()?)?;
+        (!serial.is_empty()).then(|| (serial.to_owned(), Some(extent)))
     }
 
     /// What it is called beside the disks that are files.
@@ -56,11 +74,8 @@ fn number(wanted: &Storage, option: &str) -> Result<Option<u64>, Failed> {
         return Ok(None);
     };
     match value.parse() {
-        Ok(number) if number % SECTOR_BYTES == 0 => Ok(Some(number)),
-        _ => Err(invalid(
-            wanted,
-            &format!("{option}{value} is no multiple of {SECTOR_BYTES}"),
-        )),
+        Ok(number) => Ok(Some(number)),
+        Err(_) => Err(invalid(wanted, &format!("{option}{value} is no number"))),
     }
 }
 
@@ -86,7 +101,7 @@ mod tests {
 
     #[test]
     fn an_extent_is_said_in_two_options() {
-        let both = ["kata-rs.blk.offset=1048576", "kata-rs.blk.size=4096"];
+        let both = ["kata-rs.storage.offset=1048576", "kata-rs.storage.size=4096"];
         let extent = Extent {
             offset: 1 << 20,
             bytes: 4096,
@@ -99,16 +114,19 @@ mod tests {
 
     #[test]
     fn half_of_it_and_nonsense_are_refused() {
-        let size = "kata-rs.blk.size=512";
+        let size = "kata-rs.storage.size=512";
         for options in [
             &[size][..],
-            &["kata-rs.blk.offset=512"],
-            &[size, "kata-rs.blk.offset=1"],
-            &[size, "kata-rs.blk.offset=-512"],
-            &[size, "kata-rs.blk.offset=1024", "kata-rs.blk.offset=512"],
-            &["kata-rs.blk.offset=512", "kata-rs.blk.size=0"],
-            &["kata-rs.blk.offset=512", "kata-rs.blk.size="],
-            &["kata-rs.blk.offset=512", "kata-rs.blk.size=18446744073709551104"],
+            &["kata-rs.storage.offset=512"],
+            &[size, "kata-rs.storage.offset=1"],
+            &[size, "kata-rs.storage.offset=-512"],
+            &[size, "kata-rs.storage.offset=1024", "kata-rs.storage.offset=512"],
+            &["kata-rs.storage.offset=512", "kata-rs.storage.size=0"],
+            &["kata-rs.storage.offset=512", "kata-rs.storage.size="],
+            &[
+                "kata-rs.storage.offset=512",
+                "kata-rs.storage.size=18446744073709551104",
+            ],
         ] {
             let refused = of("blk", options).expect_err("refused");
             assert_eq!(refused.kind, FailureKind::Invalid, "{options:?}");

@@ -58,6 +58,36 @@ pub(crate) async fn run(reaper: &Reaper, order: &Order, inherit: &[BorrowedFd<'_
     outcome(reaper, order, streams, inherit).await.map(drop)
 }
 
+/// Runs a worker on a stream, which is its standard input. Whatever ends first, the worker or `end`, ends both.
+///
+/// # Errors
+/// The worker's; not running, when `end` came first.
+pub(crate) async fn run_on(
+    reaper: &Reaper,
+    order: &Order,
+    stream: OwnedFd,
+    end: impl Future<Output = ()>,
+) -> Result<(), Failed> {
+    let streams = Streams::null().map(|null| Streams {
+        stdin: stream,
+        ..null
+    });
+    // Nothing is awaited before it is known, and it leaves no orphans.
+    let spawned = streams.and_then(|streams| spawn(reaper, order, streams, &[]));
+    let (worker, answer) = spawned.map_err(|error| worker_failure(&error))?;
+    let outcome = tokio::select! {
+        outcome = hear(&worker, answer) => outcome.map_err(|error| worker_failure(&error)),
+        () = end => Err(Failed::new(FailureKind::NotRunning, "the container has ended")),
+    };
+    if outcome.is_err() {
+        // One that has ended needs no signal.
+        let _ = worker.signal(libc::SIGKILL);
+    }
+    // What it had open is closed before anybody is told.
+    let _ = worker.ended().await;
+    outcome?.into_result().map(drop)
+}
+
 /// Runs a worker that makes a process, and makes that process known.
 pub(crate) async fn process(
     reaper: &Reaper,

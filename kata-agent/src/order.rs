@@ -30,6 +30,8 @@ pub(crate) enum Order {
     Remove(Remove),
     /// Mount storages that belong to the sandbox.
     Mount(Storages),
+    /// Copy files. The stream is the worker's standard input.
+    Copy(Copy),
 }
 
 /// Storages, with the disks that stand behind serials in process mode.
@@ -102,6 +104,25 @@ pub(crate) struct Update {
     /// Absolute path of the cgroup's directory.
     pub(crate) cgroup: PathBuf,
     pub(crate) limits: Limits,
+}
+
+/// Copies files between a container and a stream.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Copy {
+    pub(crate) direction: Direction,
+    /// The container's init, which is not waited for before the worker has ended.
+    pub(crate) init_pid: i32,
+    /// From the container's root.
+    pub(crate) path: Vec<u8>,
+    /// What the source is called; empty where only its contents are copied.
+    pub(crate) name: Vec<u8>,
+}
+
+/// Which way files go, seen from the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Direction {
+    In,
+    Out,
 }
 
 /// Releases what a container had; its processes are dead or dying.

@@ -29,6 +29,7 @@ use crate::process::{Ports, Prepared, Process};
 use crate::reaper::Reaper;
 use crate::streams::Unclaimed;
 use crate::terminal;
+use crate::worker::storage;
 
 /// Below it everything of the containers is kept.
 const RUN: &str = "/run/kata";
@@ -194,7 +195,12 @@ impl Sandbox {
         }
         if !storages.is_empty() {
             let (storages, files) = self.disks().storages(storages).await?;
-            launch::run(&self.reaper, &Order::Mount(storages), &descriptors(&files)).await?;
+            if storage::are_memory(&storages) {
+                // Which is there at once, and the start of a worker would be the longer part.
+                storage::mount_all(&storages)?.keep();
+            } else {
+                launch::run(&self.reaper, &Order::Mount(storages), &descriptors(&files)).await?;
+            }
         }
         *self.names() = Names {
             sandbox_id: Some(sandbox_id),

@@ -171,7 +171,7 @@ impl Member {
     }
 
     /// The way to the agent, as long as the container is there.
-    fn present(&self) -> Result<&Arc<Link>, Error> {
+    pub(crate) fn present(&self) -> Result<&Arc<Link>, Error> {
         check_present(&self.gone, &self.id)?;
         Ok(self.link())
     }
@@ -327,7 +327,7 @@ pub(crate) async fn create_container(
     let place = Place {
         id: &name,
         hostname: &shared.name,
-        layers: layers.places(),
+        layers: layers.disks(),
         shares_pid: shared.shares_pid,
     };
     let request = spec::create_request(&container, place);

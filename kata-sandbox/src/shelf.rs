@@ -15,69 +15,47 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use kata_agent_proto::agent;
-use kata_agent_proto::storage::{OFFSET, SIZE};
 use kata_image::Rootfs;
 use tokio::sync::mpsc::{UnboundedSender, WeakUnboundedSender};
 use tokio::sync::{OnceCell, oneshot, watch};
 
 use crate::error::Error;
 use crate::link::ended;
+use crate::prepare::proof;
 use crate::questions::{Extent, Question};
 use crate::report::Stage;
+use crate::spec::LayerDisk;
 use crate::supervise::{Order, State};
 
 /// The serial of the shelf's disk.
 pub(crate) const SERIAL: &str = "shelf";
 
-/// Where a layer is found in the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum LayerPlace {
-    /// On a disk of its own, with this serial.
-    Disk(String),
-    /// On the shelf.
-    Shelf(Extent),
-}
-
-impl LayerPlace {
-    /// The storage that mounts it.
-    pub(crate) fn storage(&self, mount_point: String) -> agent::Storage {
-        let (source, driver_options) = match self {
-            Self::Disk(serial) => (serial.clone(), Vec::new()),
-            Self::Shelf(Extent { offset, bytes }) => (
-                SERIAL.to_owned(),
-                vec![format!("{OFFSET}{offset}"), format!("{SIZE}{bytes}")],
-            ),
-        };
-        agent::Storage {
-            driver: "blk".into(),
-            driver_options,
-            source,
-            fstype: "erofs".into(),
-            options: vec!["ro".into()],
-            mount_point,
-            ..agent::Storage::default()
-        }
-    }
-}
-
 /// An image's layers in a machine, which stay there as long as this lives.
 #[derive(Debug, Default)]
 pub(crate) struct Layers {
     /// The lowest first.
-    places: Vec<LayerPlace>,
+    disks: Vec<LayerDisk>,
     /// What of it is on the shelf.
     _held: Vec<Arc<Shown>>,
 }
 
 impl Layers {
     /// Where they are, the lowest first.
-    pub(crate) fn places(&self) -> &[LayerPlace] {
-        &self.places
+    pub(crate) fn disks(&self) -> &[LayerDisk] {
+        &self.disks
     }
 }
 
-/// A layer on the shelf. The last who has it takes it away.
+/// What a file on the shelf is. One that is read through dm-verity is a file apart, for the guest gives a part of a
+/// disk either to a file system or to dm-verity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Layer,
+    Verified,
+    Tree,
+}
+
+/// A file on the shelf. The last who has it takes it away.
 #[derive(Debug)]
 struct Shown {
     /// Once the monitor has said it.
@@ -97,19 +75,19 @@ impl Drop for Shown {
 /// The layers of a running machine.
 #[derive(Debug)]
 pub(crate) struct Shelf {
-    /// Digest and serial of those that it was built with.
-    disks: Vec<(String, String)>,
-    /// What is shown, by digest; weak, so that it is shown no longer than it is used.
-    shown: Mutex<HashMap<String, Weak<Shown>>>,
+    /// Those that it was built with, by digest.
+    disks: Vec<(String, LayerDisk)>,
+    /// What is shown, by the layer's digest; weak, so that it is shown no longer than it is used.
+    shown: Mutex<HashMap<(String, Kind), Weak<Shown>>>,
     /// Weak, or a container would keep its sandbox.
     orders: WeakUnboundedSender<Order>,
     state: watch::Receiver<State>,
 }
 
 impl Shelf {
-    /// The shelf of a machine that was built with disks of these digests and serials, in whose supervision it is.
+    /// The shelf of a machine that was built with disks of these digests, in whose supervision it is.
     pub(crate) fn new(
-        disks: Vec<(String, String)>,
+        disks: Vec<(String, LayerDisk)>,
         orders: &UnboundedSender<Order>,
         state: watch::Receiver<State>,
     ) -> Self {
@@ -127,24 +105,56 @@ impl Shelf {
     /// When the monitor cannot show one, or the sandbox ends. What was shown for it is taken away again.
     pub(crate) async fn show(&self, layers: Vec<Rootfs>) -> Result<Layers, Error> {
         let mut found = Layers::default();
-        for Rootfs { digest, file, .. } in layers {
-            if let Some((_, serial)) = self.disks.iter().find(|(known, _)| *known == digest) {
-                found.places.push(LayerPlace::Disk(serial.clone()));
-                continue;
-            }
-            let shown = self.shown_of(digest);
-            // One who asks for the same meanwhile waits; when this one gives up, the other asks.
-            let extent = shown.extent.get_or_try_init(|| self.add(file)).await?;
-            found.places.push(LayerPlace::Shelf(*extent));
-            found._held.push(shown);
+        for layer in layers {
+            let is_there = |(digest, disk): &&(String, LayerDisk)| {
+                // One whose blocks are checked is checked for all.
+                *digest == layer.digest && (layer.hash_tree.is_none() || disk.verity.is_some())
+            };
+            let disk = match self.disks.iter().find(is_there) {
+                Some((_, disk)) => disk.clone(),
+                None => self.show_one(layer, &mut found._held).await?,
+            };
+            found.disks.push(disk);
         }
         Ok(found)
     }
 
-    fn shown_of(&self, digest: String) -> Arc<Shown> {
+    async fn show_one(&self, layer: Rootfs, held: &mut Vec<Arc<Shown>>) -> Result<LayerDisk, Error> {
+        let Rootfs {
+            digest,
+            file,
+            hash_tree,
+            ..
+        } = layer;
+        let Some(tree) = hash_tree else {
+            let extent = self.place(digest, Kind::Layer, file, held).await?;
+            return Ok(LayerDisk::shown(extent, None));
+        };
+        let proof = proof(&tree);
+        let extent = self.place(digest.clone(), Kind::Verified, file, held).await?;
+        let tree = self.place(digest, Kind::Tree, tree.file, held).await?;
+        Ok(LayerDisk::shown(extent, Some((tree, proof))))
+    }
+
+    /// Where the file is shown, from now on if it was not before.
+    async fn place(
+        &self,
+        digest: String,
+        kind: Kind,
+        file: File,
+        held: &mut Vec<Arc<Shown>>,
+    ) -> Result<Extent, Error> {
+        let shown = self.shown_of((digest, kind));
+        // One who asks for the same meanwhile waits; when this one gives up, the other asks.
+        let extent = *shown.extent.get_or_try_init(|| self.add(file)).await?;
+        held.push(shown);
+        Ok(extent)
+    }
+
+    fn shown_of(&self, key: (String, Kind)) -> Arc<Shown> {
         // Nothing panics while holding it.
         let mut known = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(shown) = known.get(&digest).and_then(Weak::upgrade) {
+        if let Some(shown) = known.get(&key).and_then(Weak::upgrade) {
             return shown;
         }
         known.retain(|_, shown| shown.strong_count() > 0);
@@ -152,7 +162,7 @@ impl Shelf {
             extent: OnceCell::new(),
             orders: self.orders.clone(),
         });
-        known.insert(digest, Arc::downgrade(&shown));
+        known.insert(key, Arc::downgrade(&shown));
         shown
     }
 
@@ -176,6 +186,7 @@ mod tests {
 
     use super::*;
     use crate::error::ErrorKind;
+    use crate::plan::{Layer, Proof};
     use crate::supervise::Ended;
 
     fn layer(digest: &str) -> Rootfs {
@@ -185,7 +196,16 @@ mod tests {
             digest: digest.to_owned(),
             size_bytes: 0,
             cached: true,
+            hash_tree: None,
         }
+    }
+
+    fn base() -> LayerDisk {
+        LayerDisk::new((0, &Layer::default()))
+    }
+
+    fn on_shelf(extent: Extent) -> LayerDisk {
+        LayerDisk::shown(extent, None)
     }
 
     struct Bed {
@@ -200,7 +220,7 @@ mod tests {
         fn new() -> Self {
             let (orders, asked) = mpsc::unbounded_channel();
             let (state, seen) = watch::channel(State::Running);
-            let disks = vec![("base".to_owned(), "layer-0".to_owned())];
+            let disks = vec![("base".to_owned(), base())];
             Self {
                 shelf: Arc::new(Shelf::new(disks, &orders, seen)),
                 orders: Some(orders),
@@ -246,17 +266,10 @@ mod tests {
         let first = bed.show(&["base", "a", "b"]);
         let (a, b) = (bed.answer().await, bed.answer().await);
         let first = first.await.unwrap().unwrap();
-        let places = [
-            LayerPlace::Disk("layer-0".into()),
-            LayerPlace::Shelf(a),
-            LayerPlace::Shelf(b),
-        ];
-        assert_eq!(first.places(), places);
+        let places = [base(), on_shelf(a), on_shelf(b)];
+        assert_eq!(first.disks(), places);
         let second = bed.show(&["b", "base"]).await.unwrap().unwrap();
-        assert_eq!(
-            second.places(),
-            [LayerPlace::Shelf(b), LayerPlace::Disk("layer-0".into())]
-        );
+        assert_eq!(second.disks(), [on_shelf(b), base()]);
         drop(first);
         assert_eq!(bed.removed(), [a.offset], "the other is in use");
         drop(second);
@@ -264,7 +277,7 @@ mod tests {
         // Later it is shown anew.
         let third = bed.show(&["b"]);
         let again = bed.answer().await;
-        assert_eq!(third.await.unwrap().unwrap().places(), [LayerPlace::Shelf(again)]);
+        assert_eq!(third.await.unwrap().unwrap().disks(), [on_shelf(again)]);
         assert_eq!(bed.removed(), [again.offset]);
     }
 
@@ -280,7 +293,7 @@ mod tests {
         first.abort();
         let extent = bed.answer().await;
         let second = second.await.unwrap().unwrap();
-        assert_eq!(second.places(), [LayerPlace::Shelf(extent)]);
+        assert_eq!(second.disks(), [on_shelf(extent)]);
     }
 
     #[tokio::test]
@@ -303,7 +316,7 @@ mod tests {
         let shown = bed.show(&["a"]);
         let a = bed.answer().await;
         let shown = shown.await.unwrap().unwrap();
-        assert_eq!(shown.places(), [LayerPlace::Shelf(a)]);
+        assert_eq!(shown.disks(), [on_shelf(a)]);
         bed.orders = None;
         assert!(bed.asked.recv().await.is_none(), "layers do not keep a sandbox");
         bed.state.send_replace(State::Ended(Arc::new(Ended::stopped())));
@@ -314,18 +327,25 @@ mod tests {
 
     #[test]
     fn a_storage_says_the_place() {
-        let disk = LayerPlace::Disk("layer-1".into()).storage("/m".into());
-        assert_eq!((disk.source.as_str(), disk.driver_options.len()), ("layer-1", 0));
-        let extent = Extent {
-            offset: 1 << 20,
-            bytes: 4096,
-        };
-        let part = LayerPlace::Shelf(extent).storage("/m".into());
+        let disk = base().storage("/m".into());
+        assert_eq!((disk.source.as_str(), disk.driver_options.len()), ("layer-0", 0));
+        let extent = |offset| Extent { offset, bytes: 4096 };
+        let part = on_shelf(extent(1 << 20)).storage("/m".into());
         assert_eq!((part.driver.as_str(), part.source.as_str()), ("blk", "shelf"));
-        assert_eq!(
-            part.driver_options,
-            ["kata-rs.blk.offset=1048576", "kata-rs.blk.size=4096"]
-        );
+        let place = ["kata-rs.storage.offset=1048576", "kata-rs.storage.size=4096"];
+        assert_eq!(part.driver_options, place);
         assert_eq!((part.fstype.as_str(), part.mount_point.as_str()), ("erofs", "/m"));
+        let proof = Proof {
+            root_hash: [0xab; 32],
+            salt: vec![1, 2],
+            data_blocks: 1,
+        };
+        let verified = LayerDisk::shown(extent(1 << 20), Some((extent(2 << 20), proof)));
+        let tree = format!(
+            "kata-rs.storage.dm-verity=shelf@2097152+4096 1 {} 0102",
+            "ab".repeat(32)
+        );
+        let options = verified.storage("/m".into()).driver_options;
+        assert_eq!(options, [&[tree.as_str()][..], &place].concat());
     }
 }

@@ -1,7 +1,7 @@
 //! The container as the agent is told it: an OCI runtime specification and the storages under it. Pure.
 //!
-//! The defaults are those that people know from docker: the same mounts, capabilities, masked and
-//! read-only paths. Seccomp is not among them yet.
+//! The defaults are those that people know from docker: the same mounts, capabilities, filter of system calls, masked and
+//! read-only paths.
 
 use std::collections::HashMap;
 
@@ -10,12 +10,15 @@ use kata_agent_proto::annotation;
 use kata_agent_proto::oci::{
     Box as ConsoleSize, Linux, LinuxCapabilities, LinuxNamespace, Mount, POSIXRlimit, Process, Spec,
 };
+use kata_agent_proto::storage::{OFFSET, SIZE, VERITY};
 use protobuf::MessageField;
 
 use crate::container::{Container, ProcessSettings, Writable};
 use crate::limits::Limits;
-use crate::shelf::LayerPlace;
+use crate::plan::{Layer, Proof};
+use crate::questions::Extent;
 use crate::terminal::TerminalSize;
+use crate::{seccomp, shelf};
 
 /// Serial of the disk that a container writes to.
 pub(crate) const WRITABLE_SERIAL: &str = "writable";
@@ -82,8 +85,8 @@ pub(crate) struct Place<'a> {
     pub(crate) id: &'a str,
     /// Unless it has one of its own.
     pub(crate) hostname: &'a str,
-    /// Where its layers are, the lowest first.
-    pub(crate) layers: &'a [LayerPlace],
+    /// The disks of its layers, the lowest first.
+    pub(crate) layers: &'a [LayerDisk],
     /// Whether the containers of the sandbox share a PID namespace.
     pub(crate) shares_pid: bool,
 }
@@ -129,21 +132,72 @@ pub(crate) fn exec_request(
     }
 }
 
-/// Serial of the disk of a layer, counted from the lowest.
-pub(crate) fn layer_serial(layer: usize) -> String {
-    format!("layer-{layer}")
+/// A disk with a layer, or the part of the shelf that has one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LayerDisk {
+    pub(crate) serial: String,
+    /// None for a disk of its own.
+    pub(crate) extent: Option<Extent>,
+    /// The storage's option that has the agent check every block, if they are checked.
+    pub(crate) verity: Option<String>,
+}
+
+impl LayerDisk {
+    /// Of a layer that the machine is built with, counted from the lowest.
+    pub(crate) fn new((place, layer): (usize, &Layer)) -> Self {
+        let verity = layer.proof.as_ref();
+        Self {
+            serial: format!("layer-{place}"),
+            extent: None,
+            verity: verity.map(|proof| proof.option(&tree_serial(place))),
+        }
+    }
+
+    /// Of a layer on the shelf, with its hash tree if it has one.
+    pub(crate) fn shown(extent: Extent, tree: Option<(Extent, Proof)>) -> Self {
+        let verity = tree.map(|(Extent { offset, bytes }, proof)| {
+            proof.option(&format!("{}@{offset}+{bytes}", shelf::SERIAL))
+        });
+        Self {
+            serial: shelf::SERIAL.to_owned(),
+            extent: Some(extent),
+            verity,
+        }
+    }
+
+    /// The storage that mounts it.
+    pub(crate) fn storage(&self, mount_point: String) -> Storage {
+        let mut driver_options: Vec<String> = self.verity.iter().cloned().collect();
+        if let Some(Extent { offset, bytes }) = self.extent {
+            driver_options.extend([format!("{OFFSET}{offset}"), format!("{SIZE}{bytes}")]);
+        }
+        Storage {
+            driver_options,
+            ..disk(self.serial.clone(), "erofs", "ro", mount_point)
+        }
+    }
+}
+
+impl Proof {
+    /// The storage's option, of a tree that is there.
+    fn option(&self, tree: &str) -> String {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let (root_hash, salt) = (hex(&self.root_hash), hex(&self.salt));
+        format!("{VERITY}{tree} {} {root_hash} {salt}", self.data_blocks)
+    }
+}
+
+/// Serial of the disk with a layer's hash tree.
+pub(crate) fn tree_serial(layer: usize) -> String {
+    format!("tree-{layer}")
 }
 
 /// The layers read-only below an overlay, whose upper half is memory or a disk.
 fn storages(rootfs: &str, place: Place<'_>, writable: &Writable) -> Vec<Storage> {
     let base = format!("{GUEST_DIRECTORY}/{}", place.id);
     let lower = |layer: usize| format!("{base}/lower-{layer}");
-    let mut storages: Vec<Storage> = place
-        .layers
-        .iter()
-        .enumerate()
-        .map(|(layer, place)| place.storage(lower(layer)))
-        .collect();
+    let mount = |(layer, layer_disk): (usize, &LayerDisk)| layer_disk.storage(lower(layer));
+    let mut storages: Vec<Storage> = place.layers.iter().enumerate().map(mount).collect();
     let upper_half = format!("{base}/writable");
     storages.push(match writable {
         Writable::Memory => Storage {
@@ -154,19 +208,23 @@ fn storages(rootfs: &str, place: Place<'_>, writable: &Writable) -> Vec<Storage>
             mount_point: upper_half.clone(),
             ..Storage::default()
         },
-        Writable::Disk { .. } => Storage {
-            driver: "blk".into(),
-            source: WRITABLE_SERIAL.into(),
-            fstype: "ext4".into(),
-            options: vec!["rw".into()],
-            mount_point: upper_half.clone(),
-            ..Storage::default()
-        },
+        Writable::Disk { .. } => disk(WRITABLE_SERIAL.into(), "ext4", "rw", upper_half.clone()),
     });
     // An overlay names its highest layer first.
     let lowers: Vec<String> = (0..place.layers.len()).rev().map(lower).collect();
     storages.push(overlay(rootfs, &lowers.join(":"), &upper_half));
     storages
+}
+
+fn disk(serial: String, fstype: &str, option: &str, mount_point: String) -> Storage {
+    Storage {
+        driver: "blk".into(),
+        source: serial,
+        fstype: fstype.into(),
+        options: vec![option.into()],
+        mount_point,
+        ..Storage::default()
+    }
 }
 
 fn overlay(rootfs: &str, lower: &str, upper_half: &str) -> Storage {
@@ -215,6 +273,9 @@ fn spec(container: &Container, place: Place<'_>, rootfs: String) -> Spec {
     spec.annotations.extend(directories(&container.volumes));
     let linux = spec.linux.mut_or_insert_default();
     linux.cgroups_path = format!("/{}", place.id);
+    if container.is_unconfined {
+        linux.seccomp = MessageField::none();
+    }
     if container.limits != Limits::default() {
         container.limits.apply(linux.resources.mut_or_insert_default());
     }
@@ -237,6 +298,7 @@ fn default_spec() -> Spec {
             namespaces: NAMESPACES.map(namespace).into(),
             masked_paths: strings(&MASKED_PATHS),
             readonly_paths: strings(&READONLY_PATHS),
+            seccomp: MessageField::some(seccomp::profile(&strings(&CAPABILITIES))),
             ..Linux::default()
         }),
         ..Spec::default()
@@ -389,7 +451,8 @@ mod tests {
     use super::*;
 
     fn request(container: &Container, layers: usize) -> CreateContainerRequest {
-        let layers: Vec<LayerPlace> = (0..layers).map(layer_serial).map(LayerPlace::Disk).collect();
+        let layers = vec![Layer::default(); layers];
+        let layers: Vec<_> = layers.iter().enumerate().map(LayerDisk::new).collect();
         let place = Place {
             id: "main",
             hostname: "sb",

@@ -85,6 +85,7 @@ on_every_backend! {
         store.remove_kept(&name).unwrap();
     }
 
+    /// Conformance: semantics 21
     async fn a_disk_that_is_in_use_is_an_error_that_says_so(bed: Bed) {
         let name = repository(&bed, "busy");
         let sandbox = Sandbox::boot(bed.idle().kept_disk(&name, MiB(16))).await.unwrap();

@@ -10,6 +10,7 @@
 //!   │  ◄──────── Launched | LaunchFailed    │
 //!   │ Connect{..} + stream             ──►  │   host → guest connection
 //!   │  ◄──────────── Dialed{port} + stream  │   guest → host connection
+//!   │ FollowConsole + socket           ──►  │   the console, as it is written
 //!   │ Console, Info, Pause{paused}     ──►  │
 //!   │ AddExtent + file                 ──►  │   of the machine's shelf, and back again
 //!   │ RemoveExtent{offset}             ──►  │
@@ -61,6 +62,11 @@ pub enum Request {
     },
     /// Ask for [`Event::Console`].
     Console,
+    /// Send the guest's console to the `SOCK_SEQPACKET` socket beside this message: what is kept of it, and then
+    /// everything that comes, until the socket is closed. No reply. Each message is a position in all that was ever
+    /// written to the console (`u64`, little endian) and the bytes from there. A reader that lags loses what is not
+    /// kept any more, which the next position shows.
+    FollowConsole,
     /// Hold the machine's processors and devices, or let them go on. Answered by [`Event::Paused`] or
     /// [`Event::Refused`].
     Pause {

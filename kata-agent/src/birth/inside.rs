@@ -15,6 +15,7 @@ use rustix::thread::ThreadNameSpaceType;
 
 use super::devices::{self, Way};
 use super::hooks::{self, State};
+use super::join::Joins;
 use super::link::{Link, Word};
 use super::mounts::{self, Tree};
 use super::plan::{Plan, Sysctl};
@@ -41,6 +42,7 @@ pub(super) struct Door<'a> {
     pub(super) state: &'a State,
     pub(super) bundle: &'a Path,
     pub(super) cgroup: &'a Path,
+    pub(super) joins: Joins,
     /// Sources of mounts that had to be opened outside, by the field of the mount.
     pub(super) sources: std::collections::BTreeMap<String, OwnedFd>,
     /// It becomes no program.
@@ -121,6 +123,9 @@ fn link_failure(error: &std::io::Error) -> Failed {
 fn make(plan: &Plan, door: &mut Door<'_>) -> Result<(Vec<CString>, Option<OwnedFd>), Failed> {
     door.link.wait().map_err(|error| link_failure(&error))?;
     let spaces = &plan.namespaces;
+    if !door.joins.by_helper {
+        door.joins.join()?;
+    }
     if spaces.has(ThreadNameSpaceType::USER) {
         become_root().map_err(|error| {
             let text = format!("linux.uidMappings, linux.gidMappings: no root: {error}");
@@ -225,6 +230,7 @@ fn furnish(plan: &Plan, door: &mut Door<'_>) -> Result<(), Failed> {
         (!own_cgroup).then_some(door.cgroup),
     );
     tree.sources = std::mem::take(&mut door.sources);
+    tree.has_users = plan.namespaces.has(ThreadNameSpaceType::USER);
     tree.mount_all(&plan.mounts)?;
     let way = match plan.namespaces.has(ThreadNameSpaceType::USER) {
         true => Way::Borrow,

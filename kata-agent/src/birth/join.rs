@@ -1,6 +1,8 @@
-//! Namespaces that exist, and those that only a process's children are in: a helper process joins them and gives birth.
+//! Namespaces that exist: the process joins them itself, or a helper joins them and gives birth to it.
 //!
-//! Owns the order: a namespace is joined by the right of the agent's root, so the user namespace comes last.
+//! A helper is needed for those that only a process's children are in (PID, time), and where a user namespace takes the
+//! right to join away. Owns the order: a namespace is joined by the right of the agent's root, so the user namespace comes
+//! last.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,8 +19,12 @@ use super::plan::{Namespaces, Plan};
 use crate::exec::inside::become_root;
 use crate::sys::{self, Birth};
 
-/// What a helper joins, in order.
-pub(super) struct Helper(Vec<Open>);
+/// What is joined, in order.
+pub(super) struct Joins {
+    open: Vec<Open>,
+    /// Whether a helper has to do it.
+    pub(super) by_helper: bool,
+}
 
 struct Open {
     kind: ThreadNameSpaceType,
@@ -58,12 +64,12 @@ pub(super) fn birth_failed(error: Errno) -> Failed {
     Failed::new(kind, format!("linux.namespaces: {error}"))
 }
 
-impl Helper {
-    /// A helper, where one is needed.
+impl Joins {
+    /// Opens what is to be joined.
     ///
     /// # Errors
     /// Invalid: a path that leads nowhere, by its field.
-    pub(super) fn new(namespaces: &Namespaces) -> Result<Option<Self>, Failed> {
+    pub(super) fn open(namespaces: &Namespaces) -> Result<Self, Failed> {
         let mut open = Vec::new();
         for joined in &namespaces.joined {
             let file = rustix::fs::open(&joined.path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
@@ -78,43 +84,27 @@ impl Helper {
             });
         }
         open.sort_by_key(|open| rank(open.kind));
-        let needed = !open.is_empty() || namespaces.makes(ThreadNameSpaceType::TIME);
-        Ok(needed.then_some(Helper(open)))
+        let of_children = ThreadNameSpaceType::PROCESS_ID | ThreadNameSpaceType::TIME;
+        let only_born = open.iter().any(|open| of_children.contains(open.kind));
+        let without_right = !open.is_empty() && namespaces.has(ThreadNameSpaceType::USER);
+        Ok(Joins {
+            by_helper: only_born || without_right || namespaces.makes(ThreadNameSpaceType::TIME),
+            open,
+        })
     }
 
     /// Makes the helper, which gives birth to the process and tells its id over the door's link.
-    pub(super) fn start(self, plan: &Plan, door: Door<'_>, cgroup: &OwnedFd) -> Result<(), Failed> {
+    pub(super) fn start_helper(plan: &Plan, door: Door<'_>, cgroup: &OwnedFd) -> Result<(), Failed> {
         match sys::fork_sibling(0, None) {
             Ok(Birth::Parent { .. }) => Ok(()),
-            Ok(Birth::Child) => self.run(plan, door, cgroup),
+            Ok(Birth::Child) => run_helper(plan, door, cgroup),
             Err(error) => Err(birth_failed(error)),
         }
     }
 
-    fn run(self, plan: &Plan, door: Door<'_>, cgroup: &OwnedFd) -> ! {
-        let born = self.join(&plan.namespaces).and_then(|()| {
-            // Another user namespace has no right to the cgroup.
-            let cgroup = (!plan.namespaces.joins(ThreadNameSpaceType::USER)).then_some(cgroup.as_fd());
-            sys::fork_sibling(at_birth(&plan.namespaces), cgroup).map_err(birth_failed)
-        });
-        match born {
-            Ok(Birth::Child) => inside::run(plan, door),
-            Ok(Birth::Parent { pid, pidfd }) => {
-                if door.link.say(&Word::Born(pid), None).is_err() {
-                    // Nobody knows it.
-                    let _ = sys::pidfd_signal(&pidfd, libc::SIGKILL);
-                }
-                sys::exit_now(0)
-            }
-            Err(failed) => give_up(&door.link, &failed),
-        }
-    }
-
-    fn join(&self, namespaces: &Namespaces) -> Result<(), Failed> {
-        if namespaces.makes(ThreadNameSpaceType::TIME) {
-            make_time(&namespaces.time_offsets)?;
-        }
-        for Open { kind, file, field } in &self.0 {
+    /// Joins everything, for this process and its children.
+    pub(super) fn join(&self) -> Result<(), Failed> {
+        for Open { kind, file, field } in &self.open {
             rustix::thread::move_into_link_name_space(file.as_fd(), link_type(*kind)).map_err(|error| {
                 let kind = match error {
                     Errno::INVAL => FailureKind::Invalid,
@@ -123,11 +113,38 @@ impl Helper {
                 Failed::new(kind, format!("{field}: {error}"))
             })?;
         }
-        if namespaces.joins(ThreadNameSpaceType::USER) {
-            become_root().map_err(super::errno("root of the user namespace"))?;
-        }
         Ok(())
     }
+}
+
+fn run_helper(plan: &Plan, door: Door<'_>, cgroup: &OwnedFd) -> ! {
+    let born = prepare_helper(&plan.namespaces, &door.joins).and_then(|()| {
+        // Another user namespace has no right to the cgroup.
+        let cgroup = (!plan.namespaces.joins(ThreadNameSpaceType::USER)).then_some(cgroup.as_fd());
+        sys::fork_sibling(at_birth(&plan.namespaces), cgroup).map_err(birth_failed)
+    });
+    match born {
+        Ok(Birth::Child) => inside::run(plan, door),
+        Ok(Birth::Parent { pid, pidfd }) => {
+            if door.link.say(&Word::Born(pid), None).is_err() {
+                // Nobody knows it.
+                let _ = sys::pidfd_signal(&pidfd, libc::SIGKILL);
+            }
+            sys::exit_now(0)
+        }
+        Err(failed) => give_up(&door.link, &failed),
+    }
+}
+
+fn prepare_helper(namespaces: &Namespaces, joins: &Joins) -> Result<(), Failed> {
+    if namespaces.makes(ThreadNameSpaceType::TIME) {
+        make_time(&namespaces.time_offsets)?;
+    }
+    joins.join()?;
+    if namespaces.joins(ThreadNameSpaceType::USER) {
+        become_root().map_err(super::errno("root of the user namespace"))?;
+    }
+    Ok(())
 }
 
 /// A time namespace for children, whose offsets can be set until there is one.

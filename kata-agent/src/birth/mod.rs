@@ -35,7 +35,7 @@ use serde_json::Value;
 
 use self::hooks::State;
 use self::inside::Door;
-use self::join::Helper;
+use self::join::Joins;
 use self::link::{Link, Word};
 use self::plan::Plan;
 use crate::exec::Traits;
@@ -73,7 +73,6 @@ fn errno(what: &str) -> impl FnOnce(rustix::io::Errno) -> Failed + '_ {
 /// By the field that is the cause. Nothing of the process is left then.
 pub(crate) fn make(spec: &Value, place: Place<'_>) -> Result<i32, Failed> {
     let plan = Plan::new(spec, place.user, &place.traits)?;
-    let helper = Helper::new(&plan.namespaces)?;
     let (link, theirs) = link::pair().map_err(failed("worker process"))?;
     let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let cgroup = open(place.cgroup).map_err(errno("linux.cgroupsPath"))?;
@@ -85,6 +84,7 @@ pub(crate) fn make(spec: &Value, place: Place<'_>) -> Result<i32, Failed> {
         bundle: place.bundle,
         cgroup: place.cgroup,
         sources: open_sources(&plan, place.bundle)?,
+        joins: Joins::open(&plan.namespaces)?,
         idle: place.idle,
     };
     if place.idle {
@@ -93,15 +93,14 @@ pub(crate) fn make(spec: &Value, place: Place<'_>) -> Result<i32, Failed> {
     }
     // The container's processes must not see the agent in what is made for them.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(errno("dumpable"))?;
-    let (pid, pidfd) = match helper {
-        None => match sys::fork_sibling(at_birth(&plan.namespaces), Some(cgroup.as_fd())) {
+    let (pid, pidfd) = if door.joins.by_helper {
+        Joins::start_helper(&plan, door, &cgroup)?;
+        hear_of_birth(&link)?
+    } else {
+        match sys::fork_sibling(at_birth(&plan.namespaces), Some(cgroup.as_fd())) {
             Ok(Birth::Child) => inside::run(&plan, door),
             Ok(Birth::Parent { pid, pidfd }) => (pid, pidfd),
             Err(error) => return Err(join::birth_failed(error)),
-        },
-        Some(helper) => {
-            helper.start(&plan, door, &cgroup)?;
-            hear_of_birth(&link)?
         }
     };
     let process = Process { pid, pidfd };
@@ -227,8 +226,11 @@ fn prepare(plan: &Plan, process: &Process, procs: &Path) -> Result<(), Failed> {
         fs::write(procs, pid.to_string()).map_err(failed("linux.cgroupsPath"))?;
     }
     if spaces.has(ThreadNameSpaceType::USER) {
-        let given = worker::host_root(pid).and_then(|(uid, gid)| worker::give_streams(uid, gid));
-        given.map_err(errno("standard streams"))?;
+        let (uid, gid) = worker::host_root(pid).map_err(|error| {
+            let text = format!("linux.uidMappings, linux.gidMappings: of root: {error}");
+            Failed::new(FailureKind::Invalid, text)
+        })?;
+        worker::give_streams(uid, gid).map_err(errno("standard streams"))?;
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::copy_up;
-use super::options::{Change, Options, Propagation, attribute};
+use super::options::{Change, Options, Propagation, Recursive, attribute};
 use super::plan::Mount;
 use crate::sys::{self, MountAttributes};
 use crate::worker::root::Root;
@@ -32,6 +32,8 @@ pub(super) struct Tree<'a> {
     pub(super) bundle: &'a Path,
     /// Sources that had to be opened before a user namespace was entered, by the field of the mount.
     pub(super) sources: BTreeMap<String, OwnedFd>,
+    /// Whether it has a user namespace.
+    pub(super) has_users: bool,
     /// Mounts that become read-only once everything in them is made.
     sealed: Vec<(String, OwnedFd)>,
 }
@@ -103,6 +105,7 @@ impl<'a> Tree<'a> {
             cgroup,
             bundle,
             sources: BTreeMap::new(),
+            has_users: false,
             sealed: Vec::new(),
         }
     }
@@ -132,7 +135,7 @@ impl<'a> Tree<'a> {
         let attached = match mount.kind.as_str() {
             _ if options.bind.is_some() => self.bind(mount, None)?,
             "cgroup" | "cgroup2" => match self.cgroup {
-                Some(own) => self.bind(mount, Some(own))?,
+                Some(own) => self.bind(mount, Some((own, false)))?,
                 None => self.file_system(mount, "cgroup2")?,
             },
             kind => self.file_system(mount, kind)?,
@@ -144,9 +147,11 @@ impl<'a> Tree<'a> {
     }
 
     /// A directory or file that exists, or the container's own cgroup.
-    fn bind(&mut self, mount: &Mount, own: Option<&Path>) -> Result<OwnedFd, Failed> {
-        let tree = match (own, self.sources.remove(&mount.field)) {
-            (Some(own), _) => clone_tree(CWD, own, false).map_err(|error| failed(mount, ".source", error))?,
+    fn bind(&mut self, mount: &Mount, agents: Option<(&Path, Recursive)>) -> Result<OwnedFd, Failed> {
+        let tree = match (agents, self.sources.remove(&mount.field)) {
+            (Some((agents, recursive)), _) => {
+                clone_tree(CWD, agents, recursive).map_err(|error| failed(mount, ".source", error))?
+            }
             (None, Some(opened)) => opened,
             (None, None) => open_source(mount, self.bundle)?,
         };
@@ -180,13 +185,21 @@ impl<'a> Tree<'a> {
         // The plan has no text with a null byte.
         let data = CString::new(data.as_str()).unwrap_or_default();
         let data = (!data.is_empty()).then_some(data.as_c_str());
-        rustix::mount::mount(source, path_of(&place), kind, flags, data).map_err(|error| {
-            failed(
-                mount,
-                "",
-                format_args!("{kind} {source:?} at {}: {error}", mount.destination.display()),
-            )
-        })?;
+        match rustix::mount::mount(source, path_of(&place), kind, flags, data) {
+            Ok(()) => {}
+            // It shows a network, and that of the sandbox is not the container's users' to show anew.
+            Err(Errno::PERM) if kind == "sysfs" && self.has_users => {
+                return self.bind(mount, Some((Path::new("/sys"), true)));
+            }
+            Err(error) => {
+                let at = mount.destination.display();
+                return Err(failed(
+                    mount,
+                    "",
+                    format_args!("{kind} {source:?} at {at}: {error}"),
+                ));
+            }
+        }
         let mounted = self.existing(mount)?;
         change(&mounted, true, *recursive_change).map_err(|error| failed(mount, ".options", error))?;
         if *copies {

@@ -22,6 +22,8 @@ pub(crate) use making::{
     set_io_priority, set_personality, set_scheduling, unshare,
 };
 
+use crate::reaper::{Ending, Usage};
+
 /// Which side of [`fork`] this is.
 pub(crate) enum Fork {
     /// The new process.
@@ -145,6 +147,47 @@ pub(crate) fn peek_ended_child() -> io::Result<Option<Pid>> {
     check(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) })?;
     // SAFETY: waitid filled the SIGCHLD part of `info`, or left it zero.
     Ok(Pid::from_raw(unsafe { info.si_pid() }))
+}
+
+/// What a killed process's signal number is added to.
+const SIGNAL_BASE: i32 = 128;
+
+/// How a child ended and what it used, if it has ended; it stays a zombie.
+pub(crate) fn peek_ending(pidfd: &impl AsFd) -> io::Result<Option<Ending>> {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    let fd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: all bytes zero is a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: all bytes zero is a valid rusage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    let (to_info, to_usage) = (&raw mut info, &raw mut usage);
+    // SAFETY: the kernel writes a siginfo_t and a rusage, which the pointers lead to (waitid(2), raw system call).
+    let result = unsafe { libc::syscall(libc::SYS_waitid, libc::P_PIDFD, fd, to_info, flags, to_usage) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid(2) filled it in, or left it zero when no child has ended.
+    if unsafe { info.si_pid() } == 0 {
+        return Ok(None);
+    }
+    // SAFETY: waitid(2) filled it in.
+    let value = unsafe { info.si_status() };
+    let nanoseconds = |time: libc::timeval| {
+        let micros = time.tv_sec.saturating_mul(1_000_000).saturating_add(time.tv_usec);
+        u64::try_from(micros).unwrap_or(0).saturating_mul(1000)
+    };
+    Ok(Some(Ending {
+        status: match info.si_code {
+            libc::CLD_EXITED => value,
+            _ => SIGNAL_BASE + value,
+        },
+        usage: Usage {
+            user_ns: nanoseconds(usage.ru_utime),
+            system_ns: nanoseconds(usage.ru_stime),
+            // The kernel counts it in KiB.
+            memory_peak_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) << 10,
+        },
+    }))
 }
 
 /// What an idle process waits for.
@@ -304,6 +347,19 @@ pub(crate) fn attach_loop(file: &impl AsFd, read_only: bool) -> io::Result<(Stri
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Asks the device mapper (`/dev/mapper/control`) for something, by the request's number in linux/dm-ioctl.h.
+/// `request` is a `struct dm_ioctl` with what follows it, and the answer afterwards.
+pub(crate) fn ask_device_mapper(control: &impl AsFd, number: u32, request: &mut [u8]) -> io::Result<()> {
+    /// `_IOWR(DM_IOCTL, 0, struct dm_ioctl)`, whose argument has 312 bytes.
+    const DM: u32 = 3 << 30 | 312 << 16 | 0xfd << 8;
+    let length = u32::try_from(request.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let size = request.get_mut(12..16).ok_or(io::ErrorKind::InvalidInput)?;
+    size.copy_from_slice(&length.to_ne_bytes());
+    let number = libc::c_ulong::from(DM | number);
+    // SAFETY: the kernel reads and writes as many bytes as `data_size`, at byte 12, says, and refuses less than 312.
+    check(unsafe { libc::ioctl(control.as_fd().as_raw_fd(), number as _, request.as_mut_ptr()) }).map(drop)
 }
 
 /// A `struct loop_config` (linux/loop.h): fd, block size, then a loop_info64 with its flags at 52.

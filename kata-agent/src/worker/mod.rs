@@ -4,6 +4,7 @@
 //! first processes become the agent's own children. Must not know connections or RPC.
 
 mod cgroup;
+mod copy;
 mod create;
 mod etc;
 mod partition;
@@ -11,7 +12,8 @@ pub(crate) mod passwd;
 pub(crate) mod program;
 mod remove;
 pub(crate) mod root;
-mod storage;
+pub(crate) mod storage;
+mod verity;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -72,6 +74,7 @@ fn carry_out(order: Order) -> Result<Outcome, Failed> {
         }) => hooks::run(&list, &state, &status, pid).map(|()| Outcome::Done),
         Order::Update(update) => update.limits.apply(&update.cgroup).map(|()| Outcome::Done),
         Order::Remove(remove) => remove::remove(&remove).map(|()| Outcome::Done),
+        Order::Copy(order) => copy::copy(&order).map(|()| Outcome::Done),
         Order::Mount(storages) => {
             storage::mount_all(&storages)?.keep();
             Ok(Outcome::Done)
@@ -135,8 +138,14 @@ pub(crate) fn strings(value: &Value) -> Vec<String> {
 
 /// Makes the standard streams that are pipes or a terminal the user's own, so that `/dev/stdout` can be opened.
 pub(crate) fn own_streams(uid: u32, gid: u32) -> Result<(), Failed> {
-    give_streams(uid, gid)
-        .map_err(|error| Failed::new(FailureKind::Container, format!("standard streams: {error}")))
+    give_streams(uid, gid).map_err(|error| match error {
+        rustix::io::Errno::INVAL => {
+            let text =
+                format!("process.user.uid, process.user.gid: {uid}:{gid} is nobody in the user namespace");
+            Failed::new(FailureKind::Invalid, text)
+        }
+        error => Failed::new(FailureKind::Container, format!("standard streams: {error}")),
+    })
 }
 
 /// Gives the standard streams to a user, by the numbers that this process sees.

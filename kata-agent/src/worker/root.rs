@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,9 @@ use rustix::io::Errno;
 
 /// Longest file that is read whole, in bytes.
 const READ_MAX_BYTES: u64 = 4 << 20;
+
+/// Most links that are followed to what is not there (path_resolution(7)).
+const LINKS_MAX: usize = 40;
 
 /// The root of a container.
 pub(crate) struct Root(OwnedFd);
@@ -93,18 +97,32 @@ impl Root {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Makes a directory and those above it.
+    /// Makes a directory and those above it, also where links of the root lead to what is not there yet.
     pub(crate) fn create_directories(&self, path: &Path) -> io::Result<()> {
+        Ok(self.make_way(path, LINKS_MAX)?)
+    }
+
+    fn make_way(&self, path: &Path, links: usize) -> Result<(), Errno> {
         let mut parent = self.open_in(Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)?;
         let mut reached = PathBuf::from("/");
         for name in path
             .components()
             .filter(|part| !matches!(part, std::path::Component::RootDir))
         {
+            let above = reached.clone();
             reached.push(name);
             parent = match self.open_in(&reached, OFlags::PATH | OFlags::DIRECTORY) {
                 Err(Errno::NOENT) => {
-                    rustix::fs::mkdirat(&parent, name.as_os_str(), Mode::from_raw_mode(0o755))?;
+                    let made = rustix::fs::mkdirat(&parent, name.as_os_str(), Mode::from_raw_mode(0o755));
+                    match made {
+                        // A link that leads nowhere: to there.
+                        Err(Errno::EXIST) => {
+                            let target = rustix::fs::readlinkat(&parent, name.as_os_str(), Vec::new())?;
+                            let target = above.join(std::ffi::OsStr::from_bytes(target.as_bytes()));
+                            self.make_way(&target, links.checked_sub(1).ok_or(Errno::LOOP)?)?;
+                        }
+                        other => other?,
+                    }
                     self.open_in(&reached, OFlags::PATH | OFlags::DIRECTORY)?
                 }
                 other => other?,
@@ -168,6 +186,13 @@ mod tests {
         root.create_directories(Path::new("/alias/deep/er"))
             .expect("made");
         assert!(dir.path().join("root/etc/deep/er").is_dir());
+        symlink("/new/../made", dir.path().join("root/dangling")).expect("linked");
+        symlink("../../../outer", dir.path().join("root/etc/out")).expect("linked");
+        symlink("loop", dir.path().join("root/loop")).expect("linked");
+        root.create_directories(Path::new("/dangling/a")).expect("made");
+        root.create_directories(Path::new("/etc/out/b")).expect("made");
+        assert!(dir.path().join("root/made/a").is_dir() && dir.path().join("root/outer/b").is_dir());
+        assert!(root.create_directories(Path::new("/loop/c")).is_err());
         assert!(root.is_directory(Path::new("/etc/deep/er")));
     }
 

@@ -2,16 +2,19 @@
 //!
 //! Owns the words of a storage (driver, source, options). A failure unmounts what this call mounted.
 
-use std::collections::BTreeSet;
-use std::fs;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirEntry};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use kata_agent_proto::storage::VERITY;
 use kata_agent_proto::{Failed, FailureKind};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::partition::Disk;
+use super::verity::{Table, Verified};
 use crate::extent::Extent;
 use crate::order::{Storage, Storages};
 use crate::sys;
@@ -49,6 +52,12 @@ impl Drop for Mounted {
             let _ = sweep(serial);
         }
     }
+}
+
+/// Whether nothing has to be waited for: no disk, no other file system.
+pub(crate) fn are_memory(storages: &Storages) -> bool {
+    let is_memory = |storage: &Storage| storage.driver == "ephemeral" && storage.fstype == "tmpfs";
+    storages.list.iter().all(is_memory)
 }
 
 /// Mounts the storages in order.
@@ -125,13 +134,49 @@ fn mount_overlay(storage: &Storage) -> Result<(), Failed> {
     mount_options(storage, "overlay", "overlay")
 }
 
+/// Devices of disks, and of parts of them. While it lives, nobody deletes the partitions that were made.
+#[derive(Default)]
+struct Devices(BTreeMap<String, Disk>);
+
+impl Devices {
+    fn path(&mut self, serial: &str, extent: Option<Extent>) -> Result<String, Failed> {
+        let Some(extent) = extent else {
+            return wait_for_disk(serial);
+        };
+        let partition = self.partition(serial, extent);
+        let path = partition.map_err(|error| {
+            let text = format!("a part of disk {serial:?}: {error}");
+            Failed::new(FailureKind::Mount, text)
+        })?;
+        Ok(path.to_string_lossy().into_owned())
+    }
+
+    fn partition(&mut self, serial: &str, extent: Extent) -> io::Result<PathBuf> {
+        let disk = match self.0.entry(serial.to_owned()) {
+            Entry::Occupied(locked) => locked.into_mut(),
+            Entry::Vacant(place) => {
+                let device = wait_for_disk(serial).map_err(io::Error::other)?;
+                place.insert(Disk::lock(Path::new(&device))?)
+            }
+        };
+        disk.partition(extent)
+    }
+}
+
 fn mount_disk(storage: &Storage, extent: Option<Extent>, storages: &Storages) -> Result<(), Failed> {
     let name = extent.map_or_else(|| storage.source.clone(), |extent| extent.name(&storage.source));
     let inherited = storages.disks.iter().find(|(serial, _)| *serial == name);
-    let source = match (inherited, extent) {
-        (Some((_, fd)), _) => format!("/proc/self/fd/{fd}"),
-        (None, Some(extent)) => return mount_partition(storage, extent),
-        (None, None) => wait_for_disk(&storage.source)?,
+    let words = storage
+        .driver_options
+        .iter()
+        .find_map(|option| option.strip_prefix(VERITY));
+    if let Some(words) = words {
+        return mount_verified(storage, extent, words, inherited.is_some());
+    }
+    let mut devices = Devices::default();
+    let source = match inherited {
+        Some((_, fd)) => format!("/proc/self/fd/{fd}"),
+        None => devices.path(&storage.source, extent)?,
     };
     match mount_options(storage, &source, &storage.fstype) {
         // A file where this file system wants a device.
@@ -140,12 +185,26 @@ fn mount_disk(storage: &Storage, extent: Option<Extent>, storages: &Storages) ->
     }
 }
 
-/// Nobody deletes the partition before it is mounted: the disk is locked until then.
-fn mount_partition(storage: &Storage, extent: Extent) -> Result<(), Failed> {
-    let device = wait_for_disk(&storage.source)?;
-    let disk = Disk::lock(Path::new(&device)).map_err(|error| failed(storage, &error))?;
-    let partition = disk.partition(extent).map_err(|error| failed(storage, &error))?;
-    mount_options(storage, &partition.to_string_lossy(), &storage.fstype)
+/// Mounts a disk whose every block is checked when it is read. What keeps the checking device is the mount alone.
+fn mount_verified(
+    storage: &Storage,
+    extent: Option<Extent>,
+    words: &str,
+    is_inherited: bool,
+) -> Result<(), Failed> {
+    if is_inherited {
+        let what = "a disk that is read through dm-verity, without a guest's kernel";
+        return Err(Failed::new(FailureKind::Unsupported, what));
+    }
+    let table = Table::parse(words)?;
+    let mut devices = Devices::default();
+    let data = devices.path(&storage.source, extent)?;
+    let (serial, part) = &table.hashes;
+    let hashes = devices.path(serial, *part)?;
+    // One for each mount: containers that share a disk come and go on their own.
+    let name = storage.mount_point.replace('/', ":");
+    let device = Verified::open(&name, &data, &hashes, &table)?;
+    mount_options(storage, device.path(), &storage.fstype)
 }
 
 fn mount_by_loop(storage: &Storage, source: &str) -> Result<(), Failed> {
@@ -172,8 +231,10 @@ fn wait_for_disk(serial: &str) -> Result<String, Failed> {
 }
 
 fn find_disk(directory: &Path, serial: &str) -> Option<String> {
-    let entries = fs::read_dir(directory).ok()?;
-    entries.flatten().find_map(|entry| {
+    let mut entries: Vec<_> = fs::read_dir(directory).ok()?.flatten().collect();
+    // Each look is a request to its disk, and those that a machine is built with are the first.
+    entries.sort_by_key(DirEntry::file_name);
+    entries.into_iter().find_map(|entry| {
         let found = fs::read_to_string(entry.path().join("serial")).ok()?;
         let name = entry.file_name().into_string().ok()?;
         (found.trim_end() == serial).then(|| format!("/dev/{name}"))

@@ -69,11 +69,11 @@ pub(super) fn seccomp(node: Node) -> Result<LinuxSeccomp, Error> {
     fields.refuse("listenerPath", "who listens is on the host")?;
     fields.refuse("listenerMetadata", "who listens is on the host")?;
     let seccomp = LinuxSeccomp {
-        default_errno_ret: fields.take("defaultErrnoRet").map(Node::number).transpose()?,
         default_action: fields.need("defaultAction")?.word(&ACTIONS)?,
         architectures: fields.read("architectures", |node| {
             node.list(|item| item.word(&ARCHITECTURES))
         })?,
+        default_errno_ret: fields.take("defaultErrnoRet").map(Node::number).transpose()?,
         flags: fields.read("flags", |node| node.list(|item| item.word(&FLAGS)))?,
         syscalls: fields.read("syscalls", |node| node.list(syscall))?,
         ..LinuxSeccomp::default()
