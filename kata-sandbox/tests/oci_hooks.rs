@@ -153,7 +153,7 @@ on_every_backend! {
         let mut spec = with(&|hooks| hooks.poststart = fails());
         spec.process.mut_or_insert_default().args = ["sleep", "1000"].map(String::from).to_vec();
         guest.create(&id, spec).await;
-        let failed = guest.start(&id).await.expect_err("a failure").to_string();
+        let failed = guest.start(&id).await.unwrap_err().to_string();
         assert!(failed.contains(&told("poststart")), "{failed}");
         assert_eq!(guest.wait(&id, &id).await, 137);
         guest.remove(&id).await;

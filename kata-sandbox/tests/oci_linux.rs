@@ -184,7 +184,7 @@ on_every_backend! {
         assert_eq!(ran.output, "not permitted\nnor files");
         let mut unmapped = process("true");
         unmapped.user.mut_or_insert_default().uid = 2000;
-        let refused = guest.try_exec(&id, "unmapped", unmapped).await.expect_err("not mapped").to_string();
+        let refused = guest.try_exec(&id, "unmapped", unmapped).await.unwrap_err().to_string();
         assert!(refused.contains("process.user.uid"), "{refused}");
 
         // The namespace of another container, with namespaces of its own in it.
