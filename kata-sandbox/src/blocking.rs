@@ -123,6 +123,18 @@ impl Sandbox {
         self.runtime.block_on(self.inner.machine())
     }
 
+    /// See [`crate::Sandbox::connect`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect(&self, port: u32) -> Result<UnixStream, Error> {
+        let stream = self.runtime.block_on(self.inner.dial(port))?;
+        stream.set_nonblocking(false).map_err(|cause| {
+            Error::new(ErrorKind::Io, Stage::Exit, "cannot use the connection").with_source(cause)
+        })?;
+        Ok(stream)
+    }
+
     /// See [`crate::Sandbox::stop`].
     ///
     /// # Errors

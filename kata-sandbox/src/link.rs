@@ -101,11 +101,17 @@ impl Link {
 
     /// A connection for one standard stream.
     pub(crate) async fn stream(&self, stage: Stage) -> Result<(u32, UnixStream), Error> {
-        match self.dialer.dial(port::STREAM).await {
+        self.dial(port::STREAM, stage).await
+    }
+
+    /// A connection to a port of the guest, with the port that the guest sees.
+    pub(crate) async fn dial(&self, guest_port: u32, stage: Stage) -> Result<(u32, UnixStream), Error> {
+        match self.dialer.dial(guest_port).await {
             Ok(stream) => Ok(stream),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(self.closed(stage).await),
             Err(error) => {
-                Err(Error::new(ErrorKind::Io, stage, "cannot open a standard stream").with_source(error))
+                let message = format!("cannot connect to port {guest_port} of the guest");
+                Err(Error::new(ErrorKind::Io, stage, message).with_source(error))
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The corridor: from a container to its output, stage by stage.
 
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -8,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use kata_agent_proto::agent::{StartContainerRequest, StatsContainerRequest};
 use kata_image::ImageConfig;
 use kata_vmm::hypervisor::{Capabilities, probe};
+use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
 use crate::connect::{Connected, connect};
@@ -247,6 +249,39 @@ impl Sandbox {
             Ok(answer) => answer,
             Err(_) => Err(ended(self.supervision.state.clone()).await.error(Stage::Machine)),
         }
+    }
+
+    /// Connects to a vsock port of the guest, where the agent or a program of a container listens (`AF_VSOCK`, any
+    /// CID). The connection is open at once; it closes when nobody listens there.
+    ///
+    /// Port 1024 is the agent's API, for programs that speak it themselves ([`kata_agent_proto::Client`]).
+    ///
+    /// ```no_run
+    /// use kata_sandbox::{Command, Container, Sandbox};
+    /// use tokio::io::AsyncReadExt;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let sandbox = Sandbox::boot(Container::new("debian.tar")).await?;
+    /// let _server = sandbox.exec(Command::new("socat").args(["VSOCK-LISTEN:5000", "SYSTEM:date"])).await?;
+    /// let mut date = String::new();
+    /// sandbox.connect(5000).await?.read_to_string(&mut date).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// When the sandbox has ended.
+    pub async fn connect(&self, port: u32) -> Result<UnixStream, Error> {
+        let stream = self.dial(port).await?;
+        UnixStream::from_std(stream).map_err(|cause| {
+            Error::new(ErrorKind::Io, Stage::Exit, "cannot use the connection").with_source(cause)
+        })
+    }
+
+    /// A connection that no runtime knows yet.
+    pub(crate) async fn dial(&self, port: u32) -> Result<StdUnixStream, Error> {
+        let (_, stream) = self.link.dial(port, Stage::Exit).await?;
+        Ok(stream)
     }
 
     /// Kills the machine and waits until nothing is left of it. A sandbox that has ended stays ended.
