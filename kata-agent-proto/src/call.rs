@@ -33,6 +33,9 @@ pub enum CallError {
     /// The agent does not offer this method.
     #[error("the agent does not offer this method")]
     Unimplemented,
+    /// A stream that is read by calls has come to its end.
+    #[error("the stream has ended")]
+    EndOfStream,
     /// The deadline of [`Client::with_deadline`](crate::Client::with_deadline) passed.
     #[error("the agent did not answer in time")]
     DeadlineExceeded,
@@ -64,7 +67,9 @@ impl CallError {
             return CallError::Failed { kind, subject };
         }
         match status.code.enum_value() {
+            Ok(Code::NOT_FOUND) if is_generated(&status.message) => CallError::Unimplemented,
             Ok(Code::NOT_FOUND) => CallError::NotFound,
+            Ok(Code::INTERNAL) if is_end_of_stream(&status.message) => CallError::EndOfStream,
             Ok(Code::UNIMPLEMENTED) => CallError::Unimplemented,
             Ok(Code::DEADLINE_EXCEEDED) => CallError::DeadlineExceeded,
             _ => CallError::Status {
@@ -73,6 +78,17 @@ impl CallError {
             },
         }
     }
+}
+
+/// What generated code answers for a method of a service that its author left out: an agent that is not
+/// [`offered`](crate::offered) says "not found" where it means "not offered".
+fn is_generated(message: &str) -> bool {
+    message.starts_with('/') && message.ends_with(" is not supported")
+}
+
+/// Kata's agent has only words for it: of a pipe, and of a terminal. A backtrace may follow them.
+fn is_end_of_stream(message: &str) -> bool {
+    matches!(message.lines().next(), Some("read meet eof" | "eof"))
 }
 
 impl From<ttrpc::Error> for CallError {
@@ -165,6 +181,26 @@ mod tests {
                 message: "words".into()
             }
         );
+    }
+
+    #[test]
+    fn the_words_of_katas_agent_are_understood() {
+        let error = |code, words| CallError::from(ttrpc::Error::RpcStatus(ttrpc::get_status(code, words)));
+        let unsupported = "/grpc.AgentService/ResizeVolume is not supported";
+        assert_eq!(error(Code::NOT_FOUND, unsupported), CallError::Unimplemented);
+        for words in [
+            "read meet eof",
+            "eof",
+            "read meet eof\n\nStack backtrace:\n   0: x",
+        ] {
+            assert_eq!(error(Code::INTERNAL, words), CallError::EndOfStream, "{words}");
+        }
+        for words in ["eof of what", "No such file", ""] {
+            assert!(
+                matches!(error(Code::INTERNAL, words), CallError::Status { .. }),
+                "{words}"
+            );
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The host's side of the agent's API: one method for each request in use.
+//! The host's side of the agent's API: one method for each request.
 //!
 //! Owns deadlines and the detection of a lost connection. Must not know how the connection was made.
 
@@ -11,16 +11,25 @@ use ttrpc::r#async::transport::Socket;
 use ttrpc::context::{self, Context};
 
 use crate::agent::{
-    CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
-    ExecProcessRequest, GuestDetailsRequest, GuestDetailsResponse, RemoveContainerRequest,
-    ReseedRandomDevRequest, SetGuestDateTimeRequest, SignalProcessRequest, StartContainerRequest,
-    StatsContainerRequest, StatsContainerResponse, TtyWinResizeRequest, WaitProcessRequest,
-    WaitProcessResponse,
+    AddARPNeighborsRequest, AddSwapPathRequest, AddSwapRequest, CloseStdinRequest, CopyFileRequest,
+    CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest, ExecProcessRequest,
+    GetIPTablesRequest, GetIPTablesResponse, GetMetricsRequest, GetOOMEventRequest, GuestDetailsRequest,
+    GuestDetailsResponse, Interfaces, ListInterfacesRequest, ListRoutesRequest, MemAgentCompactConfig,
+    MemAgentMemcgConfig, MemHotplugByProbeRequest, Metrics, OOMEvent, OnlineCPUMemRequest,
+    PauseContainerRequest, ReadStreamRequest, ReadStreamResponse, RemoveContainerRequest,
+    RemoveStaleVirtiofsShareMountsRequest, ReseedRandomDevRequest, ResizeVolumeRequest,
+    ResumeContainerRequest, Routes, SetGuestDateTimeRequest, SetIPTablesRequest, SetIPTablesResponse,
+    SetPolicyRequest, SignalProcessRequest, StartContainerRequest, StatsContainerRequest,
+    StatsContainerResponse, TtyWinResizeRequest, UpdateContainerRequest, UpdateEphemeralMountsRequest,
+    UpdateInterfaceRequest, UpdateRoutesRequest, VolumeStatsRequest, WaitProcessRequest, WaitProcessResponse,
+    WriteStreamRequest, WriteStreamResponse,
 };
 use crate::agent_ttrpc::AgentServiceClient;
 use crate::call::{CallError, Watched};
+use crate::csi::VolumeStatsResponse;
 use crate::health::{CheckRequest, HealthCheckResponse, VersionCheckResponse};
 use crate::health_ttrpc::HealthClient;
+use crate::types::Interface;
 
 /// A connection to the agent. Clones share it; calls on it run side by side.
 ///
@@ -55,6 +64,24 @@ macro_rules! calls {
     )+};
 }
 
+/// Defines those that wait for something to happen, without a deadline.
+macro_rules! patient_calls {
+    ($($(#[$doc:meta])* $name:ident($request:ty) -> $answer:ty;)+) => {$(
+        $(#[$doc])*
+        /// Without a deadline.
+        ///
+        /// # Errors
+        /// A [`CallError`]; [`CallError::NotFound`] when there is no such container or process (any more).
+        pub async fn $name(&self, request: $request) -> Result<$answer, CallError> {
+            let patient = Client {
+                deadline: None,
+                ..self.clone()
+            };
+            patient.answer(patient.agent.$name(Context::default(), &request)).await
+        }
+    )+};
+}
+
 /// What a method returns of the message that the agent answered with.
 trait FromAnswer<T> {
     fn from_answer(answer: T) -> Self;
@@ -85,8 +112,8 @@ impl Client {
         }
     }
 
-    /// The same connection with a deadline for each call made through the result, except
-    /// [`wait_process`](Client::wait_process). The agent gives up the request at the deadline, too.
+    /// The same connection with a deadline for each call made through the result, except those that wait
+    /// for something to happen, such as [`wait_process`](Client::wait_process). The agent gives up the request at the deadline, too.
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
         Client {
@@ -129,21 +156,67 @@ impl Client {
         set_guest_date_time(SetGuestDateTimeRequest) -> ();
         /// What the agent and its guest can do.
         get_guest_details(GuestDetailsRequest) -> GuestDetailsResponse;
+        /// Changes limits of a container.
+        update_container(UpdateContainerRequest) -> ();
+        /// Stops all processes of a container where they are.
+        pause_container(PauseContainerRequest) -> ();
+        /// Lets the processes of a paused container go on.
+        resume_container(ResumeContainerRequest) -> ();
+        /// Changes one network interface.
+        update_interface(UpdateInterfaceRequest) -> Interface;
+        /// Replaces the guest's routes; what is there afterwards.
+        update_routes(UpdateRoutesRequest) -> Routes;
+        /// The guest's network interfaces.
+        list_interfaces(ListInterfacesRequest) -> Interfaces;
+        /// The guest's routes.
+        list_routes(ListRoutesRequest) -> Routes;
+        /// Adds neighbours of the guest.
+        add_arp_neighbors(AddARPNeighborsRequest) -> ();
+        /// The guest's packet filter, as iptables-save prints it.
+        get_ip_tables(GetIPTablesRequest) -> GetIPTablesResponse;
+        /// Changes the guest's packet filter, as iptables-restore reads it.
+        set_ip_tables(SetIPTablesRequest) -> SetIPTablesResponse;
+        /// Brings processors and memory online that were added.
+        online_cpu_mem(OnlineCPUMemRequest) -> ();
+        /// Tells the guest of memory that was added and that it cannot find.
+        mem_hotplug_by_probe(MemHotplugByProbeRequest) -> ();
+        /// Puts a piece of a file, a directory or a link into the guest.
+        copy_file(CopyFileRequest) -> ();
+        /// Has the guest swap to a block device, by its place on the PCI bus.
+        add_swap(AddSwapRequest) -> ();
+        /// Has the guest swap to a block device or file.
+        add_swap_path(AddSwapPathRequest) -> ();
+        /// Has an agent that decides by a policy decide by this one.
+        set_policy(SetPolicyRequest) -> ();
+        /// Changes the options of ephemeral mounts.
+        update_ephemeral_mounts(UpdateEphemeralMountsRequest) -> ();
+        /// Has the guest notice which shared directories are gone.
+        remove_stale_virtiofs_share_mounts(RemoveStaleVirtiofsShareMountsRequest) -> ();
+        /// What a volume holds.
+        get_volume_stats(VolumeStatsRequest) -> VolumeStatsResponse;
+        /// Grows a volume.
+        resize_volume(ResizeVolumeRequest) -> ();
+        /// Figures of guest and agent, as text for Prometheus.
+        get_metrics(GetMetricsRequest) -> Metrics;
+        /// Settings of an agent that reclaims memory.
+        mem_agent_memcg_set(MemAgentMemcgConfig) -> ();
+        /// Settings of an agent that compacts memory.
+        mem_agent_compact_set(MemAgentCompactConfig) -> ();
     }
 
-    /// The exit status of a process, as soon as it has one: before, during and after its exit, from
-    /// any number of callers, until the container is removed. Without a deadline.
-    ///
-    /// # Errors
-    /// [`CallError::NotFound`] when there is no such container or process (any more).
-    pub async fn wait_process(&self, request: WaitProcessRequest) -> Result<WaitProcessResponse, CallError> {
-        let patient = Client {
-            deadline: None,
-            ..self.clone()
-        };
-        patient
-            .answer(patient.agent.wait_process(Context::default(), &request))
-            .await
+    patient_calls! {
+        /// The exit status of a process, as soon as it has one: before, during and after its exit, from
+        /// any number of callers, until the container is removed.
+        wait_process(WaitProcessRequest) -> WaitProcessResponse;
+        /// The next time that a container's process was killed for want of memory.
+        get_oom_event(GetOOMEventRequest) -> OOMEvent;
+        /// Writes to the standard input of a process that has no stream for it; as fast as it reads.
+        write_stdin(WriteStreamRequest) -> WriteStreamResponse;
+        /// Reads from the standard output of a process that has no stream for it, as soon as there is any.
+        /// The end is [`CallError::EndOfStream`].
+        read_stdout(ReadStreamRequest) -> ReadStreamResponse;
+        /// As [`read_stdout`](Client::read_stdout), of the standard error.
+        read_stderr(ReadStreamRequest) -> ReadStreamResponse;
     }
 
     /// Whether the agent serves.

@@ -46,12 +46,16 @@ pub enum FailureKind {
     NotRunning,
     /// The container could not be created, for a reason that is only text.
     Container,
+    /// The guest could not do it, for a reason that is only text.
+    Guest,
+    /// The guest has no network interface of that name or address.
+    NoSuchInterface,
     /// A kind that this version does not know.
     Unknown(i32),
 }
 
 /// The kinds in wire order, with the status code that accompanies each and the words for people.
-const KINDS: [(FailureKind, Kind, Code, &str); 13] = [
+const KINDS: [(FailureKind, Kind, Code, &str); 15] = [
     (
         FailureKind::NotFound,
         Kind::NOT_FOUND,
@@ -129,6 +133,18 @@ const KINDS: [(FailureKind, Kind, Code, &str); 13] = [
         Kind::CONTAINER,
         Code::INTERNAL,
         "cannot create the container",
+    ),
+    (
+        FailureKind::Guest,
+        Kind::GUEST,
+        Code::INTERNAL,
+        "the guest cannot do it",
+    ),
+    (
+        FailureKind::NoSuchInterface,
+        Kind::NO_SUCH_INTERFACE,
+        Code::FAILED_PRECONDITION,
+        "no such network interface",
     ),
 ];
 

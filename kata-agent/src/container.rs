@@ -70,6 +70,8 @@ impl Drop for Launching {
 /// See the module.
 pub(crate) struct Container {
     pub(crate) id: String,
+    /// Another name of its init.
+    init_id: String,
     pub(crate) places: Places,
     init: Arc<Process>,
     launches: Launches,
@@ -85,6 +87,7 @@ pub(crate) struct Container {
 impl Container {
     pub(crate) fn new(
         id: String,
+        init_id: String,
         places: Places,
         init: Process,
         launches: Launches,
@@ -92,6 +95,7 @@ impl Container {
     ) -> Self {
         Container {
             id,
+            init_id,
             places,
             init: Arc::new(init),
             launches,
@@ -113,9 +117,14 @@ impl Container {
         &self.init
     }
 
-    /// A process by name: the container's id is its init.
+    /// Whether the name is the init's: none, the container's id, or what its creator called it.
+    fn names_init(&self, exec_id: &str) -> bool {
+        exec_id.is_empty() || exec_id == self.id || exec_id == self.init_id
+    }
+
+    /// A process by name.
     pub(crate) fn process(&self, exec_id: &str) -> Option<Arc<Process>> {
-        if exec_id == self.id {
+        if self.names_init(exec_id) {
             return Some(self.init.clone());
         }
         self.execs().get(exec_id).cloned().flatten()
@@ -201,7 +210,7 @@ impl Container {
         let init = self.init.child().filter(|_| self.is_running());
         let init = init.ok_or_else(|| Failed::new(FailureKind::NotRunning, &self.id))?;
         let mut execs = self.execs();
-        if exec_id == self.id || execs.contains_key(exec_id) {
+        if self.names_init(exec_id) || execs.contains_key(exec_id) {
             return Err(Failed::new(FailureKind::AlreadyExists, exec_id));
         }
         execs.insert(exec_id.to_owned(), None);

@@ -27,6 +27,29 @@ pub(crate) enum Order {
     Remove(Remove),
     /// Mount storages that belong to the sandbox.
     Mount(Storages),
+    /// Carry a request of the API out as it came: it is the worker's standard input, and the answer its
+    /// standard output, both as protobuf.
+    Call(Call),
+}
+
+/// A request that a worker carries out as it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Call {
+    ListInterfaces,
+    UpdateInterface,
+    ListRoutes,
+    UpdateRoutes,
+    AddNeighbors,
+    GetIpTables,
+    SetIpTables,
+    OnlineProcessorsAndMemory,
+    ProbeMemory,
+    AddSwap,
+    UpdateEphemeralMounts,
+    VisitShares,
+    GetVolumeStats,
+    ResizeVolume,
+    LoadModules,
 }
 
 /// Storages, with the disks that stand behind serials in process mode.

@@ -67,6 +67,8 @@ pub(crate) struct Sandbox {
 /// What a container is made of.
 pub(crate) struct Creation {
     pub(crate) id: String,
+    /// Another name of its init.
+    pub(crate) init_id: String,
     pub(crate) spec: serde_json::Value,
     pub(crate) limits: Limits,
     pub(crate) user: Option<User>,
@@ -88,6 +90,7 @@ pub(crate) struct Execution {
 /// A container's first process, and what is watched of it.
 struct Init {
     id: String,
+    init_id: String,
     process: Process,
     kills: Option<Kills>,
 }
@@ -194,6 +197,7 @@ impl Sandbox {
     /// Creates a container; its process waits to be started.
     pub(crate) async fn create(&self, creation: Creation) -> Result<(), Error> {
         check_name(&creation.id)?;
+        check_name(&creation.init_id)?;
         let id = creation.id.clone();
         let slot = Slot::reserve(self, &id)?;
         let container = self.make_container(creation).await?;
@@ -212,7 +216,12 @@ impl Sandbox {
         })?;
         let made = self.make_init(&places, creation, &launches).await;
         match made {
-            Ok(Init { id, process, kills }) => Ok(Container::new(id, places, process, launches, kills)),
+            Ok(Init {
+                id,
+                init_id,
+                process,
+                kills,
+            }) => Ok(Container::new(id, init_id, places, process, launches, kills)),
             Err(failed) => {
                 self.release(&places).await?;
                 Err(failed.into())
@@ -228,6 +237,7 @@ impl Sandbox {
     ) -> Result<Init, Failed> {
         let Creation {
             id,
+            init_id,
             mut spec,
             limits,
             user,
@@ -255,7 +265,12 @@ impl Sandbox {
         let kills = Kills::watch(&id, &places.cgroup, &self.oom)
             .map_err(|error| Failed::new(FailureKind::Container, format!("memory.events: {error}")))?;
         let process = prepared.follow(child, launches.none()).await?;
-        Ok(Init { id, process, kills })
+        Ok(Init {
+            id,
+            init_id,
+            process,
+            kills,
+        })
     }
 
     /// Changes the limits of a container: all of them, or none.

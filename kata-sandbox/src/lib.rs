@@ -71,6 +71,7 @@ mod spec;
 mod supervise;
 mod terminal;
 mod usage;
+mod vsock;
 
 pub use container::{Command, Container};
 pub use error::{Error, ErrorKind};

@@ -278,6 +278,11 @@ impl Sandbox {
         })
     }
 
+    /// The way to the guest.
+    pub(crate) fn link(&self) -> Arc<Link> {
+        Arc::clone(&self.link)
+    }
+
     /// A connection that no runtime knows yet.
     pub(crate) async fn dial(&self, port: u32) -> Result<StdUnixStream, Error> {
         let (_, stream) = self.link.dial(port, Stage::Exit).await?;
@@ -364,6 +369,7 @@ impl Sandbox {
         request.stdin_port = ports.stdin;
         request.stdout_port = ports.stdout;
         request.stderr_port = ports.stderr;
+        request.no_streams = true;
         let call = self.link.client.exec_process(request);
         self.link.call(Stage::Start, "run the command", call).await?;
         timings.mark(Stage::Start);
@@ -382,6 +388,7 @@ async fn create(link: &Link, plan: &Plan, container: &Container) -> Result<Optio
         request.stdin_port = ports.stdin;
         request.stdout_port = ports.stdout;
         request.stderr_port = ports.stderr;
+        request.no_streams = true;
         Some(streams)
     };
     link.call(

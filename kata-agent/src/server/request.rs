@@ -90,8 +90,6 @@ pub(super) fn creation(request: CreateContainerRequest) -> Result<Creation, Erro
     refuse(request.sandbox_pidns, "a shared PID namespace")?;
     refuse(!request.devices.is_empty(), "devices")?;
     refuse(!request.shared_mounts.is_empty(), "shared mounts")?;
-    let named = !request.exec_id.is_empty() && request.exec_id != request.container_id;
-    refuse(named, "an init with a name other than its container's")?;
     let oci = request.oci.as_ref().unwrap_or_default();
     let process = oci.process.as_ref();
     Ok(Creation {
@@ -99,12 +97,17 @@ pub(super) fn creation(request: CreateContainerRequest) -> Result<Creation, Erro
         limits: limits(oci.linux.as_ref().and_then(|linux| linux.resources.as_ref()))?,
         user: user(request.string_user.into_option(), process),
         terminal: process.map(terminal).transpose()?.unwrap_or(false),
+        init_id: match request.exec_id {
+            empty if empty.is_empty() => request.container_id.clone(),
+            named => named,
+        },
         id: request.container_id,
         storages: storages(request.storages)?,
         ports: Ports {
             stdin: request.stdin_port,
             stdout: request.stdout_port,
             stderr: request.stderr_port,
+            none: request.no_streams,
         },
     })
 }
@@ -121,6 +124,7 @@ pub(super) fn execution(request: ExecProcessRequest) -> Result<Execution, Error>
             stdin: request.stdin_port,
             stdout: request.stdout_port,
             stderr: request.stderr_port,
+            none: request.no_streams,
         },
     })
 }

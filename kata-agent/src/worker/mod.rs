@@ -3,15 +3,20 @@
 //! A fresh process of one thread for each order. It mounts, looks into root file systems and calls
 //! libcontainer, whose processes become the agent's own children. Must not know connections or RPC.
 
+mod call;
 mod create;
 mod etc;
 mod exec;
 mod executor;
+pub(crate) mod machine;
+mod network;
 pub(crate) mod passwd;
 pub(crate) mod program;
 mod remove;
 pub(crate) mod root;
 mod storage;
+mod tables;
+mod volumes;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -64,6 +69,7 @@ fn carry_out(order: Order) -> Result<Outcome, Failed> {
             storage::mount_all(&storages)?.keep();
             Ok(Outcome::Done)
         }
+        Order::Call(call) => call::carry_out(call).map(|()| Outcome::Done),
     }
 }
 
@@ -98,6 +104,11 @@ fn write_checked<T: serde::de::DeserializeOwned>(path: &Path, value: &Value) -> 
     checked
         .map(drop)
         .map_err(|error| Failed::new(FailureKind::Invalid, error.to_string()))
+}
+
+/// What the guest could not do, with what it was about.
+fn guest_failure(what: impl std::fmt::Display, error: &io::Error) -> Failed {
+    Failed::new(FailureKind::Guest, format!("{what}: {error}"))
 }
 
 /// A failure of the agent's own files.

@@ -162,7 +162,8 @@ const FLAGS: [(&str, MountFlags); 10] = [
     ("strictatime", MountFlags::STRICTATIME),
 ];
 
-fn parse_options(options: &[String]) -> (MountFlags, String) {
+/// Flags of mount(2), and what is for the file system.
+pub(super) fn parse_options(options: &[String]) -> (MountFlags, String) {
     let mut flags = MountFlags::empty();
     let mut text = Vec::new();
     for option in options {
