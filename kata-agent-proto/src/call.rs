@@ -13,6 +13,7 @@ use ttrpc::Code;
 use ttrpc::proto::Status;
 
 use crate::failure::{Failed, FailureKind};
+use crate::frames::{Breach, Frames};
 use crate::text::printable;
 
 /// Why a call failed.
@@ -42,6 +43,12 @@ pub enum CallError {
     /// The connection to the agent is lost. The request may or may not have been carried out.
     #[error("the connection to the agent is lost")]
     Closed,
+    /// The agent sent what no agent sends. The connection is lost, and the agent cannot be trusted.
+    #[error("the agent broke the protocol: {what}")]
+    Broken {
+        /// What it sent.
+        what: String,
+    },
     /// Any other answer.
     #[error("the agent answered with status {code}: {message}")]
     Status {
@@ -103,23 +110,60 @@ impl From<ttrpc::Error> for CallError {
             // What is left is a message that could not be encoded or decoded.
             ttrpc::Error::Others(message) => CallError::Status {
                 code: Code::INTERNAL as i32,
-                message,
+                message: printable(&message),
             },
         }
     }
 }
 
-/// A stream that tells when its reading half came to an end.
+/// How a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The other side closed it, or it was lost.
+    Closed,
+    /// The other side broke the protocol.
+    Broken(Breach),
+}
+
+impl From<End> for CallError {
+    fn from(end: End) -> Self {
+        match end {
+            End::Closed => CallError::Closed,
+            End::Broken(breach) => CallError::Broken {
+                what: breach.to_string(),
+            },
+        }
+    }
+}
+
+/// A stream that tells when and how its reading half came to an end, which a breach of the protocol is, too.
 #[derive(Debug)]
 pub(crate) struct Watched<S> {
     stream: S,
-    ended: watch::Sender<bool>,
+    frames: Frames,
+    ended: watch::Sender<Option<End>>,
 }
 
 impl<S> Watched<S> {
-    pub(crate) fn new(stream: S) -> (Self, watch::Receiver<bool>) {
-        let (ended, receiver) = watch::channel(false);
-        (Watched { stream, ended }, receiver)
+    pub(crate) fn new(stream: S) -> (Self, watch::Receiver<Option<End>>) {
+        let (ended, receiver) = watch::channel(None);
+        let frames = Frames::default();
+        let watched = Watched {
+            stream,
+            frames,
+            ended,
+        };
+        (watched, receiver)
+    }
+
+    fn end(&self, end: End) {
+        self.ended.send_if_modified(|first| {
+            let new = first.is_none();
+            if new {
+                *first = Some(end);
+            }
+            new
+        });
     }
 }
 
@@ -132,15 +176,24 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let before = buf.filled().len();
         let result = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
         if result.is_err() || (buf.filled().len() == before && buf.remaining() > 0) {
-            self.ended.send_replace(true);
+            self.end(End::Closed);
+            return Poll::Ready(result);
         }
-        Poll::Ready(result)
+        if let Err(breach) = self.frames.received(&buf.filled()[before..]) {
+            buf.set_filled(before);
+            let error = io::Error::new(io::ErrorKind::InvalidData, breach.to_string());
+            self.end(End::Broken(breach));
+            return Poll::Ready(Err(error));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        self.frames.sent(&buf[..written]);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -156,7 +209,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+        let mut left = written;
+        for buf in bufs {
+            let taken = left.min(buf.len());
+            self.frames.sent(&buf[..taken]);
+            left -= taken;
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -218,12 +278,12 @@ mod tests {
         use tokio::io::AsyncReadExt;
         let (near, far) = tokio::io::duplex(16);
         let (mut watched, ended) = Watched::new(near);
-        assert!(!*ended.borrow());
+        assert_eq!(*ended.borrow(), None);
         drop(far);
         assert_eq!(
             watched.read(&mut [0; 4]).await.expect("end of file is no error"),
             0
         );
-        assert!(*ended.borrow());
+        assert_eq!(*ended.borrow(), Some(End::Closed));
     }
 }

@@ -25,8 +25,9 @@ use crate::agent::{
     WriteStreamRequest, WriteStreamResponse,
 };
 use crate::agent_ttrpc::AgentServiceClient;
-use crate::call::{CallError, Watched};
+use crate::call::{CallError, End, Watched};
 use crate::csi::VolumeStatsResponse;
+use crate::frames::ANSWER_MAX_BYTES;
 use crate::health::{CheckRequest, HealthCheckResponse, VersionCheckResponse};
 use crate::health_ttrpc::HealthClient;
 use crate::types::Interface;
@@ -39,7 +40,7 @@ use crate::types::Interface;
 pub struct Client {
     agent: AgentServiceClient,
     health: HealthClient,
-    ended: watch::Receiver<bool>,
+    ended: watch::Receiver<Option<End>>,
     deadline: Option<Duration>,
 }
 
@@ -48,6 +49,16 @@ impl std::fmt::Debug for Client {
         f.debug_struct("Client")
             .field("deadline", &self.deadline)
             .finish_non_exhaustive()
+    }
+}
+
+/// Most bytes of a stream that one call reads: with what is around them they fit into an answer.
+pub const READ_MAX_BYTES: u32 = ANSWER_MAX_BYTES / 2;
+
+fn bounded(request: ReadStreamRequest) -> ReadStreamRequest {
+    ReadStreamRequest {
+        len: request.len.min(READ_MAX_BYTES),
+        ..request
     }
 }
 
@@ -73,11 +84,7 @@ macro_rules! patient_calls {
         /// # Errors
         /// A [`CallError`]; [`CallError::NotFound`] when there is no such container or process (any more).
         pub async fn $name(&self, request: $request) -> Result<$answer, CallError> {
-            let patient = Client {
-                deadline: None,
-                ..self.clone()
-            };
-            patient.answer(patient.agent.$name(Context::default(), &request)).await
+            self.answer_at_last(self.agent.$name(Context::default(), &request)).await
         }
     )+};
 }
@@ -122,10 +129,25 @@ impl Client {
         }
     }
 
-    /// Returns when the connection is lost.
+    /// Returns when the connection is lost, or was ended because the agent broke the protocol.
     pub async fn closed(&self) {
+        self.end().await;
+    }
+
+    async fn end(&self) -> End {
+        let mut ended = self.ended.clone();
+        let end = ended.wait_for(Option::is_some).await;
         // An error means that the connection's task is gone: closed as well.
-        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+        end.ok().and_then(|end| end.clone()).unwrap_or(End::Closed)
+    }
+
+    /// What the agent did, where it broke the protocol.
+    #[must_use]
+    pub fn breach(&self) -> Option<String> {
+        match &*self.ended.borrow() {
+            Some(End::Broken(breach)) => Some(breach.to_string()),
+            Some(End::Closed) | None => None,
+        }
     }
 
     calls! {
@@ -212,11 +234,27 @@ impl Client {
         get_oom_event(GetOOMEventRequest) -> OOMEvent;
         /// Writes to the standard input of a process that has no stream for it; as fast as it reads.
         write_stdin(WriteStreamRequest) -> WriteStreamResponse;
-        /// Reads from the standard output of a process that has no stream for it, as soon as there is any.
-        /// The end is [`CallError::EndOfStream`].
-        read_stdout(ReadStreamRequest) -> ReadStreamResponse;
-        /// As [`read_stdout`](Client::read_stdout), of the standard error.
-        read_stderr(ReadStreamRequest) -> ReadStreamResponse;
+    }
+
+    /// Reads from the standard output of a process that has no stream for it, as soon as there is any, and at most
+    /// [`READ_MAX_BYTES`]. Without a deadline.
+    ///
+    /// # Errors
+    /// [`CallError::EndOfStream`] at the end; otherwise as [`wait_process`](Client::wait_process).
+    pub async fn read_stdout(&self, request: ReadStreamRequest) -> Result<ReadStreamResponse, CallError> {
+        let request = bounded(request);
+        self.answer_at_last(self.agent.read_stdout(Context::default(), &request))
+            .await
+    }
+
+    /// As [`read_stdout`](Client::read_stdout), of the standard error.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn read_stderr(&self, request: ReadStreamRequest) -> Result<ReadStreamResponse, CallError> {
+        let request = bounded(request);
+        self.answer_at_last(self.agent.read_stderr(Context::default(), &request))
+            .await
     }
 
     /// Whether the agent serves.
@@ -253,15 +291,24 @@ impl Client {
         tokio::select! {
             biased;
             result = call => result.map_err(|error| self.classify(error)),
-            () = self.closed() => Err(CallError::Closed),
+            end = self.end() => Err(end.into()),
             () = deadline => Err(CallError::DeadlineExceeded),
         }
     }
 
+    /// The answer to a call without a deadline.
+    async fn answer_at_last<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, CallError> {
+        let patient = Client {
+            deadline: None,
+            ..self.clone()
+        };
+        patient.answer(call).await
+    }
+
     fn classify(&self, error: ttrpc::Error) -> CallError {
-        match CallError::from(error) {
-            CallError::Status { .. } if *self.ended.borrow() => CallError::Closed,
-            other => other,
+        match (CallError::from(error), &*self.ended.borrow()) {
+            (CallError::Status { .. } | CallError::Closed, Some(end)) => end.clone().into(),
+            (other, _) => other,
         }
     }
 }

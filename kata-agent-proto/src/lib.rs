@@ -7,6 +7,7 @@
 mod call;
 mod client;
 mod failure;
+mod frames;
 mod hello;
 mod offer;
 #[allow(
@@ -25,7 +26,7 @@ mod generated {
 mod text;
 
 pub use call::CallError;
-pub use client::Client;
+pub use client::{Client, READ_MAX_BYTES};
 pub use failure::{Failed, FailureKind};
 pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, kata, oci, types};
 pub use hello::{HELLO_MAX_BYTES, Hello, HelloError, PROTOCOL, read_hello, write_hello};

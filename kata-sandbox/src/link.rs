@@ -95,6 +95,7 @@ impl Link {
         match answer {
             Ok(value) => Ok(value),
             Err(CallError::Closed) => Err(self.closed(stage).await),
+            Err(error @ CallError::Broken { .. }) => Err(broken(stage, error)),
             Err(error @ (CallError::Failed { .. } | CallError::NotFound)) => {
                 Err(call_error(stage, what, error))
             }
@@ -140,6 +141,17 @@ impl Link {
             Err(_) => Error::new(ErrorKind::AgentLost, stage, "the agent closed its connection"),
         }
     }
+}
+
+/// The sandbox ends with the trust in its agent.
+fn broken(stage: Stage, error: CallError) -> Error {
+    Error::new(
+        ErrorKind::AgentLost,
+        stage,
+        "the agent in the guest cannot be trusted",
+    )
+    .sandbox_lost()
+    .with_source(error)
 }
 
 /// Completes when the sandbox has ended and nothing is left of it.

@@ -60,10 +60,6 @@ impl Program {
 
     fn take_dials(&mut self, occurrences: &mut Vec<Occurrence>) {
         let Some(channel) = &self.channel else { return };
-        // A client that is gone by now is none of ours.
-        if greeted && rustix::io::write(&stream, format!("OK {host_port}\n").as_bytes()).is_err() {
-            return;
-        }
         if let Err(cause) = channel.take_dials(&self.host_ports, occurrences) {
             log::debug!("the guest program's channel ends: {cause}");
             self.channel = None;
