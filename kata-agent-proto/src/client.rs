@@ -172,18 +172,18 @@ impl Client {
         tty_win_resize(TtyWinResizeRequest) -> ();
         /// What a container uses.
         stats_container(StatsContainerRequest) -> StatsContainerResponse;
+        /// Changes the limits of a container: all that are set, or none.
+        update_container(UpdateContainerRequest) -> ();
+        /// Stops all processes of a container where they are.
+        pause_container(PauseContainerRequest) -> ();
+        /// Lets them go on.
+        resume_container(ResumeContainerRequest) -> ();
         /// Feeds the guest's random number generator.
         reseed_random_dev(ReseedRandomDevRequest) -> ();
         /// Sets the guest's clock.
         set_guest_date_time(SetGuestDateTimeRequest) -> ();
         /// What the agent and its guest can do.
         get_guest_details(GuestDetailsRequest) -> GuestDetailsResponse;
-        /// Changes limits of a container.
-        update_container(UpdateContainerRequest) -> ();
-        /// Stops all processes of a container where they are.
-        pause_container(PauseContainerRequest) -> ();
-        /// Lets the processes of a paused container go on.
-        resume_container(ResumeContainerRequest) -> ();
         /// Changes one network interface.
         update_interface(UpdateInterfaceRequest) -> Interface;
         /// Replaces the guest's routes; what is there afterwards.
@@ -230,7 +230,8 @@ impl Client {
         /// The exit status of a process, as soon as it has one: before, during and after its exit, from
         /// any number of callers, until the container is removed.
         wait_process(WaitProcessRequest) -> WaitProcessResponse;
-        /// The next time that a container's process was killed for want of memory.
+        /// The next process that the kernel killed for want of memory, by its container; each is told to one
+        /// caller.
         get_oom_event(GetOOMEventRequest) -> OOMEvent;
         /// Writes to the standard input of a process that has no stream for it; as fast as it reads.
         write_stdin(WriteStreamRequest) -> WriteStreamResponse;

@@ -14,6 +14,7 @@ mod devices;
 mod exec;
 mod freezer;
 mod guest;
+mod ipc;
 mod launch;
 mod limits;
 mod metrics;

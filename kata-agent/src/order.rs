@@ -25,6 +25,8 @@ pub(crate) enum Order {
     Update(Update),
     /// Release what a container had.
     Remove(Remove),
+    /// Start a process that does nothing but hold a PID namespace of its own.
+    Pause,
     /// Mount storages that belong to the sandbox.
     Mount(Storages),
     /// Carry a request of the API out as it came: it is the worker's standard input, and the answer its

@@ -16,12 +16,13 @@ use tokio::sync::Notify;
 use crate::container::{Container, Launches, Places};
 use crate::exec::{Joiner, NameSpaces, Plan, Target};
 use crate::guest::Guest;
+use crate::ipc::Ipc;
 use crate::launch;
 use crate::limits::Limits;
 use crate::oom::{self, Kills};
 use crate::order::{Create, Exec, Order, Remove, Storage, Storages, Update, User};
 use crate::process::{Ports, Prepared, Process};
-use crate::reaper::Reaper;
+use crate::reaper::{Child, Reaper};
 use crate::streams::Unclaimed;
 use crate::terminal;
 
@@ -46,6 +47,8 @@ struct Names {
     sandbox_id: Option<String>,
     hostname: String,
     dns: Vec<String>,
+    /// All of its containers share one PID namespace.
+    shared_pids: bool,
 }
 
 /// See the module.
@@ -58,6 +61,9 @@ pub(crate) struct Sandbox {
     pub(crate) unclaimed: Unclaimed,
     pub(crate) oom: oom::Events,
     names: Mutex<Names>,
+    /// The first process of the PID namespace that containers share, once one asked for it.
+    pause: tokio::sync::Mutex<Option<Child>>,
+    ipc: Ipc,
     /// `None` while being made or removed.
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
     /// The sandbox is destroyed; the agent shall end.
@@ -75,6 +81,8 @@ pub(crate) struct Creation {
     pub(crate) storages: Vec<Storage>,
     pub(crate) ports: Ports,
     pub(crate) terminal: bool,
+    /// Its processes are in the PID namespace that containers share.
+    pub(crate) shared_pids: bool,
 }
 
 /// What a further process is made of.
@@ -132,6 +140,8 @@ impl Sandbox {
             unclaimed: Unclaimed::default(),
             oom: oom::Events::default(),
             names: Mutex::default(),
+            pause: tokio::sync::Mutex::default(),
+            ipc: Ipc::default(),
             containers: Mutex::default(),
             destroyed: Notify::new(),
         }
@@ -157,6 +167,7 @@ impl Sandbox {
         hostname: String,
         dns: Vec<String>,
         storages: Vec<Storage>,
+        shared_pids: bool,
     ) -> Result<(), Error> {
         if self.names().sandbox_id.is_some() {
             return Err(Failed::new(FailureKind::AlreadyExists, "the sandbox").into());
@@ -173,7 +184,43 @@ impl Sandbox {
             sandbox_id: Some(sandbox_id),
             hostname,
             dns,
+            shared_pids,
         };
+        Ok(())
+    }
+
+    /// The process that holds the PID namespace which containers share.
+    async fn pause(&self) -> Result<i32, Failed> {
+        let mut pause = self.pause.lock().await;
+        match &*pause {
+            Some(child) if child.has_ended() => {
+                Err(Failed::new(FailureKind::NotRunning, "the shared PID namespace"))
+            }
+            Some(child) => Ok(child.pid()),
+            None => {
+                let streams = launch::Streams::null().map_err(|error| {
+                    Failed::new(FailureKind::Container, format!("shared PID namespace: {error}"))
+                })?;
+                let child = launch::process(&self.reaper, &Order::Pause, streams, &[]).await?;
+                Ok(pause.insert(child).pid())
+            }
+        }
+    }
+
+    /// Puts a container into the PID namespace that it shares, where it does.
+    async fn share_pids(&self, creation: &mut Creation) -> Result<(), Failed> {
+        if !creation.shared_pids && !self.names().shared_pids {
+            return Ok(());
+        }
+        let shared =
+            serde_json::json!({ "type": "pid", "path": format!("/proc/{}/ns/pid", self.pause().await?) });
+        match &mut creation.spec["linux"]["namespaces"] {
+            serde_json::Value::Array(list) => {
+                list.retain(|item| item["type"] != "pid");
+                list.push(shared);
+            }
+            list => *list = serde_json::json!([shared]),
+        }
         Ok(())
     }
 
@@ -205,7 +252,8 @@ impl Sandbox {
         Ok(())
     }
 
-    async fn make_container(&self, creation: Creation) -> Result<Container, Error> {
+    async fn make_container(&self, mut creation: Creation) -> Result<Container, Error> {
+        self.share_pids(&mut creation).await?;
         let places = self.places(&creation);
         let launches = Launches::new();
         fs::create_dir_all(&places.bundle).map_err(|error| {
@@ -245,6 +293,7 @@ impl Sandbox {
             ports,
             terminal,
         } = creation;
+        self.ipc.share(&mut spec)?;
         let (prepared, streams) = Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?;
         let Names { hostname, dns, .. } = self.names().clone();
         let hostname = spec["hostname"].as_str().map_or(hostname, str::to_owned);
@@ -406,6 +455,10 @@ impl Sandbox {
             if let Err(error) = self.remove(&id, None).await {
                 crate::warn(&format!("{id} is not removed: {error}"));
             }
+        }
+        if let Some(pause) = self.pause.lock().await.take() {
+            // One that has ended already needs no signal.
+            let _ = pause.signal(libc::SIGKILL);
         }
         self.oom.close();
         self.destroyed.notify_one();

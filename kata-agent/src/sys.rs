@@ -142,6 +142,23 @@ pub(crate) fn unshare_namespaces() -> io::Result<()> {
     check(unsafe { libc::unshare(flags) }).map(drop)
 }
 
+/// An IPC namespace without processes in it (ipc_namespaces(7)); this process goes there and comes back.
+pub(crate) fn new_ipc_namespace() -> io::Result<OwnedFd> {
+    let own = std::fs::File::open("/proc/self/ns/ipc")?;
+    // SAFETY: unshare of a namespace touches no memory of this process.
+    check(unsafe { libc::unshare(libc::CLONE_NEWIPC) })?;
+    let made = std::fs::File::open("/proc/self/ns/ipc");
+    let kind = rustix::thread::LinkNameSpaceType::InterProcessCommunication;
+    rustix::thread::move_into_link_name_space(own.as_fd(), Some(kind))?;
+    Ok(made?.into())
+}
+
+/// Has the next child be the first process of a PID namespace; see `unshare(2)`.
+pub(crate) fn unshare_pids() -> io::Result<()> {
+    // SAFETY: unshare of namespaces touches no memory of this process.
+    check(unsafe { libc::unshare(libc::CLONE_NEWPID) }).map(drop)
+}
+
 /// Takes over a descriptor that this process inherited. Each number once.
 pub(crate) fn take_fd(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_GETFD only looks the number up.

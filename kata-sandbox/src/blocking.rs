@@ -3,6 +3,8 @@
 //! Each sandbox brings a runtime of its own with one thread. These calls panic inside an asynchronous
 //! runtime, as blocking there would; use the crate's root there.
 
+mod members;
+
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -13,9 +15,12 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::container::{Command, Container, Input};
 use crate::error::{Error, ErrorKind};
+use crate::members::no_streams;
 use crate::output::{ExitStatus, Output};
 use crate::process::{Handle, Streams, TerminalSize, too_large};
 use crate::report::{Info, MachineInfo, Stage, Timings, Usage};
+
+pub use self::members::{ContainerHandle, Events, Samples};
 
 /// A microVM with a container in it; see [`crate::Sandbox`].
 ///
@@ -71,8 +76,7 @@ impl Sandbox {
     /// # Errors
     /// As there.
     pub fn spawn(&self) -> Result<Process, Error> {
-        let (handle, streams, timings) = self.runtime.block_on(self.inner.start())?;
-        self.process(handle, streams, self.inner.input(), timings)
+        self.container().spawn()
     }
 
     /// See [`crate::Sandbox::exec`].
@@ -80,9 +84,48 @@ impl Sandbox {
     /// # Errors
     /// As there.
     pub fn exec(&self, command: Command) -> Result<Process, Error> {
-        let input = command.process.input.clone();
-        let (handle, streams, timings) = self.runtime.block_on(self.inner.start_exec(command))?;
-        self.process(handle, streams, input, timings)
+        self.container().exec(command)
+    }
+
+    /// See [`crate::Sandbox::container`].
+    #[must_use]
+    pub fn container(&self) -> ContainerHandle {
+        self.handle(self.inner.container().clone())
+    }
+
+    /// See [`crate::Sandbox::create_container`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create_container(&self, container: Container) -> Result<ContainerHandle, Error> {
+        let created = self.runtime.block_on(self.inner.create_container(container))?;
+        Ok(self.handle(created))
+    }
+
+    fn handle(&self, inner: crate::ContainerHandle) -> ContainerHandle {
+        ContainerHandle {
+            inner,
+            runtime: Arc::clone(&self.runtime),
+        }
+    }
+
+    /// See [`crate::Sandbox::events`].
+    #[must_use]
+    pub fn events(&self) -> Events {
+        Events {
+            inner: self.inner.events(),
+            runtime: Arc::clone(&self.runtime),
+        }
+    }
+
+    /// See [`crate::Sandbox::stats`].
+    #[must_use]
+    pub fn stats(&self, interval: Duration) -> Samples {
+        let _guard = self.runtime.enter();
+        Samples {
+            inner: self.inner.stats(interval),
+            runtime: Arc::clone(&self.runtime),
+        }
     }
 
     /// See [`crate::Sandbox::info`].
@@ -150,23 +193,6 @@ impl Sandbox {
     pub fn stop(&self) -> Result<(), Error> {
         self.runtime.block_on(self.inner.stop())
     }
-
-    fn process(
-        &self,
-        handle: Handle,
-        streams: Streams,
-        input: Input,
-        timings: Timings,
-    ) -> Result<Process, Error> {
-        Process::new(Arc::clone(&self.runtime), handle, streams, input, timings).map_err(|cause| {
-            Error::new(
-                ErrorKind::Io,
-                Stage::Start,
-                "cannot use the process's standard streams",
-            )
-            .with_source(cause)
-        })
-    }
 }
 
 impl Drop for Sandbox {
@@ -210,6 +236,17 @@ impl fmt::Debug for Process {
 
 impl Process {
     fn new(
+        runtime: &Arc<Runtime>,
+        handle: Handle,
+        streams: Streams,
+        input: Input,
+        timings: Timings,
+    ) -> Result<Self, Error> {
+        Self::of_streams(Arc::clone(runtime), handle, streams, input, timings)
+            .map_err(|cause| no_streams(Stage::Start, cause))
+    }
+
+    fn of_streams(
         runtime: Arc<Runtime>,
         handle: Handle,
         streams: Streams,
@@ -240,6 +277,12 @@ impl Process {
             runtime,
             timings,
         })
+    }
+
+    /// See [`crate::Process::id`].
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.handle.exec_id
     }
 
     /// See [`crate::Process::wait`].

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use crate::error::{Error, ErrorKind};
 use crate::link::{Dialer, Link, ended};
 use crate::report::{Stage, Timings};
+use crate::spec;
 use crate::supervise::{Milestones, Order, Supervision};
 
 /// Bytes of host entropy that the guest is seeded with: the size of the kernel's pool.
@@ -29,6 +30,7 @@ pub(crate) async fn connect(
     supervision: &Supervision,
     milestones: Milestones,
     name: &str,
+    shares_pid: bool,
     timings: &mut Timings,
 ) -> Result<Connected, Error> {
     let (running, launched_at) = reached(milestones.launched, supervision, Stage::Machine).await?;
@@ -56,7 +58,7 @@ pub(crate) async fn connect(
     // The supervisor ends only after it published why, so an order that it cannot take is no loss.
     let _ = supervision.orders.send(Order::WatchAgent(stream));
     watch_protocol(link.client.clone(), supervision);
-    set_up(&link, name).await?;
+    set_up(&link, name, shares_pid).await?;
     timings.mark(Stage::Connect);
     Ok(Connected {
         link: Arc::new(link),
@@ -110,10 +112,12 @@ fn mark_guest(timings: &mut Timings, hello: &Hello, dialed_at: Instant) {
     timings.mark_at(Stage::Agent, dialed_at);
 }
 
-async fn set_up(link: &Link, name: &str) -> Result<(), Error> {
+async fn set_up(link: &Link, name: &str, shares_pid: bool) -> Result<(), Error> {
     let create = CreateSandboxRequest {
         hostname: name.into(),
         sandbox_id: name.into(),
+        storages: vec![spec::shared_memory()],
+        sandbox_pidns: shares_pid,
         ..CreateSandboxRequest::default()
     };
     let reseed = ReseedRandomDevRequest {

@@ -3,14 +3,18 @@
 //! They only hold what was asked. Nothing here looks at the host; [`plan`](crate::plan) judges.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kata_agent_proto::oci::Spec;
 use kata_image::{Pull, guest};
 use kata_vmm::hypervisor::Backend;
 use kata_vmm::machine::MiB;
 
+use crate::error::Error;
+use crate::limits::Limits;
 use crate::terminal::TerminalSize;
+use crate::{bundle, oci};
 
 /// Where standard input comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -85,6 +89,11 @@ pub(crate) enum Writable {
 pub struct Container {
     pub(crate) image: OsString,
     pub(crate) pull: Pull,
+    /// What it is besides, where the caller said all of it at once.
+    pub(crate) spec: Option<Box<Spec>>,
+    pub(crate) name: Option<String>,
+    pub(crate) limits: Limits,
+    pub(crate) shares_pid: bool,
     pub(crate) entrypoint: Option<Vec<String>>,
     pub(crate) process: ProcessSettings,
     pub(crate) is_idle: bool,
@@ -93,8 +102,9 @@ pub struct Container {
     pub(crate) volumes: Vec<String>,
     pub(crate) writable: Writable,
     pub(crate) hostname: Option<String>,
-    pub(crate) memory: MiB,
-    pub(crate) vcpus: u8,
+    /// What the caller said, as with the processors.
+    pub(crate) memory: Option<MiB>,
+    pub(crate) vcpus: Option<u8>,
     pub(crate) backend: Backend,
     pub(crate) timeout: Option<Duration>,
     /// What the caller said.
@@ -114,6 +124,10 @@ impl Container {
         Self {
             image: image.into(),
             pull: Pull::default(),
+            spec: None,
+            name: None,
+            limits: Limits::default(),
+            shares_pid: false,
             entrypoint: None,
             process: ProcessSettings::default(),
             is_idle: false,
@@ -121,14 +135,72 @@ impl Container {
             volumes: Vec::new(),
             writable: Writable::default(),
             hostname: None,
-            memory: MiB(256),
-            vcpus: 1,
+            memory: None,
+            vcpus: None,
             backend: Backend::Auto,
             timeout: None,
             boot_timeout: None,
             output_limit: MiB(256),
             overrides: Overrides::default(),
         }
+    }
+
+    /// The container of an OCI bundle: a directory with a `config.json` (runtime-spec bundle.md), whose `root.path` is
+    /// the image. The image stays as it is, also where the specification lets the container write.
+    ///
+    /// What the specification says holds; the words of this builder lie on top of it where they are used, and what an
+    /// image says of its containers has no meaning. It is read strictly: what is not known, has a wrong type or an
+    /// impossible value is an error that names the field. What it asks of the host (bind mounts, namespaces by path,
+    /// a cgroup, hooks) is [`Unsupported`](crate::ErrorKind::Unsupported) by the field's name; a network namespace is
+    /// the sandbox's own. Without a `process` the container idles.
+    ///
+    /// ```no_run
+    /// use kata_sandbox::{Container, Sandbox};
+    ///
+    /// # async fn example() -> Result<(), kata_sandbox::Error> {
+    /// let container = Container::from_bundle("/var/lib/bundles/redis")?.env("MODE", "test");
+    /// let output = Sandbox::run(container).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`InvalidContainer`](crate::ErrorKind::InvalidContainer) and [`Unsupported`](crate::ErrorKind::Unsupported) by
+    /// the field, `InvalidContainer` where there is no bundle.
+    pub fn from_bundle(directory: impl AsRef<Path>) -> Result<Self, Error> {
+        bundle::read(directory.as_ref())
+    }
+
+    /// A container of `image` as an OCI runtime specification describes it, in JSON; as
+    /// [`from_bundle`](Self::from_bundle), but for the root's path, which has no meaning.
+    ///
+    /// # Errors
+    /// As [`from_bundle`](Self::from_bundle).
+    pub fn from_spec(image: impl Into<OsString>, specification: &str) -> Result<Self, Error> {
+        Ok(Self {
+            spec: Some(Box::new(oci::convert(specification)?.spec)),
+            ..Self::new(image)
+        })
+    }
+
+    /// Its name among the containers of its sandbox: letters, digits, `_`, `+`, `-` and `.`, 64 bytes at most, and no
+    /// `.` in front. Default: `main` for the first, `container-2` and so on for others.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// What it may use of its machine.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Lets all containers of its sandbox see each other's processes; said of the first, which the sandbox is booted
+    /// with. Without it each has processes of its own.
+    pub fn shared_pid(mut self) -> Self {
+        self.shares_pid = true;
+        self
     }
 
     /// How the image is got: when a registry is asked, for which platform, with which credentials.
@@ -244,13 +316,13 @@ impl Container {
 
     /// Memory of the virtual machine, the guest kernel's share included. Default: 256 MiB.
     pub fn memory(mut self, size: MiB) -> Self {
-        self.memory = size;
+        self.memory = Some(size);
         self
     }
 
     /// Virtual processors, 1 to 32. Default: 1.
     pub fn vcpus(mut self, count: u8) -> Self {
-        self.vcpus = count;
+        self.vcpus = Some(count);
         self
     }
 

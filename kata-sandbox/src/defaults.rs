@@ -1,13 +1,27 @@
-//! What an image says about its containers, under what the caller said, as docker has it. Pure.
+//! What an image or an OCI specification says about its containers, under what the caller said, as docker has it. Pure.
 
+use std::borrow::Cow;
+
+use kata_agent_proto::oci::Spec;
 use kata_image::ImageConfig;
 
 use crate::container::{Container, ProcessSettings};
+use crate::oci;
 use crate::signal;
+use crate::terminal::TerminalSize;
 
-/// The container with the image's defaults where the caller left something open.
+/// The container with the defaults of its specification, or else of its image, where the caller left something open.
 pub(crate) fn apply(container: Container, image: &ImageConfig) -> Container {
-    let process = process(&container, image);
+    let image = match &container.spec {
+        Some(spec) => Cow::Owned(of_spec(spec, image)),
+        None => Cow::Borrowed(image),
+    };
+    let mut process = process(&container, &image);
+    if let Some(spec) = &container.spec {
+        process.terminal = process
+            .terminal
+            .or_else(|| terminal(spec).filter(|_| !process.args.is_empty()));
+    }
     // Of an image docker takes a signal that there is not for none.
     let image_signal = Some(&image.stop_signal).filter(|name| signal::number(name).is_some());
     Container {
@@ -16,6 +30,37 @@ pub(crate) fn apply(container: Container, image: &ImageConfig) -> Container {
         process,
         ..container
     }
+}
+
+/// A specification says all that an image would, but for the signal.
+fn of_spec(spec: &Spec, image: &ImageConfig) -> ImageConfig {
+    let process = &spec.process;
+    let mut defaults = ImageConfig::default();
+    defaults.cmd = process.args.clone();
+    defaults.env = process
+        .env
+        .iter()
+        .filter_map(|entry| entry.split_once('='))
+        .map(owned)
+        .collect();
+    defaults.working_dir = process.cwd.clone();
+    let stop_signal = spec.annotations.get(oci::STOP_SIGNAL);
+    defaults.stop_signal = stop_signal.unwrap_or(&image.stop_signal).clone();
+    defaults
+}
+
+fn owned((name, value): (&str, &str)) -> (String, String) {
+    (name.to_owned(), value.to_owned())
+}
+
+/// A terminal without a size is one that nobody has sized.
+fn terminal(spec: &Spec) -> Option<TerminalSize> {
+    let process = spec.process.as_ref().filter(|process| process.terminal)?;
+    let cells = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
+    Some(TerminalSize {
+        rows: cells(process.console_size.height),
+        columns: cells(process.console_size.width),
+    })
 }
 
 fn process(container: &Container, image: &ImageConfig) -> ProcessSettings {
@@ -129,6 +174,46 @@ mod tests {
         assert_eq!(applied.stop_signal.as_deref(), Some("2"));
         image.stop_signal = "SIGNONSENSE".into();
         assert_eq!(apply(Container::new("i"), &image).stop_signal, None);
+    }
+
+    #[test]
+    fn a_specification_takes_the_place_of_the_image_below_what_the_caller_says() {
+        let json = r#"{
+            "ociVersion": "1.2.0",
+            "process": {
+                "args": ["redis", "--all"], "env": ["A=1", "B=2=3"], "cwd": "/data",
+                "terminal": true, "consoleSize": {"height": 3, "width": 4}
+            },
+            "annotations": {"org.opencontainers.image.stopSignal": "SIGQUIT"}
+        }"#;
+        let container = || Container::from_spec("i", json).unwrap();
+        let applied = apply(container(), &image());
+        assert_eq!(applied.process.args, ["redis", "--all"]);
+        assert_eq!(applied.process.env, [owned(("A", "1")), owned(("B", "2=3"))]);
+        assert_eq!(
+            (applied.process.cwd.as_deref(), applied.process.user),
+            (Some("/data"), None)
+        );
+        assert_eq!(
+            applied.process.terminal,
+            Some(TerminalSize { rows: 3, columns: 4 })
+        );
+        assert_eq!(applied.stop_signal.as_deref(), Some("SIGQUIT"));
+        let applied = apply(
+            container().args(["sh"]).env("A", "2").cwd("/").user("daemon"),
+            &image(),
+        );
+        assert_eq!(applied.process.args, ["sh"]);
+        assert_eq!(applied.process.env, [owned(("B", "2=3")), owned(("A", "2"))]);
+        assert_eq!(
+            (applied.process.cwd.as_deref(), applied.process.user.as_deref()),
+            (Some("/"), Some("daemon"))
+        );
+        let applied = apply(container().idle(), &image());
+        assert_eq!(
+            (applied.process.args, applied.process.terminal),
+            (Vec::new(), None)
+        );
     }
 
     #[test]

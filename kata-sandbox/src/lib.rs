@@ -22,7 +22,9 @@
 //! - **Sandbox**: one microVM with its agent. It costs a monitor process, a hypervisor, and the memory
 //!   that the guest touches ([`report::Usage`]). It lives until it is stopped or dropped.
 //! - **Container**: what runs in it: a root filesystem, a program, a user. It sees a Linux system of its
-//!   own and nothing of the host.
+//!   own and nothing of the host. A sandbox is booted with one, and more can
+//!   [join](Sandbox::create_container) it as in a pod: they share its network and IPC, and
+//!   [limits](process::Limits) divide its memory and processors between them.
 //! - **Process**: the container's own program, or one that [`exec`](Sandbox::exec) added. Its streams
 //!   are connections into the guest; its end is its exit, not the end of its output.
 //! - **Terminal**: what a process has in place of three streams where a person sits in front of it
@@ -49,15 +51,21 @@
 #![forbid(unsafe_code)]
 
 pub mod blocking;
+mod bundle;
 mod connect;
 mod container;
 mod defaults;
+mod disks;
 pub mod doctor;
 mod error;
+mod events;
 mod host;
 pub mod image;
 mod launch;
+mod limits;
 mod link;
+mod members;
+mod oci;
 mod output;
 mod patience;
 mod plan;
@@ -68,6 +76,7 @@ pub mod report;
 mod sandbox;
 mod signal;
 mod spec;
+mod stats;
 mod supervise;
 mod terminal;
 mod usage;
@@ -77,6 +86,7 @@ pub use container::{Command, Container};
 pub use error::{Error, ErrorKind};
 pub use kata_vmm::hypervisor::Backend;
 pub use kata_vmm::machine::MiB;
+pub use members::ContainerHandle;
 pub use output::Output;
 pub use process::Process;
 pub use sandbox::Sandbox;

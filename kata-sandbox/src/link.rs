@@ -134,6 +134,15 @@ impl Link {
         }
     }
 
+    /// Completes when the sandbox has ended.
+    pub(crate) async fn ended(&self) {
+        ended(self.state()).await;
+    }
+
+    pub(crate) fn state(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
     /// Why the agent's connection closed: the sandbox ends, and the supervisor knows the reason.
     async fn closed(&self, stage: Stage) -> Error {
         match tokio::time::timeout(LAST_WORDS, ended(self.state.clone())).await {
@@ -202,6 +211,11 @@ fn failed(kind: FailureKind, subject: &str, what: &str) -> (ErrorKind, String) {
             format!("group {subject:?} does not exist in the container"),
         ),
         FailureKind::Unsupported => (ErrorKind::Unsupported, format!("cannot {what}: {subject}")),
+        FailureKind::Invalid => (ErrorKind::InvalidContainer, format!("cannot {what}: {subject}")),
+        FailureKind::AlreadyExists => (
+            ErrorKind::InvalidState,
+            format!("cannot {what}: {subject} exists already"),
+        ),
         FailureKind::NotRunning => (
             ErrorKind::InvalidState,
             format!("cannot {what}: it is not running"),

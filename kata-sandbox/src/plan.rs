@@ -6,14 +6,22 @@
 use std::time::Duration;
 
 use kata_agent_proto::agent::CreateContainerRequest;
-use kata_vmm::hypervisor::{Capabilities, Selection, select};
+use kata_image::guest;
+use kata_vmm::hypervisor::{Backend, Capabilities, Selection, select};
 use kata_vmm::machine::{Boot, Disk, FdIndex, Hypervisor, Machine, MiB};
 
-use crate::container::{Container, ProcessSettings, Writable};
+use crate::container::{Container, Overrides, ProcessSettings, Writable};
 use crate::error::{Error, ErrorKind};
 use crate::report::Stage;
 use crate::signal;
-use crate::spec::{self, WRITABLE_SERIAL};
+use crate::spec::{self, Place, WRITABLE_SERIAL};
+
+/// What a machine has unless the caller said otherwise.
+const MEMORY: MiB = MiB(256);
+const VCPUS: u8 = 1;
+/// The name of the container that a sandbox is booted with, unless the caller chose one.
+const FIRST: &str = "main";
+const NAME_BYTES_MAX: usize = 64;
 
 /// The least memory that a guest kernel, the agent and a small container fit in.
 const MIN_MEMORY: MiB = MiB(96);
@@ -47,20 +55,21 @@ pub(crate) struct Plan {
     pub(crate) machine: Machine,
     /// What to open for it, in order.
     pub(crate) assets: Vec<Asset>,
-    /// The container, all but its stream ports.
+    /// The first container, all but its stream ports.
     pub(crate) container: CreateContainerRequest,
+    /// Serials of its layers, the lowest first.
+    pub(crate) layers: Vec<String>,
 }
 
-/// Plans `container` as the sandbox `name` on a host that can do `capabilities`.
+/// Plans `container` as the first of the sandbox `name` on a host that can do `capabilities`.
 pub(crate) fn plan(
     container: &Container,
     layers: usize,
     name: &str,
     capabilities: &Capabilities,
 ) -> Result<Plan, Error> {
-    check_machine(container)?;
-    check_process(&container.process, true)?;
-    check_terminal(&container.process)?;
+    let (memory, vcpus) = machine_of(container)?;
+    check_container(container, vcpus)?;
     let selection = select(container.backend, capabilities).map_err(|cause| {
         Error::new(
             ErrorKind::Unsupported,
@@ -79,13 +88,14 @@ pub(crate) fn plan(
         ),
         Hypervisor::Process => (Boot::Program { program: FdIndex(0) }, vec![Asset::Agent]),
     };
-    let disks = disks(layers, &container.writable, &mut assets);
+    let layers: Vec<String> = (0..layers).map(spec::layer_serial).collect();
+    let disks = disks(&layers, &container.writable, &mut assets);
     let kvm = (selection.hypervisor == Hypervisor::Kvm).then_some(FdIndex(assets.len()));
     assets.extend(kvm.map(|_| Asset::Kvm));
     let machine = Machine {
         name: name.to_owned(),
-        vcpus: container.vcpus,
-        memory: container.memory,
+        vcpus,
+        memory,
         boot,
         acpi: true,
         disks,
@@ -95,16 +105,54 @@ pub(crate) fn plan(
         hypervisor: selection.hypervisor.clone(),
         kvm,
     };
+    let place = Place {
+        id: container.name.as_deref().unwrap_or(FIRST),
+        hostname: name,
+        layers: &layers,
+        shares_pid: container.shares_pid,
+    };
     Ok(Plan {
         selection,
         machine,
         assets,
-        container: spec::create_request(container, layers, name),
+        container: spec::create_request(container, place),
+        layers,
     })
 }
 
+/// Checks a container that is to join others in a machine of `vcpus` processors: what would be the machine's is a
+/// mistake, and not something to leave out.
+pub(crate) fn check_member(container: &Container, vcpus: u8) -> Result<(), Error> {
+    let Overrides { guest, monitor } = &container.overrides;
+    for (is_said, what) in [
+        (
+            container.memory.is_some(),
+            "memory (limits has the container's own)",
+        ),
+        (
+            container.vcpus.is_some(),
+            "vcpus (limits has the container's own)",
+        ),
+        (container.backend != Backend::Auto, "backend"),
+        (container.timeout.is_some(), "timeout"),
+        (container.boot_timeout.is_some(), "boot_timeout"),
+        (container.shares_pid, "shared_pid"),
+        (
+            *guest != guest::Overrides::default() || monitor.is_some(),
+            "kernel, initramfs, agent or monitor",
+        ),
+    ] {
+        if is_said {
+            return Err(invalid(format!(
+                "{what} belongs to the machine, and is said of the container that the sandbox is booted with"
+            )));
+        }
+    }
+    check_container(container, vcpus)
+}
+
 /// A disk for each layer, and one to write to if that is not memory.
-fn disks(layers: usize, writable: &Writable, assets: &mut Vec<Asset>) -> Vec<Disk> {
+fn disks(layers: &[String], writable: &Writable, assets: &mut Vec<Asset>) -> Vec<Disk> {
     let mut add = |asset, serial: String, read_only| {
         let image = FdIndex(assets.len());
         assets.push(asset);
@@ -114,8 +162,9 @@ fn disks(layers: usize, writable: &Writable, assets: &mut Vec<Asset>) -> Vec<Dis
             read_only,
         }
     };
-    let mut disks: Vec<Disk> = (0..layers)
-        .map(|layer| add(Asset::Layer, spec::layer_serial(layer), true))
+    let mut disks: Vec<Disk> = layers
+        .iter()
+        .map(|serial| add(Asset::Layer, serial.clone(), true))
         .collect();
     if let Writable::Disk { size, name } = writable {
         let (size, name) = (*size, name.clone());
@@ -124,21 +173,34 @@ fn disks(layers: usize, writable: &Writable, assets: &mut Vec<Asset>) -> Vec<Dis
     disks
 }
 
-fn check_machine(container: &Container) -> Result<(), Error> {
-    if container.memory < MIN_MEMORY {
+/// Memory and processors.
+fn machine_of(container: &Container) -> Result<(MiB, u8), Error> {
+    let memory = container.memory.unwrap_or(MEMORY);
+    if memory < MIN_MEMORY {
         return Err(invalid(format!(
             "{} MiB of memory is too little: a guest needs at least {}",
-            container.memory.0, MIN_MEMORY.0
+            memory.0, MIN_MEMORY.0
         )));
     }
-    if container.vcpus == 0 || container.vcpus > MAX_VCPUS {
-        return Err(invalid(format!(
-            "{} vCPUs: a machine has 1 to {MAX_VCPUS}",
-            container.vcpus
-        )));
+    let vcpus = container.vcpus.unwrap_or(VCPUS);
+    if vcpus == 0 || vcpus > MAX_VCPUS {
+        return Err(invalid(format!("{vcpus} vCPUs: a machine has 1 to {MAX_VCPUS}")));
     }
     if [container.timeout, container.boot_timeout].contains(&Some(Duration::ZERO)) {
         return Err(invalid("a timeout of zero leaves no time to run"));
+    }
+    Ok((memory, vcpus))
+}
+
+/// Checks what is a container's own.
+fn check_container(container: &Container, vcpus: u8) -> Result<(), Error> {
+    check_process(&container.process, true)?;
+    check_terminal(&container.process)?;
+    container.limits.check(vcpus)?;
+    if let Some(name) = container.name.as_deref().filter(|name| !is_name(name)) {
+        return Err(invalid(format!(
+            "{name:?} cannot be a container's name: 1 to {NAME_BYTES_MAX} letters, digits, _, +, - or ., and no . in front"
+        )));
     }
     if let Some(name) = &container.stop_signal
         && signal::number(name).is_none()
@@ -156,6 +218,12 @@ fn check_machine(container: &Container) -> Result<(), Error> {
         }
         _ => Ok(()),
     }
+}
+
+/// As the agent has it: a name is a part of names of files.
+fn is_name(name: &str) -> bool {
+    let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(is_known)
 }
 
 /// Checks what the kernel would refuse in a way that nobody understands.
@@ -221,9 +289,10 @@ fn invalid(message: impl Into<String>) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use kata_vmm::hypervisor::{Backend, KvmUnusable, Qemu, QemuUnusable, Reason};
+    use kata_vmm::hypervisor::{KvmUnusable, Qemu, QemuUnusable, Reason};
 
     use super::*;
+    use crate::limits::Limits;
 
     fn host(kvm: Result<(), KvmUnusable>) -> Capabilities {
         Capabilities {
@@ -353,10 +422,36 @@ mod tests {
             reject(&c().timeout(Duration::ZERO)),
             "plan: a timeout of zero leaves no time to run"
         );
+        assert!(reject(&c().name("a/b")).starts_with("plan: \"a/b\" cannot be a container's name"));
+        assert!(reject(&c().name(".a")).contains("no . in front"));
+        assert!(reject(&c().limits(Limits::new().cpus(2.0))).contains("limits.cpus"));
         assert_eq!(
             reject(&c().hostname("")),
             "plan: host name \"\" is not 1 to 64 bytes long"
         );
+    }
+
+    #[test]
+    fn what_is_the_machines_is_refused_of_a_container_that_joins() {
+        let c = || Container::new("/i").args(["true"]).name("web");
+        check_member(&c().limits(Limits::new().cpus(1.5)), 2).unwrap();
+        for (container, named) in [
+            (c().memory(MiB(512)), "memory"),
+            (c().vcpus(1), "vcpus"),
+            (c().backend(Backend::Kvm), "backend"),
+            (c().timeout(Duration::from_secs(1)), "timeout"),
+            (c().boot_timeout(Duration::from_secs(1)), "boot_timeout"),
+            (c().shared_pid(), "shared_pid"),
+            (c().kernel("/k"), "kernel"),
+            (c().monitor("/m"), "kernel"),
+        ] {
+            let error = check_member(&container, 2).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidContainer);
+            assert!(
+                error.to_string().starts_with(&format!("plan: {named}")),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -5,22 +5,24 @@
 use std::fmt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use kata_agent_proto::agent::{SignalProcessRequest, TtyWinResizeRequest, WaitProcessRequest};
+use kata_agent_proto::agent::{SignalProcessRequest, TtyWinResizeRequest};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::container::{Input, ProcessSettings};
 use crate::error::{Error, ErrorKind};
+pub use crate::limits::Limits;
 use crate::link::Link;
+use crate::members::{check_present, wait_request};
 pub use crate::output::ExitStatus;
 use crate::output::Output;
 use crate::report::{Stage, Timings, Usage};
-use crate::spec::CONTAINER_ID;
 pub use crate::terminal::TerminalSize;
 
-const SIGKILL: i32 = 9;
+pub(crate) const SIGKILL: i32 = 9;
 
 /// The host's ends of a process's standard streams.
 #[derive(Debug)]
@@ -123,7 +125,10 @@ impl fmt::Debug for Process {
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
     pub(crate) link: Arc<Link>,
+    pub(crate) container_id: String,
     pub(crate) exec_id: String,
+    /// Whether its container was removed.
+    pub(crate) gone: Arc<AtomicBool>,
     /// The most that is collected of one stream.
     pub(crate) output_limit_bytes: u64,
     pub(crate) has_terminal: bool,
@@ -133,11 +138,8 @@ pub(crate) struct Handle {
 
 impl Handle {
     pub(crate) async fn wait(&self) -> Result<ExitStatus, Error> {
-        let request = WaitProcessRequest {
-            container_id: CONTAINER_ID.into(),
-            exec_id: self.exec_id.clone(),
-            ..WaitProcessRequest::default()
-        };
+        check_present(&self.gone, &self.container_id)?;
+        let request = wait_request(&self.container_id, &self.exec_id);
         let call = self.link.client.wait_process(request);
         let response = self.link.call(Stage::Exit, "wait for the process", call).await?;
         Ok(ExitStatus(response.status))
@@ -154,8 +156,9 @@ impl Handle {
                     format!("there is no signal {signal}"),
                 )
             })?;
+        check_present(&self.gone, &self.container_id)?;
         let request = SignalProcessRequest {
-            container_id: CONTAINER_ID.into(),
+            container_id: self.container_id.clone(),
             exec_id: self.exec_id.clone(),
             signal: number,
             ..SignalProcessRequest::default()
@@ -180,7 +183,7 @@ impl Handle {
     }
 
     /// One that has ended needs no signal.
-    async fn end_by(&self, signal: i32) -> Result<(), Error> {
+    pub(crate) async fn end_by(&self, signal: i32) -> Result<(), Error> {
         match self.signal(signal).await {
             Err(error) if error.kind() == ErrorKind::InvalidState => Ok(()),
             sent => sent,
@@ -192,8 +195,9 @@ impl Handle {
             let message = "cannot resize the terminal: the process was started without one";
             return Err(Error::new(ErrorKind::InvalidState, Stage::Exit, message));
         }
+        check_present(&self.gone, &self.container_id)?;
         let request = TtyWinResizeRequest {
-            container_id: CONTAINER_ID.into(),
+            container_id: self.container_id.clone(),
             exec_id: self.exec_id.clone(),
             row: size.rows.into(),
             column: size.columns.into(),
@@ -231,6 +235,12 @@ impl Process {
             handle,
             timings,
         })
+    }
+
+    /// What [events](crate::report::Event::ProcessExited) call it: a name that no other process of its container has.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.handle.exec_id
     }
 
     /// Waits for the process's end. Works before, during and after it, from several waiters; it does

@@ -1,5 +1,6 @@
-//! What a sandbox tells about itself: where it runs, how long each stage took, what it cost.
+//! What a sandbox tells about itself: where it runs, how long each stage took, what it costs, what happens in it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -7,6 +8,11 @@ use std::time::{Duration, Instant};
 use kata_image::ImageConfig;
 pub use kata_vmm::hypervisor::{Capabilities, KvmUnusable, QemuUnusable, Reason, Selection};
 pub use kata_vmm::machine::{Accelerator, DeviceInfo, Hypervisor, MachineInfo};
+
+use crate::error::ErrorKind;
+pub use crate::events::Events;
+use crate::output::ExitStatus;
+pub use crate::stats::Samples;
 
 /// A stage on the way of a container, in order.
 ///
@@ -200,4 +206,120 @@ pub struct Info {
     pub image: ImageConfig,
     /// How long each stage took so far.
     pub timings: Timings,
+}
+
+/// Something that happened in a sandbox; see [`Sandbox::events`](crate::Sandbox::events).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The kernel killed a process of this container for want of memory. Each kill is an event. It needs a guest
+    /// whose kernel has cgroup v2.
+    OutOfMemory {
+        /// The container's name.
+        container: String,
+    },
+    /// A container's own process has ended.
+    ContainerExited {
+        /// The container's name.
+        container: String,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// A process that exec added to a container has ended.
+    ProcessExited {
+        /// The container's name.
+        container: String,
+        /// Which of the container's processes: [`Process::id`](crate::Process::id).
+        process: String,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// The sandbox has ended, and nothing is left of it. The last event.
+    SandboxEnded {
+        /// Why: [`Stopped`](ErrorKind::Stopped) where it was asked to.
+        kind: ErrorKind,
+        /// The same in words.
+        message: String,
+    },
+}
+
+/// What a container uses; see [`ContainerHandle::stats`](crate::ContainerHandle::stats).
+///
+/// The figures are those of its cgroup in the guest, since it was created where they are sums. What the guest's kernel
+/// does not count is zero.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ContainerStats {
+    /// Processor time.
+    pub cpu_time: Duration,
+    /// The part of it outside of the kernel.
+    pub user_cpu_time: Duration,
+    /// The part of it in the kernel.
+    pub system_cpu_time: Duration,
+    /// How long it had to wait for having used up its share of the processors.
+    pub throttled_time: Duration,
+    /// Memory at this moment, in bytes, what it wrote to memory and what is cached for it included.
+    pub memory_bytes: u64,
+    /// The most that it was; `None` where the kernel does not keep it.
+    pub memory_peak_bytes: Option<u64>,
+    /// The most that it may be; `None` without a limit.
+    pub memory_limit_bytes: Option<u64>,
+    /// The part that files have, cached or written to memory.
+    pub memory_cache_bytes: u64,
+    /// Swap, in bytes.
+    pub swap_bytes: u64,
+    /// Processes and threads at this moment.
+    pub processes: u64,
+    /// The most that there may be; `None` without a limit.
+    pub processes_limit: Option<u64>,
+    /// Input and output by the numbers of the guest's device, major and minor.
+    pub io: BTreeMap<(u64, u64), IoStats>,
+}
+
+/// Input and output of a container on one device of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct IoStats {
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Reads.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
+}
+
+/// Counters of one network interface, since it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct NetworkStats {
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Packets received.
+    pub received_packets: u64,
+    /// Packets that could not be received.
+    pub received_errors: u64,
+    /// Packets that were received and dropped.
+    pub received_dropped: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Packets that could not be sent.
+    pub sent_errors: u64,
+    /// Packets that were to be sent and dropped.
+    pub sent_dropped: u64,
+}
+
+/// What all containers of a sandbox use at one moment; see [`Sandbox::stats`](crate::Sandbox::stats).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sample {
+    /// When it was begun.
+    pub taken: Instant,
+    /// By name.
+    pub containers: BTreeMap<String, ContainerStats>,
+    /// The sandbox's network interfaces by name, which its containers share.
+    pub network: BTreeMap<String, NetworkStats>,
 }

@@ -4,31 +4,32 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
-use kata_agent_proto::agent::{StartContainerRequest, StatsContainerRequest};
 use kata_image::ImageConfig;
 use kata_vmm::hypervisor::{Capabilities, probe};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
 use crate::connect::{Connected, connect};
-use crate::container::{Command, Container, Input, ProcessSettings};
+use crate::container::{Command, Container, Input};
+use crate::disks::Disks;
 use crate::error::{Error, ErrorKind};
+use crate::events::Hub;
 use crate::host::Ready;
 use crate::launch::launch;
-use crate::link::{Link, ended};
+use crate::link::ended;
+use crate::members::{ContainerHandle, Member, Shared, create_container, idle};
 use crate::output::Output;
 use crate::patience::Patience;
-use crate::plan::{Plan, check_process, plan};
+use crate::plan::{Plan, plan};
 use crate::prepare::prepare;
-use crate::process::{Handle, Process, Streams};
+use crate::process::Process;
 use crate::questions::Question;
-use crate::report::{Info, MachineInfo, Stage, Timings, Usage};
-use crate::signal::{self, SIGTERM};
-use crate::spec::CONTAINER_ID;
-use crate::supervise::{Cause, Deadline, Ended, Limit, Order, Supervision, supervise};
-use crate::{defaults, host, spec, usage};
+use crate::report::{Events, Info, MachineInfo, Samples, Stage, Timings, Usage};
+use crate::supervise::{Cause, Ended, Order, Supervision, supervise};
+use crate::{defaults, host, usage};
 
 /// What a machine is booted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,12 +56,9 @@ enum Purpose {
 #[derive(Debug)]
 pub struct Sandbox {
     supervision: Supervision,
-    link: Arc<Link>,
-    container: Container,
+    /// The container that it was booted with.
+    main: ContainerHandle,
     info: Info,
-    /// The container's streams, until [`spawn`](Self::spawn) takes them; none for an idle container.
-    unstarted: Mutex<Option<Streams>>,
-    next_exec: AtomicU32,
 }
 
 impl Sandbox {
@@ -124,6 +122,7 @@ impl Sandbox {
         timings.mark(Stage::Plan);
         tracing::info!(sandbox = name, backend = ?plan.selection.hypervisor, "{}", plan.selection.reason);
         let (image_digest, image_config) = (image.digest.clone(), image.config.clone());
+        let digests = image.layers.iter().map(|layer| layer.digest.clone()).collect();
         let preparation = prepare(&plan, image, store, &container);
         let prepared = patience.bound(Stage::Prepare, preparation).await?;
         let described = Described {
@@ -137,29 +136,44 @@ impl Sandbox {
         let deadline = patience.of_machine();
         let (supervision, milestones) = supervise(monitor, control, kata_agent_proto::port::HELLO, deadline);
 
-        let connected = match connect(&supervision, milestones, &name, &mut timings).await {
+        let shares_pid = container.shares_pid;
+        let connected = match connect(&supervision, milestones, &name, shares_pid, &mut timings).await {
             Ok(connected) => connected,
             Err(error) => return Err(give_up(&supervision, error).await),
         };
-        let streams = match create(&connected.link, &plan, &container).await {
-            Ok(streams) => streams,
+        let runs_at_once = container.process.args.is_empty() && container.timeout.is_some();
+        let shared = Arc::new(Shared {
+            link: Arc::clone(&connected.link),
+            hub: Hub::new(),
+            name: name.clone(),
+            vcpus: plan.machine.vcpus,
+            shares_pid,
+            disks: Disks::new(digests, &plan.layers),
+            orders: supervision.orders.downgrade(),
+            present: Mutex::default(),
+            next_name: AtomicU32::new(2),
+        });
+        let created = Member::create(shared, container, plan.container.clone(), timings).await;
+        let main = match created {
+            Ok(main) => ContainerHandle(Arc::new(main)),
             Err(error) => return Err(give_up(&supervision, error).await),
         };
-        timings.mark(Stage::Create);
-        let idle_until = container
-            .timeout
-            .filter(|_| streams.is_none())
-            .and_then(|limit| Deadline::after(limit, Limit::Run));
-        let _ = supervision.orders.send(Order::Deadline(idle_until));
-        let link = Arc::clone(&connected.link);
-        let info = info(name, &plan, connected, &supervision, described, timings);
+        if !runs_at_once {
+            // What limited the boot does not limit what comes after it.
+            let _ = supervision.orders.send(Order::Deadline(None));
+        }
+        let info = info(
+            name,
+            &plan,
+            connected,
+            &supervision,
+            described,
+            main.0.timings.clone(),
+        );
         Ok(Self {
-            link,
-            info,
             supervision,
-            container,
-            unstarted: Mutex::new(streams),
-            next_exec: AtomicU32::new(1),
+            main,
+            info,
         })
     }
 
@@ -168,9 +182,7 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::InvalidState`] for the second time and for an idle container.
     pub async fn spawn(&self) -> Result<Process, Error> {
-        let (handle, streams, timings) = self.start().await?;
-        Process::new(handle, streams, self.container.process.input.clone(), timings)
-            .map_err(|cause| no_streams(Stage::Start, cause))
+        self.main.spawn().await
     }
 
     /// Runs a further program in the container.
@@ -180,9 +192,56 @@ impl Sandbox {
     /// [`ErrorKind::NoSuchDirectory`] or [`ErrorKind::NoSuchUser`] when it cannot be run; the sandbox
     /// goes on.
     pub async fn exec(&self, command: Command) -> Result<Process, Error> {
-        let input = command.process.input.clone();
-        let (handle, streams, timings) = self.start_exec(command).await?;
-        Process::new(handle, streams, input, timings).map_err(|cause| no_streams(Stage::Start, cause))
+        self.main.exec(command).await
+    }
+
+    /// The container that the sandbox was booted with: [`spawn`](Self::spawn) and [`exec`](Self::exec) are about it.
+    #[must_use]
+    pub fn container(&self) -> &ContainerHandle {
+        &self.main
+    }
+
+    /// Adds a container: it shares the sandbox's network (what listens on 127.0.0.1 in one is reached from the other)
+    /// and its IPC, has files of its own, and is started and stopped by itself. It is ready to
+    /// [`spawn`](ContainerHandle::spawn); one without a command is started at once and idles.
+    ///
+    /// Memory, processors and all else that is the machine's are said of the container that the sandbox is booted
+    /// with; [`limits`](Container::limits) divides them.
+    ///
+    /// ```no_run
+    /// use kata_sandbox::{Container, Sandbox};
+    ///
+    /// # async fn example() -> Result<(), kata_sandbox::Error> {
+    /// let sandbox = Sandbox::boot(Container::new("debian.tar").idle()).await?;
+    /// let greeter = sandbox.create_container(Container::new("debian.tar").args(["echo", "hello"])).await?;
+    /// let output = greeter.spawn().await?.output().await?;
+    /// assert_eq!(output.stdout, b"hello\n");
+    /// greeter.remove().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidContainer`] for what makes no sense or would be the machine's,
+    /// [`ErrorKind::InvalidState`] for a name that is taken, [`ErrorKind::Unsupported`] for an image with layers that
+    /// the machine has no disks of. The sandbox goes on.
+    pub async fn create_container(&self, container: Container) -> Result<ContainerHandle, Error> {
+        create_container(&self.main.0.shared, container).await
+    }
+
+    /// What happens in it from now on, and the ends of what runs by now: kills for want of memory, ends of processes
+    /// and containers, its own end. Must be called within the runtime that it was booted in.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        let Shared { hub, link, .. } = &*self.main.0.shared;
+        Events(hub.listen(link))
+    }
+
+    /// What its containers use: now, and again and again after `interval`, which is a millisecond at least. Must be
+    /// called within a Tokio runtime.
+    #[must_use]
+    pub fn stats(&self, interval: Duration) -> Samples {
+        Samples::new(Arc::clone(&self.main.0.shared), interval)
     }
 
     /// Where it runs and why, and how long each stage took.
@@ -202,12 +261,7 @@ impl Sandbox {
     /// # Errors
     /// When the sandbox has ended.
     pub async fn usage(&self) -> Result<Usage, Error> {
-        let request = StatsContainerRequest {
-            container_id: CONTAINER_ID.into(),
-            ..StatsContainerRequest::default()
-        };
-        let call = self.link.client.stats_container(request);
-        let stats = self.link.call(Stage::Exit, "ask for statistics", call).await?;
+        let stats = self.main.0.raw_stats().await?;
         Ok(usage::of_container(
             &stats,
             usage::host_memory_bytes(&self.info.pids),
@@ -280,12 +334,12 @@ impl Sandbox {
 
     /// The way to the guest.
     pub(crate) fn link(&self) -> Arc<Link> {
-        Arc::clone(&self.link)
+        Arc::clone(&self.main.0.shared.link)
     }
 
     /// A connection that no runtime knows yet.
     pub(crate) async fn dial(&self, port: u32) -> Result<StdUnixStream, Error> {
-        let (_, stream) = self.link.dial(port, Stage::Exit).await?;
+        let (_, stream) = self.main.0.shared.link.dial(port, Stage::Exit).await?;
         Ok(stream)
     }
 
@@ -309,112 +363,6 @@ impl Sandbox {
             _ => Err(ended.error(Stage::Exit)),
         }
     }
-
-    pub(crate) fn input(&self) -> Input {
-        self.container.process.input.clone()
-    }
-
-    pub(crate) async fn start(&self) -> Result<(Handle, Streams, Timings), Error> {
-        let streams = match self.unstarted.lock() {
-            Ok(mut unstarted) => unstarted.take(),
-            Err(poisoned) => poisoned.into_inner().take(),
-        };
-        let Some(streams) = streams else {
-            return Err(match self.container.process.args.is_empty() {
-                true => idle("spawn"),
-                false => Error::new(
-                    ErrorKind::InvalidState,
-                    Stage::Start,
-                    "the container was started before",
-                ),
-            });
-        };
-        if let Some(limit) = self.container.timeout {
-            let deadline = Deadline::after(limit, Limit::Run);
-            let _ = self.supervision.orders.send(Order::Deadline(deadline));
-        }
-        start_container(&self.link).await?;
-        let mut timings = self.info.timings.clone();
-        timings.mark(Stage::Start);
-        let handle = Handle {
-            // Another than the default was found to be one before the machine was made.
-            stop_signal: self
-                .container
-                .stop_signal
-                .as_deref()
-                .and_then(signal::number)
-                .unwrap_or(SIGTERM),
-            ..self.handle(CONTAINER_ID.into(), &self.container.process)
-        };
-        Ok((handle, streams, timings))
-    }
-
-    fn handle(&self, exec_id: String, settings: &ProcessSettings) -> Handle {
-        let output_limit_bytes = self.container.output_limit.bytes();
-        Handle {
-            link: Arc::clone(&self.link),
-            exec_id,
-            output_limit_bytes,
-            has_terminal: settings.terminal.is_some(),
-            stop_signal: SIGTERM,
-        }
-    }
-
-    pub(crate) async fn start_exec(&self, command: Command) -> Result<(Handle, Streams, Timings), Error> {
-        check_process(&command.process, false)?;
-        let mut timings = Timings::begin();
-        let exec_id = format!("exec{}", self.next_exec.fetch_add(1, Ordering::Relaxed));
-        let (streams, ports) = Streams::connect(&self.link, &command.process, Stage::Start).await?;
-        let mut request = spec::exec_request(&self.container.process, &command.process, exec_id.clone());
-        request.stdin_port = ports.stdin;
-        request.stdout_port = ports.stdout;
-        request.stderr_port = ports.stderr;
-        request.no_streams = true;
-        let call = self.link.client.exec_process(request);
-        self.link.call(Stage::Start, "run the command", call).await?;
-        timings.mark(Stage::Start);
-        Ok((self.handle(exec_id, &command.process), streams, timings))
-    }
-}
-
-/// Creates the container; one without arguments is started too, and has no streams.
-async fn create(link: &Link, plan: &Plan, container: &Container) -> Result<Option<Streams>, Error> {
-    let mut request = plan.container.clone();
-    let is_idle = container.process.args.is_empty();
-    let streams = if is_idle {
-        None
-    } else {
-        let (streams, ports) = Streams::connect(link, &container.process, Stage::Create).await?;
-        request.stdin_port = ports.stdin;
-        request.stdout_port = ports.stdout;
-        request.stderr_port = ports.stderr;
-        request.no_streams = true;
-        Some(streams)
-    };
-    link.call(
-        Stage::Create,
-        "create the container",
-        link.client.create_container(request),
-    )
-    .await?;
-    if is_idle {
-        start_container(link).await?;
-    }
-    Ok(streams)
-}
-
-async fn start_container(link: &Link) -> Result<(), Error> {
-    let request = StartContainerRequest {
-        container_id: CONTAINER_ID.into(),
-        ..StartContainerRequest::default()
-    };
-    link.call(
-        Stage::Start,
-        "start the container",
-        link.client.start_container(request),
-    )
-    .await?;
-    Ok(())
 }
 
 async fn stop(supervision: &Supervision) -> Arc<Ended> {
@@ -467,15 +415,6 @@ fn info(
         image,
         timings,
     }
-}
-
-fn idle(verb: &str) -> Error {
-    let message = format!("a container without a command idles: there is nothing to {verb}; use exec");
-    Error::new(ErrorKind::InvalidState, Stage::Plan, message)
-}
-
-fn no_streams(stage: Stage, cause: std::io::Error) -> Error {
-    Error::new(ErrorKind::Io, stage, "cannot use the process's standard streams").with_source(cause)
 }
 
 /// A name that no other sandbox has: 8 random bytes.

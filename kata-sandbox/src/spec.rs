@@ -8,17 +8,16 @@ use std::collections::HashMap;
 use kata_agent_proto::agent::{CreateContainerRequest, ExecProcessRequest, Storage, StringUser};
 use kata_agent_proto::annotation;
 use kata_agent_proto::oci::{
-    Box as ConsoleSize, Linux, LinuxCapabilities, LinuxNamespace, Mount, POSIXRlimit, Process, Root, Spec,
+    Box as ConsoleSize, Linux, LinuxCapabilities, LinuxNamespace, Mount, POSIXRlimit, Process, Spec,
 };
 use protobuf::MessageField;
 
-use crate::container::{Container, Input, ProcessSettings, Writable};
+use crate::container::{Container, ProcessSettings, Writable};
+use crate::limits::Limits;
 use crate::terminal::TerminalSize;
 
 /// Serial of the disk that a container writes to.
 pub(crate) const WRITABLE_SERIAL: &str = "writable";
-/// The one container of a sandbox, so far.
-pub(crate) const CONTAINER_ID: &str = "main";
 
 /// What docker says of the terminals that it makes (moby `oci/oci.go`, container environment).
 const DEFAULT_TERM: &str = "xterm";
@@ -27,6 +26,9 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// Where the agent keeps what belongs to sandboxes; its own choice is only below it.
 const GUEST_DIRECTORY: &str = "/run/kata-containers";
+
+/// The containers' shared memory (shm_overview(7)), which comes with their System V one. No container has its name.
+pub(crate) const SHARED_MEMORY: &str = "/run/kata-containers/.sandbox/shm";
 
 /// What docker grants (moby `oci/caps/defaults.go`).
 const CAPABILITIES: [&str; 14] = [
@@ -72,41 +74,56 @@ const READONLY_PATHS: [&str; 5] = [
 /// The network is the sandbox's, as in a pod of Kata: there is nothing in it but the loopback interface, which is up.
 const NAMESPACES: [&str; 5] = ["pid", "ipc", "uts", "mount", "cgroup"];
 
-/// The request that creates the container of a sandbox, all but the ports of its streams.
-pub(crate) fn create_request(container: &Container, layers: usize, name: &str) -> CreateContainerRequest {
-    let rootfs = format!("{GUEST_DIRECTORY}/{CONTAINER_ID}/rootfs");
+/// What a container is made of besides what was asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// Its name in the sandbox.
+    pub(crate) id: &'a str,
+    /// Unless it has one of its own.
+    pub(crate) hostname: &'a str,
+    /// Serials of the disks of its layers, the lowest first.
+    pub(crate) layers: &'a [String],
+    /// Whether the containers of the sandbox share a PID namespace.
+    pub(crate) shares_pid: bool,
+}
+
+/// The request that creates a container, all but the ports of its streams.
+pub(crate) fn create_request(container: &Container, place: Place<'_>) -> CreateContainerRequest {
+    let rootfs = format!("{GUEST_DIRECTORY}/{}/rootfs", place.id);
     CreateContainerRequest {
-        container_id: CONTAINER_ID.into(),
-        exec_id: CONTAINER_ID.into(),
+        container_id: place.id.into(),
+        exec_id: place.id.into(),
         string_user: string_user(container.process.user.as_deref()),
-        storages: storages(&rootfs, layers, &container.writable),
-        oci: MessageField::some(spec(container, name, rootfs)),
+        storages: storages(&rootfs, place, &container.writable),
+        oci: MessageField::some(spec(container, place, rootfs)),
+        sandbox_pidns: place.shares_pid,
         ..CreateContainerRequest::default()
     }
 }
 
-/// The request that adds a process to the container, all but the ports of its streams.
+/// The request that adds a process to a container whose first one is `init`, all but the ports of its streams.
 pub(crate) fn exec_request(
-    container: &ProcessSettings,
+    id: &str,
+    init: &Process,
+    user: Option<&str>,
     command: &ProcessSettings,
     exec_id: String,
 ) -> ExecProcessRequest {
-    let mut env = container.env.clone();
-    env.retain(|(name, _)| !command.env.iter().any(|(ours, _)| ours == name));
-    env.extend(command.env.iter().cloned());
-    let settings = ProcessSettings {
-        args: command.args.clone(),
-        env,
-        cwd: command.cwd.clone().or_else(|| container.cwd.clone()),
-        user: command.user.clone().or_else(|| container.user.clone()),
-        input: Input::Closed,
-        terminal: command.terminal,
-    };
+    let mut process = init.clone();
+    process.args.clone_from(&command.args);
+    process.env.retain(|entry| {
+        let name = entry.split('=').next().unwrap_or_default();
+        !command.env.iter().any(|(ours, _)| ours == name)
+    });
+    process.env.extend(command.env.iter().map(variable));
+    if let Some(cwd) = &command.cwd {
+        process.cwd.clone_from(cwd);
+    }
     ExecProcessRequest {
-        container_id: CONTAINER_ID.into(),
+        container_id: id.into(),
         exec_id,
-        string_user: string_user(settings.user.as_deref()),
-        process: MessageField::some(process(&settings)),
+        string_user: string_user(command.user.as_deref().or(user)),
+        process: MessageField::some(with_terminal(process, command.terminal)),
         ..ExecProcessRequest::default()
     }
 }
@@ -117,11 +134,14 @@ pub(crate) fn layer_serial(layer: usize) -> String {
 }
 
 /// The layers read-only below an overlay, whose upper half is memory or a disk.
-fn storages(rootfs: &str, layers: usize, writable: &Writable) -> Vec<Storage> {
-    let base = format!("{GUEST_DIRECTORY}/{CONTAINER_ID}");
+fn storages(rootfs: &str, place: Place<'_>, writable: &Writable) -> Vec<Storage> {
+    let base = format!("{GUEST_DIRECTORY}/{}", place.id);
     let lower = |layer: usize| format!("{base}/lower-{layer}");
-    let mut storages: Vec<Storage> = (0..layers)
-        .map(|layer| disk(layer_serial(layer), "erofs", "ro", lower(layer)))
+    let mut storages: Vec<Storage> = place
+        .layers
+        .iter()
+        .enumerate()
+        .map(|(layer, serial)| disk(serial.clone(), "erofs", "ro", lower(layer)))
         .collect();
     let upper_half = format!("{base}/writable");
     storages.push(match writable {
@@ -136,7 +156,7 @@ fn storages(rootfs: &str, layers: usize, writable: &Writable) -> Vec<Storage> {
         Writable::Disk { .. } => disk(WRITABLE_SERIAL.into(), "ext4", "rw", upper_half.clone()),
     });
     // An overlay names its highest layer first.
-    let lowers: Vec<String> = (0..layers).rev().map(lower).collect();
+    let lowers: Vec<String> = (0..place.layers.len()).rev().map(lower).collect();
     storages.push(overlay(rootfs, &lowers.join(":"), &upper_half));
     storages
 }
@@ -170,20 +190,46 @@ fn overlay(rootfs: &str, lower: &str, upper_half: &str) -> Storage {
     }
 }
 
-fn spec(container: &Container, name: &str, rootfs: String) -> Spec {
+/// The memory that [`SHARED_MEMORY`] names, as large as docker's.
+pub(crate) fn shared_memory() -> Storage {
+    Storage {
+        driver: "ephemeral".into(),
+        source: "shm".into(),
+        fstype: "tmpfs".into(),
+        options: strings(&["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        mount_point: SHARED_MEMORY.into(),
+        ..Storage::default()
+    }
+}
+
+/// What the caller's specification says, or else what docker would, and the caller's words on top of it.
+fn spec(container: &Container, place: Place<'_>, rootfs: String) -> Spec {
+    let mut spec = match &container.spec {
+        Some(spec) => (**spec).clone(),
+        None => default_spec(),
+    };
+    spec.process = MessageField::some(with_terminal(init(container), container.process.terminal));
+    spec.root.mut_or_insert_default().path = rootfs;
+    if let Some(name) = &container.hostname {
+        spec.hostname.clone_from(name);
+    } else if spec.hostname.is_empty() {
+        spec.hostname = place.hostname.to_owned();
+    }
+    spec.annotations.extend(directories(&container.volumes));
+    let linux = spec.linux.mut_or_insert_default();
+    linux.cgroups_path = format!("/{}", place.id);
+    if container.limits != Limits::default() {
+        container.limits.apply(linux.resources.mut_or_insert_default());
+    }
+    spec
+}
+
+fn default_spec() -> Spec {
     Spec {
         version: "1.1.0".into(),
-        process: MessageField::some(process(&container.process)),
-        root: MessageField::some(Root {
-            path: rootfs,
-            ..Root::default()
-        }),
-        hostname: container.hostname.clone().unwrap_or_else(|| name.to_owned()),
-        annotations: directories(&container.volumes),
         mounts: mounts(),
         linux: MessageField::some(Linux {
             namespaces: NAMESPACES.map(namespace).into(),
-            cgroups_path: format!("/{CONTAINER_ID}"),
             masked_paths: strings(&MASKED_PATHS),
             readonly_paths: strings(&READONLY_PATHS),
             ..Linux::default()
@@ -198,24 +244,26 @@ fn directories(volumes: &[String]) -> HashMap<String, String> {
     asked.into_iter().collect()
 }
 
-fn process(settings: &ProcessSettings) -> Process {
-    let mut env: Vec<String> = settings
-        .env
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect();
-    let is_given = |wanted: &str| settings.env.iter().any(|(name, _)| name == wanted);
-    if !is_given("PATH") {
-        env.insert(0, format!("PATH={DEFAULT_PATH}"));
+/// A container's own process, but for its terminal: what its further processes are made from, too.
+pub(crate) fn init(container: &Container) -> Process {
+    let settings = &container.process;
+    let mut process = match &container.spec {
+        Some(spec) => spec.process.clone().unwrap_or_default(),
+        None => default_process(),
+    };
+    process.args.clone_from(&settings.args);
+    process.env = settings.env.iter().map(variable).collect();
+    process.cwd = settings.cwd.clone().unwrap_or_else(|| "/".into());
+    // A specification has the path that it has.
+    if container.spec.is_none() && !has_variable(&process, "PATH") {
+        process.env.insert(0, format!("PATH={DEFAULT_PATH}"));
     }
-    if settings.terminal.is_some() && !is_given("TERM") {
-        env.push(format!("TERM={DEFAULT_TERM}"));
-    }
+    process
+}
+
+fn default_process() -> Process {
     let capabilities = strings(&CAPABILITIES);
     Process {
-        args: settings.args.clone(),
-        env,
-        cwd: settings.cwd.clone().unwrap_or_else(|| "/".into()),
         capabilities: MessageField::some(LinuxCapabilities {
             bounding: capabilities.clone(),
             effective: capabilities.clone(),
@@ -229,10 +277,26 @@ fn process(settings: &ProcessSettings) -> Process {
             ..POSIXRlimit::default()
         }],
         no_new_privileges: true,
-        terminal: settings.terminal.is_some(),
-        console_size: settings.terminal.map(console_size).into(),
         ..Process::default()
     }
+}
+
+fn with_terminal(mut process: Process, terminal: Option<TerminalSize>) -> Process {
+    process.terminal = terminal.is_some();
+    process.console_size = terminal.map(console_size).into();
+    if process.terminal && !has_variable(&process, "TERM") {
+        process.env.push(format!("TERM={DEFAULT_TERM}"));
+    }
+    process
+}
+
+fn variable((name, value): &(String, String)) -> String {
+    format!("{name}={value}")
+}
+
+fn has_variable(process: &Process, wanted: &str) -> bool {
+    let names = process.env.iter().filter_map(|entry| entry.split_once('='));
+    names.into_iter().any(|(name, _)| name == wanted)
 }
 
 fn console_size(size: TerminalSize) -> ConsoleSize {
@@ -294,9 +358,9 @@ fn mounts() -> Vec<Mount> {
         ),
         mount(
             "/dev/shm",
-            "tmpfs",
-            "shm",
-            &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+            "bind",
+            SHARED_MEMORY,
+            &["bind", "nosuid", "noexec", "nodev"],
         ),
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
@@ -319,12 +383,32 @@ mod tests {
 
     use super::*;
 
+    fn request(container: &Container, layers: usize) -> CreateContainerRequest {
+        let layers: Vec<String> = (0..layers).map(layer_serial).collect();
+        let place = Place {
+            id: "main",
+            hostname: "sb",
+            layers: &layers,
+            shares_pid: false,
+        };
+        create_request(container, place)
+    }
+
+    fn process(container: &Container) -> Process {
+        request(container, 1).oci.process.clone().unwrap()
+    }
+
+    fn exec(container: &Container, command: &crate::Command) -> ExecProcessRequest {
+        let user = container.process.user.as_deref();
+        exec_request("main", &init(container), user, &command.process, "e1".into())
+    }
+
     #[test]
     fn path_has_a_default_that_the_caller_may_replace() {
         let with = Container::new("i").args(["x"]).env("PATH", "/opt").env("A", "b");
-        assert_eq!(process(&with.process).env, ["PATH=/opt", "A=b"]);
+        assert_eq!(process(&with).env, ["PATH=/opt", "A=b"]);
         let without = Container::new("i").args(["x"]);
-        assert_eq!(process(&without.process).env, [format!("PATH={DEFAULT_PATH}")]);
+        assert_eq!(process(&without).env, [format!("PATH={DEFAULT_PATH}")]);
     }
 
     #[test]
@@ -334,8 +418,7 @@ mod tests {
             .env("B", "1")
             .cwd("/srv")
             .user("www-data:staff");
-        let command = crate::Command::new("ls").env("B", "2").cwd("/tmp");
-        let request = exec_request(&container.process, &command.process, "e1".into());
+        let request = exec(&container, &crate::Command::new("ls").env("B", "2").cwd("/tmp"));
         assert_eq!(request.process.env[1..], ["A=1", "B=2"]);
         assert_eq!(request.process.cwd, "/tmp");
         assert_eq!(
@@ -343,34 +426,32 @@ mod tests {
             ("www-data", "staff")
         );
         assert_eq!(request.process.args, ["ls"]);
+        assert_eq!(exec(&container, &crate::Command::new("ls")).process.cwd, "/srv");
     }
 
     #[test]
     fn a_terminal_has_a_size_and_a_kind_that_the_caller_may_replace() {
         let size = TerminalSize { rows: 3, columns: 4 };
         let container = Container::new("i").args(["x"]).terminal(size);
-        let made = process(&container.process);
+        let made = process(&container);
         assert!(made.terminal && made.env.contains(&"TERM=xterm".into()));
         assert_eq!((made.console_size.height, made.console_size.width), (3, 4));
-        let made = process(&container.clone().env("TERM", "vt220").process);
+        let made = process(&container.clone().env("TERM", "vt220"));
         assert!(made.env.contains(&"TERM=vt220".into()) && !made.env.contains(&"TERM=xterm".into()));
 
         // Of two processes each has its own, or none.
-        let plain = exec_request(
-            &container.process,
-            &crate::Command::new("ls").process,
-            "e1".into(),
-        );
+        let plain = exec(&container, &crate::Command::new("ls"));
         assert!(!plain.process.terminal && plain.process.console_size.is_none());
-        let command = crate::Command::new("ls").terminal(size);
-        let own = exec_request(&Container::new("i").process, &command.process, "e2".into());
+        let own = exec(&Container::new("i"), &crate::Command::new("ls").terminal(size));
         assert!(own.process.terminal && own.process.env.contains(&"TERM=xterm".into()));
     }
 
     #[test]
     fn nothing_of_the_host_is_mounted() {
-        let request = create_request(&Container::new("i").args(["x"]), 2, "sb");
-        assert!(request.oci.mounts.iter().all(|mount| mount.type_ != "bind"));
+        let request = request(&Container::new("i").args(["x"]), 2);
+        let binds = request.oci.mounts.iter().filter(|mount| mount.type_ == "bind");
+        let sources: Vec<&str> = binds.map(|mount| mount.source.as_str()).collect();
+        assert_eq!(sources, [SHARED_MEMORY], "it is the sandbox's");
         assert_eq!(
             request
                 .storages
@@ -388,21 +469,43 @@ mod tests {
             volumes: vec!["/data".into(), "/var/lib/x".into()],
             ..Container::new("i").args(["x"])
         };
-        let spec = create_request(&container, 1, "sb").oci;
+        let spec = request(&container, 1).oci;
         assert_eq!(spec.annotations[annotation::DIRECTORIES], "/data\n/var/lib/x");
-        let spec = create_request(&Container::new("i").args(["x"]), 1, "sb").oci;
+        let spec = request(&Container::new("i").args(["x"]), 1).oci;
         assert!(spec.annotations.is_empty());
     }
 
     #[test]
     fn layers_are_stacked_highest_first_below_what_is_written() {
         let container = Container::new("i").args(["x"]).disk(MiB(64));
-        let storages = create_request(&container, 3, "sb").storages;
+        let storages = request(&container, 3).storages;
         let kinds: Vec<&str> = storages.iter().map(|storage| storage.fstype.as_str()).collect();
         assert_eq!(kinds, ["erofs", "erofs", "erofs", "ext4", "overlay"]);
         assert_eq!(storages[3].options, ["rw"]);
         let lower = |layer| format!("/run/kata-containers/main/lower-{layer}");
         let expected = format!("lowerdir={}:{}:{}", lower(2), lower(1), lower(0));
         assert_eq!(storages[4].options[0], expected);
+    }
+
+    #[test]
+    fn limits_and_names_are_the_callers_above_those_of_a_specification() {
+        let json = r#"{
+            "ociVersion": "1.1.0", "hostname": "theirs", "root": {"path": "r", "readonly": true},
+            "process": {"args": ["x"], "cwd": "/", "user": {"uid": 5, "gid": 6}, "noNewPrivileges": false},
+            "linux": {"resources": {"pids": {"limit": 9}, "memory": {"limit": 33554432}}}
+        }"#;
+        let theirs = Container::from_spec("i", json).unwrap();
+        let asked = request(&theirs.clone().limits(Limits::new().pids(3)).hostname("mine"), 1);
+        let spec = &asked.oci;
+        assert_eq!((spec.hostname.as_str(), spec.root.readonly), ("mine", true));
+        assert_eq!(spec.root.path, "/run/kata-containers/main/rootfs");
+        assert_eq!(
+            (spec.linux.resources.pids.limit, spec.linux.resources.memory.limit),
+            (3, 32 << 20)
+        );
+        assert_eq!((spec.process.user.uid, spec.process.user.gid), (5, 6));
+        assert!(!spec.process.no_new_privileges && spec.mounts.is_empty());
+        assert!(asked.string_user.is_none());
+        assert_eq!(request(&theirs.user("daemon"), 1).string_user.uid, "daemon");
     }
 }

@@ -1,5 +1,5 @@
 //! One entry point for people and CI: `cargo xtask quickstart`, `test`, `bed`, `bench`, `guest`, `kernel`,
-//! `tidy`.
+//! `tidy`, `conformance`.
 //!
 //! It owns how this repository is set up, built and judged on a machine.
 //! It must not know how a sandbox works: it makes the files that the libraries look for, and runs programs.
@@ -7,6 +7,7 @@
 
 mod bed;
 mod bench;
+mod conformance;
 mod distribution;
 mod doctor;
 mod guest;
@@ -68,6 +69,8 @@ enum Task {
     Doctor(doctor::Options),
     /// Check the laws of this repository that no compiler checks
     Tidy,
+    /// Write docs/conformance.md: what has to hold, and the tests that hold it
+    Conformance,
 }
 
 fn main() -> ExitCode {
@@ -96,6 +99,7 @@ fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
             tidy::check(&workspace)?;
             println!("tidy: every law is kept");
         }
+        Task::Conformance => conformance::write(&workspace.root)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@
 //! the list of commands to run. It must not know what the packages are for beyond one line of text.
 
 use std::process::Command;
+use std::sync::Once;
 
 use crate::process::{self, ProcessError};
 use crate::progress::Step;
@@ -331,6 +332,21 @@ impl Apt {
     /// What apt-get said.
     pub(crate) fn update(self, step: &Step) -> Result<(), ProcessError> {
         process::run(step, &mut self.command(&["apt-get", "update"]))
+    }
+
+    /// Brings the lists up to date before the newest of a package is chosen: those of an image of a machine are as old
+    /// as it is. Once in a run. Where that is not possible, what the lists know has to do.
+    pub(crate) fn update_once(step: &Step) {
+        static DONE: Once = Once::new();
+        DONE.call_once(|| {
+            let updated = Self::detect().ok().map(|apt| apt.update(step));
+            if let Some(Err(error)) = updated {
+                step.says(&format!(
+                    "the lists of packages stay as they are: {}",
+                    crate::chain(&error)
+                ));
+            }
+        });
     }
 
     /// Installs packages; fetches the lists first if they do not know a package, or know versions that

@@ -87,7 +87,6 @@ pub(super) fn limits(resources: Option<&oci::LinuxResources>) -> Result<Limits, 
 }
 
 pub(super) fn creation(request: CreateContainerRequest) -> Result<Creation, Error> {
-    refuse(request.sandbox_pidns, "a shared PID namespace")?;
     refuse(!request.devices.is_empty(), "devices")?;
     refuse(!request.shared_mounts.is_empty(), "shared mounts")?;
     let oci = request.oci.as_ref().unwrap_or_default();
@@ -103,6 +102,7 @@ pub(super) fn creation(request: CreateContainerRequest) -> Result<Creation, Erro
         },
         id: request.container_id,
         storages: storages(request.storages)?,
+        shared_pids: request.sandbox_pidns,
         ports: Ports {
             stdin: request.stdin_port,
             stdout: request.stdout_port,

@@ -12,7 +12,6 @@ use crate::worker::machine;
 
 impl Server {
     pub(super) async fn create_sandbox(&self, request: CreateSandboxRequest) -> ttrpc::Result<Empty> {
-        refuse(request.sandbox_pidns, "a shared PID namespace")?;
         self.load_modules(&request).await?;
         refuse(!request.guest_hook_path.is_empty(), "hooks of the guest")?;
         let sandbox = self.0.clone();
@@ -22,9 +21,13 @@ impl Server {
                 hostname,
                 dns,
                 storages: list,
+                sandbox_pidns,
                 ..
             } = request;
-            sandbox.set_up(sandbox_id, hostname, dns, storages(list)?).await
+            let storages = storages(list)?;
+            sandbox
+                .set_up(sandbox_id, hostname, dns, storages, sandbox_pidns)
+                .await
         })
         .await?;
         Ok(Empty::new())

@@ -11,6 +11,7 @@ mod executor;
 pub(crate) mod machine;
 mod network;
 pub(crate) mod passwd;
+mod pause;
 pub(crate) mod program;
 mod remove;
 pub(crate) mod root;
@@ -65,6 +66,7 @@ fn carry_out(order: Order) -> Result<Outcome, Failed> {
         Order::Exec(exec) => exec::exec(exec).map(Outcome::Process),
         Order::Update(update) => update.limits.apply(&update.cgroup).map(|()| Outcome::Done),
         Order::Remove(remove) => remove::remove(&remove).map(|()| Outcome::Done),
+        Order::Pause => pause::start().map(Outcome::Process),
         Order::Mount(storages) => {
             storage::mount_all(&storages)?.keep();
             Ok(Outcome::Done)

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use kata_sandbox::{Backend, Command, Container, MiB, Output, Sandbox};
+use kata_sandbox::{Backend, Command, Container, ContainerHandle, MiB, Output, Sandbox};
 
 /// How long one body may take before it counts as hung.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
@@ -53,7 +53,6 @@ const BACKENDS: &[(&str, Backend)] = &[
 /// Makes a module per backend out of test bodies: `fake::name`, `qemu_tcg::name`, ….
 #[macro_export]
 macro_rules! on_every_backend {
-    (async $($bodies:tt)*) => { $crate::on_every_backend! { within $crate::bed::DEADLINE; async $($bodies)* } };
     (within $deadline:expr; $($(#[$meta:meta])* async fn $name:ident($bed:ident: Bed) $body:block)*) => {
         mod bodies {
             use super::*;
@@ -61,6 +60,7 @@ macro_rules! on_every_backend {
         }
         $crate::on_these_backends! { [$deadline; $($name)*]; fake qemu_tcg qemu_kvm kvm }
     };
+    ($($bodies:tt)*) => { $crate::on_every_backend! { within $crate::bed::DEADLINE; $($bodies)* } };
 }
 
 /// The modules that [`on_every_backend!`] makes.
@@ -162,7 +162,17 @@ impl Bed {
 
     /// A container of an image on this bed's backend.
     pub(crate) fn of_image(&self, image: impl Into<OsString>) -> Container {
-        Container::new(image)
+        self.machine_of(Container::new(image))
+    }
+
+    /// A container that joins a sandbox of [`idle`](Self::idle)'s image.
+    pub(crate) fn member(&self, name: &str) -> Container {
+        Container::new(&self.rootfs).name(name)
+    }
+
+    /// The container with a machine of this bed's backend.
+    pub(crate) fn machine_of(&self, container: Container) -> Container {
+        container
             .backend(self.backend)
             .memory(MiB(192))
             .vcpus(self.vcpus)
@@ -244,6 +254,11 @@ impl Drop for Mounted {
 /// A shell script as a command for exec.
 pub(crate) fn sh(script: &str) -> Command {
     Command::new("sh").args(["-c", script])
+}
+
+/// Runs a script in a container to its end.
+pub(crate) async fn script_in(container: &ContainerHandle, script: &str) -> Output {
+    container.exec(sh(script)).await.unwrap().output().await.unwrap()
 }
 
 /// Runs a script in a sandbox to its end.

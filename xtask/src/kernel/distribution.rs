@@ -128,15 +128,9 @@ fn download(directory: &Path) -> Result<Kernel, KernelError> {
     Ok(kernel)
 }
 
-/// The packages of the newest kernel that apt's lists know; fetches the lists if they know none.
+/// The packages of the newest kernel that apt's lists know.
 fn listed_packages(step: &Step, family: Family) -> Result<Vec<String>, KernelError> {
-    let packages = packages_of(family)?;
-    if !packages.is_empty() {
-        return Ok(packages);
-    }
-    if let Ok(apt) = Apt::detect() {
-        apt.update(step).map_err(program("fetch the lists of packages"))?;
-    }
+    Apt::update_once(step);
     let packages = packages_of(family)?;
     if packages.is_empty() {
         let wanted = match family {

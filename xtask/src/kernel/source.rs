@@ -139,14 +139,9 @@ fn downloaded(directory: &Path, package: &str) -> Result<(PathBuf, String), Sour
     Ok((deb, version.trim().to_owned()))
 }
 
-/// The newest source package that apt's lists know; fetches the lists if they know none.
+/// The newest source package that apt's lists know.
 fn listed_package(step: &Step) -> Result<String, SourceError> {
-    if let Some(package) = newest_listed()? {
-        return Ok(package);
-    }
-    if let Ok(apt) = Apt::detect() {
-        apt.update(step).map_err(program("fetch the lists of packages"))?;
-    }
+    Apt::update_once(step);
     newest_listed()?.ok_or(SourceError::NotListed)
 }
 

@@ -21,6 +21,7 @@ use std::process::{Command, ExitCode};
 use clap::{Args, ValueEnum};
 
 use crate::bed::{Bed, BedError, End};
+use crate::conformance::{self, Conformance};
 use crate::process::{self, ProcessError};
 use crate::progress::Step;
 use crate::setup::{self, Purpose, Ready, SetupError};
@@ -41,6 +42,13 @@ pub(crate) struct Options {
     /// How much runs in the nested bed, where this machine has no KVM for stock guests
     #[arg(long, value_enum, default_value = "normal")]
     bed: Extent,
+}
+
+impl Options {
+    /// Whether everything is run that the documents speak of.
+    fn is_whole(&self) -> bool {
+        self.filter.is_none() && self.backend.is_none() && self.bed != Extent::None
+    }
 }
 
 /// What the tests' sandboxes are.
@@ -109,6 +117,9 @@ pub(crate) enum TestError {
     /// The nested bed could not be made.
     #[error("cannot make the nested bed")]
     Bed(#[from] BedError),
+    /// The repository could not be read.
+    #[error("cannot read what has to conform")]
+    Conformance(#[from] tidy::TidyError),
 }
 
 /// Runs the suite; the last line on standard output is its sum.
@@ -120,7 +131,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode, 
     if options.bed == Extent::Only {
         return Ok(judge(&in_beds(workspace, options, &ready)?, &[]));
     }
-    let broken = if options.filter.is_none() {
+    let mut broken = if options.filter.is_none() {
         gates(workspace)
     } else {
         Vec::new()
@@ -139,7 +150,20 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode, 
     } else if options.filter.is_none() {
         tally.absorb(on_more_processors(workspace, options, &ready)?);
     }
+    if options.is_whole() {
+        broken.extend(conforms(workspace, &tally)?);
+    }
     Ok(judge(&tally, &broken))
+}
+
+/// Says whether every row of the documents was seen to hold on every backend; the name of the check if not.
+fn conforms(workspace: &Workspace, tally: &Tally) -> Result<Option<&'static str>, TestError> {
+    let conformance = Conformance::read(&tidy::Tree::read(&workspace.root)?);
+    let (missing, sum) = conformance::judge(&conformance, tally.bodies());
+    missing.iter().for_each(|line| println!("{line}"));
+    println!("{sum}");
+    // Elsewhere than in CI a machine may lack a backend, which the skipped tests say.
+    Ok((in_ci() && !missing.is_empty()).then_some("conformance"))
 }
 
 /// Prints the sum.

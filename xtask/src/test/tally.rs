@@ -7,6 +7,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::conformance::Passed;
+
 /// How a test says that it did not run.
 const SKIPPED: &str = "SKIPPED ";
 
@@ -35,6 +37,10 @@ pub(super) struct Tally {
     crashed: usize,
     skipped: BTreeSet<String>,
     elsewhere: BTreeSet<String>,
+    /// Those of the one test body that passed.
+    bodies: Passed,
+    /// The test whose result is on a later line than its name.
+    unfinished: Option<String>,
     /// Inside of what passing tests printed.
     hidden: bool,
 }
@@ -51,6 +57,7 @@ impl Tally {
         }
         self.skipped.extend(said(line, SKIPPED));
         self.elsewhere.extend(said(line, ELSEWHERE));
+        self.read_name(line);
         match line {
             "successes:" => self.hidden = true,
             "failures:" => self.hidden = false,
@@ -60,10 +67,36 @@ impl Tally {
         if self.hidden { Line::Hidden } else { Line::Shown }
     }
 
+    /// Takes the name of a test that passed. What the test wrote itself may stand between its name and its result.
+    fn read_name(&mut self, line: &str) {
+        if let Some((name, result)) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.split_once(" ... "))
+        {
+            self.unfinished = (result != "ok").then(|| name.to_owned());
+            if result == "ok" {
+                self.bodies.add(name);
+            }
+        } else if line == "ok"
+            && let Some(name) = self.unfinished.take()
+        {
+            self.bodies.add(&name);
+        }
+    }
+
+    /// The tests of the one body that ran and passed, after the end.
+    pub(super) fn bodies(&self) -> &Passed {
+        &self.bodies
+    }
+
     /// Takes the end of the output: a failure that no line told, such as a compiler error, counts as one.
     pub(super) fn end(&mut self, success: bool) {
         if !success && self.failed() == 0 {
             self.crashed = 1;
+        }
+        for line in self.elsewhere.iter().chain(&self.skipped) {
+            let name = line.trim_start_matches(ELSEWHERE).trim_start_matches(SKIPPED);
+            self.bodies.remove(name.split(": ").next().unwrap_or(name));
         }
     }
 
@@ -82,6 +115,7 @@ impl Tally {
         self.crashed += other.crashed;
         self.skipped.extend(other.skipped);
         self.elsewhere.extend(other.elsewhere);
+        self.bodies.absorb(other.bodies);
     }
 
     /// Tests that ran and passed.
@@ -212,6 +246,18 @@ mod tests {
         );
         sum.absorb(there);
         assert_eq!((sum.passed(), sum.failed()), (2, 1));
+    }
+
+    #[test]
+    fn bodies_that_passed_are_known_by_backend_and_name() {
+        let output = "test fake::a ... ok\ntest kvm::a ... ok\ntest fake::b ... SKIPPED t::fake::b: none\nok\n\
+                      test fake::c ... something it said\nok\ntest fake::d ... FAILED\ntest unit::e ... ok\n\
+                      successes:\nELSEWHERE t::kvm::a\n\
+                      test result: FAILED. 5 passed; 1 failed; 0 ignored; 0 measured\n";
+        let mut expected = Passed::default();
+        expected.add("fake::a");
+        expected.add("fake::c");
+        assert_eq!(tally(output, false).0.bodies(), &expected);
     }
 
     #[test]

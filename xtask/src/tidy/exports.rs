@@ -5,7 +5,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use super::Violation;
 
 /// Most public names at the root.
-const NAMES: usize = 14;
+const NAMES: usize = 15;
 
 /// Too many names, or a glob that hides how many there are.
 pub(super) fn check(path: &str, source: &str) -> Vec<Violation> {

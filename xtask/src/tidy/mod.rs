@@ -15,10 +15,11 @@ mod unfinished;
 
 use std::fmt;
 
+use crate::conformance::{self, Conformance};
 use crate::process::ProcessError;
 use crate::workspace::Workspace;
 
-use tree::Tree;
+pub(crate) use tree::Tree;
 
 /// Where the exceptions to the size rules are listed.
 const ALLOW_LIST: &str = "xtask/tidy-allow.txt";
@@ -128,6 +129,12 @@ fn of_files(tree: &Tree) -> Vec<Violation> {
     violations.extend(
         tree.manifests()
             .filter_map(|(path, text)| dependencies::lints(path, text)),
+    );
+    let conformance = Conformance::read(tree).breaches(tree.text(conformance::DOCUMENT));
+    violations.extend(
+        conformance
+            .into_iter()
+            .map(|(place, message)| Violation::new(place, message)),
     );
     if let Some(text) = tree.text(SANDBOX_ROOT) {
         violations.extend(exports::check(SANDBOX_ROOT, text));

@@ -19,9 +19,9 @@ pub(super) struct Listed {
 
 /// A source file.
 #[derive(Debug)]
-pub(super) struct RustFile {
+pub(crate) struct RustFile {
     /// Relative to the root.
-    pub(super) path: String,
+    pub(crate) path: String,
     /// Lines of text.
     pub(super) lines: usize,
     /// What is written in it, or why it cannot be read as Rust.
@@ -30,17 +30,17 @@ pub(super) struct RustFile {
 
 /// The repository: tracked files and those that are about to be.
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(crate) struct Tree {
     /// Every file.
     pub(super) paths: Vec<Listed>,
     /// The source files.
-    pub(super) rust: Vec<RustFile>,
+    pub(crate) rust: Vec<RustFile>,
     texts: HashMap<String, String>,
 }
 
 impl Tree {
     /// Reads the sources, documents and manifests below `root`.
-    pub(super) fn read(root: &Path) -> Result<Self, TidyError> {
+    pub(crate) fn read(root: &Path) -> Result<Self, TidyError> {
         let mut tree = Self {
             paths: Vec::new(),
             rust: Vec::new(),
@@ -78,7 +78,7 @@ impl Tree {
     }
 
     /// The text of a source, document, manifest or list.
-    pub(super) fn text(&self, path: &str) -> Option<&str> {
+    pub(crate) fn text(&self, path: &str) -> Option<&str> {
         self.texts.get(path).map(String::as_str)
     }
 
@@ -109,7 +109,7 @@ impl Tree {
 }
 
 fn is_text(path: &str) -> bool {
-    [".rs", ".md", "Cargo.toml", ".txt"]
+    [".rs", ".md", "Cargo.toml", ".txt", ".proto"]
         .iter()
         .any(|end| path.ends_with(end))
 }

@@ -1,0 +1,307 @@
+//! What happens in a sandbox, for any number of listeners.
+//!
+//! ```text
+//!  GetOOMEvent ─┐
+//!  WaitProcess ─┼─► Hub ──► a Queue for each listener ──► report::Events
+//!  the end     ─┘
+//! ```
+//!
+//! Nothing is asked of the agent before somebody listens. Owns who hears what; what a listener has not taken is kept
+//! for it, kills for want of memory as a number a container, so that no guest makes it grow. Must not know how a
+//! container is made.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+
+use kata_agent_proto::CallError;
+use kata_agent_proto::agent::GetOOMEventRequest;
+
+use crate::link::{Link, ended};
+use crate::members::wait_request;
+use crate::output::ExitStatus;
+use crate::report::{Event, Stage};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    runtime: tokio::runtime::Handle,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    listeners: Vec<Weak<Queue>>,
+    /// Every container that there has been: an agent may only speak of these.
+    containers: BTreeSet<String>,
+    /// Processes of which nobody waits for the end so far: container and name.
+    unwatched: BTreeSet<(String, String)>,
+    is_watching: bool,
+    /// How it ended.
+    end: Option<Event>,
+}
+
+fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // Nothing panics while holding it.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hub {
+    /// Must be called within the runtime that is to listen.
+    pub(crate) fn new() -> Self {
+        Self {
+            runtime: tokio::runtime::Handle::current(),
+            state: Arc::default(),
+        }
+    }
+
+    /// Notes a container.
+    pub(crate) fn created(&self, container: &str) {
+        locked(&self.state).containers.insert(container.to_owned());
+    }
+
+    /// Notes a process.
+    pub(crate) fn started(&self, link: &Arc<Link>, container: &str, process: &str) {
+        let name = (container.to_owned(), process.to_owned());
+        let mut state = locked(&self.state);
+        if state.is_watching {
+            drop(state);
+            self.watch_process(link, name);
+        } else {
+            state.unwatched.insert(name);
+        }
+    }
+
+    /// A new listener, which hears of all that has not ended so far.
+    pub(crate) fn listen(&self, link: &Arc<Link>) -> Arc<Queue> {
+        let queue = Arc::new(Queue::default());
+        let mut state = locked(&self.state);
+        if let Some(end) = &state.end {
+            queue.push(end.clone());
+            return queue;
+        }
+        state.listeners.retain(|listener| listener.strong_count() > 0);
+        state.listeners.push(Arc::downgrade(&queue));
+        let unwatched = std::mem::take(&mut state.unwatched);
+        let is_first = !std::mem::replace(&mut state.is_watching, true);
+        drop(state);
+        if is_first {
+            let (state, watched) = (Arc::clone(&self.state), Arc::clone(link));
+            self.runtime
+                .spawn(async move { tell_kills(&state, &watched).await });
+            let (state, watched) = (Arc::clone(&self.state), Arc::clone(link));
+            self.runtime
+                .spawn(async move { tell_end(&state, &watched).await });
+        }
+        for process in unwatched {
+            self.watch_process(link, process);
+        }
+        queue
+    }
+
+    fn watch_process(&self, link: &Arc<Link>, name: (String, String)) {
+        let (state, link) = (Arc::clone(&self.state), Arc::clone(link));
+        self.runtime.spawn(async move {
+            let (container, process) = name;
+            let call = link.client.wait_process(wait_request(&container, &process));
+            // One whose container is removed, or whose machine ends, has no status.
+            let Ok(answer) = link.call(Stage::Exit, "wait for the process", call).await else {
+                return;
+            };
+            let status = ExitStatus(answer.status);
+            let event = match container == process {
+                true => Event::ContainerExited { container, status },
+                false => Event::ProcessExited {
+                    container,
+                    process,
+                    status,
+                },
+            };
+            publish(&locked(&state), &event);
+        });
+    }
+}
+
+fn publish(state: &State, event: &Event) {
+    for listener in state.listeners.iter().filter_map(Weak::upgrade) {
+        listener.push(event.clone());
+    }
+}
+
+/// Asks for the next kill as long as there is an agent.
+async fn tell_kills(state: &Mutex<State>, link: &Link) {
+    loop {
+        let asked = link.client.get_oom_event(GetOOMEventRequest::default());
+        let container = tokio::select! {
+            biased;
+            () = link.ended() => return,
+            answer = asked => match answer {
+                Ok(event) => event.container_id,
+                Err(error) => {
+                    if error != CallError::Closed {
+                        tracing::warn!(%error, "the agent tells of no kills for want of memory");
+                    }
+                    return;
+                }
+            },
+        };
+        let state = locked(state);
+        if state.containers.contains(&container) {
+            publish(&state, &Event::OutOfMemory { container });
+        } else {
+            tracing::warn!("the agent tells of a kill in a container that there never was");
+        }
+    }
+}
+
+async fn tell_end(state: &Mutex<State>, link: &Link) {
+    let error = ended(link.state()).await.error(Stage::Exit);
+    let event = Event::SandboxEnded {
+        kind: error.kind(),
+        message: error.to_string(),
+    };
+    let mut state = locked(state);
+    publish(&state, &event);
+    state.end = Some(event);
+}
+
+/// What one listener has not taken yet.
+#[derive(Debug, Default)]
+pub(crate) struct Queue(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// An event, and how often it happened.
+    events: VecDeque<(Event, u64)>,
+    has_ended: bool,
+    waker: Option<Waker>,
+}
+
+impl Queue {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing panics while holding it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, event: Event) {
+        let mut waiting = self.waiting();
+        let known = match event {
+            Event::OutOfMemory { .. } => waiting.events.iter_mut().find(|(known, _)| *known == event),
+            _ => None,
+        };
+        match known {
+            Some((_, count)) => *count = count.saturating_add(1),
+            None => waiting.events.push_back((event, 1)),
+        }
+        if let Some(waker) = waiting.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// The next event; none after the sandbox's end.
+    pub(crate) fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Event>> {
+        let mut waiting = self.waiting();
+        if waiting.has_ended {
+            return Poll::Ready(None);
+        }
+        let Some((event, count)) = waiting.events.front_mut() else {
+            waiting.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        let event = event.clone();
+        *count -= 1;
+        if *count == 0 {
+            waiting.events.pop_front();
+        }
+        waiting.has_ended = matches!(event, Event::SandboxEnded { .. });
+        Poll::Ready(Some(event))
+    }
+}
+
+/// What happens in a sandbox: a stream of [`Event`]s, which ends after the sandbox's end.
+///
+/// Several may listen to one sandbox, and each hears of everything. What was not taken yet is kept; dropping it ends
+/// the listening.
+///
+/// ```no_run
+/// use kata_sandbox::report::Event;
+///
+/// # async fn example(sandbox: &kata_sandbox::Sandbox) {
+/// let mut events = sandbox.events();
+/// while let Some(event) = events.next().await {
+///     if let Event::OutOfMemory { container } = event {
+///         eprintln!("{container} wants more memory than it may have");
+///     }
+/// }
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Events(pub(crate) Arc<Queue>);
+
+impl Events {
+    /// The next event; none after the last, which is the sandbox's end. Dropping this future loses nothing.
+    pub async fn next(&mut self) -> Option<Event> {
+        std::future::poll_fn(|cx| self.0.poll_next(cx)).await
+    }
+}
+
+impl futures_core::Stream for Events {
+    type Item = Event;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.0.poll_next(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn oom(container: &str) -> Event {
+        Event::OutOfMemory {
+            container: container.to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn kills_are_counted_and_told_one_by_one_and_the_end_is_last() {
+        let queue = Arc::new(Queue::default());
+        let mut events = Events(Arc::clone(&queue));
+        for _ in 0..1000 {
+            queue.push(oom("a"));
+            queue.push(oom("b"));
+        }
+        assert_eq!(queue.waiting().events.len(), 2, "no guest makes it grow");
+        let exit = Event::ContainerExited {
+            container: "a".into(),
+            status: ExitStatus(137),
+        };
+        let end = Event::SandboxEnded {
+            kind: ErrorKind::Stopped,
+            message: String::new(),
+        };
+        queue.push(exit.clone());
+        queue.push(end.clone());
+        for expected in [oom("a"), oom("b")] {
+            for _ in 0..1000 {
+                assert_eq!(events.next().await, Some(expected.clone()));
+            }
+        }
+        assert_eq!(events.next().await, Some(exit));
+        assert_eq!(events.next().await, Some(end));
+        assert_eq!((events.next().await, events.next().await), (None, None));
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken() {
+        let queue = Arc::new(Queue::default());
+        let mut events = Events(Arc::clone(&queue));
+        let (event, ()) = tokio::join!(events.next(), async {
+            tokio::task::yield_now().await;
+            queue.push(oom("a"));
+        });
+        assert_eq!(event, Some(oom("a")));
+    }
+}

@@ -1,0 +1,106 @@
+//! OCI bundles and specifications as containers. What is refused before a machine is made is held by the unit tests of
+//! `kata-sandbox/src/oci`.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this is test code")]
+
+mod bed;
+
+use std::path::PathBuf;
+
+use bed::{Bed, text};
+use kata_sandbox::{Container, ErrorKind, Sandbox};
+use serde_json::{Value, json};
+
+/// What `runc spec` writes, and a little more.
+fn full() -> Value {
+    serde_json::from_str(include_str!("oci/full.json")).unwrap()
+}
+
+/// Tells one a line what it finds itself in.
+const LOOKS: &str = r#"
+echo "mode $MODE, host $(hostname), groups $(id -G), files $(ulimit -Sn)/$(ulimit -Hn)"
+echo "oom $(cat /proc/self/oom_score_adj), $(grep NoNewPrivs /proc/self/status), $(grep CapBnd /proc/self/status)"
+touch /file 2>/dev/null && echo "the root is writable"
+touch /dev/shm/file && echo "its memory is writable"
+head -c 1 /proc/kcore | wc -c
+echo 1 2>/dev/null >/proc/sys/vm/overcommit_memory || echo "its settings are not"
+tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '
+"#;
+
+const SEEN: &str = "\
+mode spec, host runc, groups 0 5 6, files 1000/1024
+oom 100, NoNewPrivs:\t1, CapBnd:\t0000000020000420
+its memory is writable
+0
+its settings are not
+lo";
+
+on_every_backend! {
+    /// Conformance: oci ociVersion
+    /// Conformance: oci root.path
+    async fn a_bundle_as_runc_writes_it_runs(bed: Bed) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spec = full();
+        spec["root"]["path"] = json!(std::path::absolute(PathBuf::from(&bed.rootfs)).unwrap());
+        spec["process"]["args"] = json!(["sh", "-c", LOOKS]);
+        std::fs::write(directory.path().join("config.json"), spec.to_string()).unwrap();
+        let container = Container::from_bundle(directory.path()).unwrap();
+        let output = Sandbox::run(bed.machine_of(container)).await.unwrap();
+        assert_eq!(text(&output), SEEN, "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success());
+    }
+
+    /// Conformance: oci annotations
+    /// Conformance: oci process.terminal
+    /// Conformance: oci process.consoleSize
+    async fn the_callers_words_lie_on_top_of_a_specification(bed: Bed) {
+        let mut spec = full();
+        spec["annotations"] = json!({"org.opencontainers.image.stopSignal": "SIGUSR1"});
+        let of_spec = |spec: &Value| Container::from_spec(&bed.rootfs, &spec.to_string()).unwrap();
+        // Without a process it idles, and what is executed is of the specification all the same.
+        let mut idle = spec.clone();
+        idle.as_object_mut().unwrap().remove("process");
+        let sandbox = Sandbox::boot(bed.machine_of(of_spec(&idle))).await.unwrap();
+        assert_eq!(text(&bed::script(&sandbox, "hostname").await), "runc");
+
+        let asked = of_spec(&spec)
+            .name("asked")
+            .args(["sh", "-c", "echo $MODE; hostname; id -u; pwd"])
+            .env("MODE", "mine")
+            .hostname("mine")
+            .user("daemon")
+            .cwd("/tmp");
+        let asked = sandbox.create_container(asked).await.unwrap();
+        let output = asked.spawn().await.unwrap().output().await.unwrap();
+        assert_eq!(text(&output), "mine\nmine\n1\n/tmp");
+
+        // Its terminal has its size; its stop signal is an annotation.
+        spec["process"]["args"] = json!(["sh", "-c", "trap 'exit 7' USR1; stty size; while :; do sleep 0.05; done"]);
+        spec["process"]["terminal"] = json!(true);
+        spec["process"]["consoleSize"] = json!({"height": 7, "width": 77});
+        let seen = sandbox.create_container(of_spec(&spec).name("terminal")).await.unwrap();
+        let mut process = seen.spawn().await.unwrap();
+        assert!(process.stderr.is_none());
+        let mut size = [0; 6];
+        tokio::io::AsyncReadExt::read_exact(process.stdout.as_mut().unwrap(), &mut size).await.unwrap();
+        assert_eq!(&size, b"7 77\r\n");
+        assert_eq!(process.stop(bed::DEADLINE).await.unwrap().code(), 7);
+
+        // What only the guest can judge is told by the field, and the sandbox goes on.
+        let cases = [
+            ("cpu", json!({"quota": 7}), ErrorKind::InvalidContainer, "cpu.quota: 7"),
+            ("memory", json!({"swappiness": 5}), ErrorKind::Unsupported, "memory.swappiness"),
+            ("network", json!({"classID": 5}), ErrorKind::Unsupported, "network"),
+        ];
+        for (field, value, kind, named) in cases {
+            let mut spec = full();
+            spec["linux"]["resources"] = json!({ field: value });
+            let error = sandbox.create_container(of_spec(&spec)).await.unwrap_err();
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.to_string().contains(named), "{error}");
+            assert!(!error.is_sandbox_lost());
+        }
+        assert_eq!(text(&bed::script(&sandbox, "echo goes on").await), "goes on");
+        sandbox.stop().await.unwrap();
+    }
+}
