@@ -23,6 +23,9 @@ use serde::{Deserialize, Serialize};
 
 const NANOSECONDS: u128 = 1_000_000_000;
 
+// Whoever changes a field changes what others have kept: their form needs another version.
+const _: () = assert!(size_of::<Rate>() == 16 && size_of::<RateLimit>() == 48);
+
 /// An amount per second, and how much of it may be saved up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {

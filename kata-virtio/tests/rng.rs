@@ -2,10 +2,13 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::HashMap;
+use std::path::Path;
 
+use kata_virtio::mock::rng::run_script;
 use kata_virtio::mock::{Bench, Buffer, Driver, MEMORY_BYTES};
 use kata_virtio::rng::{REQUEST_QUEUE, Rng};
 use kata_virtio::{COMMON_FEATURES, Device, Signals};
+use proptest::prelude::*;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -161,5 +164,23 @@ fn behind_registers_it_is_the_same_device_with_and_without_event_indexes() {
             let bytes = driver.request(REQUEST_QUEUE, &[], &[48]).unwrap();
             assert!(bytes.len() == 48 && looks_random(&bytes));
         }
+    }
+}
+
+/// What the fuzzer has found worth keeping, as an ordinary test.
+#[test]
+fn the_corpus_holds() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/rng");
+    let files = std::fs::read_dir(corpus).unwrap();
+    let scripts = files.map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+    assert!(scripts.map(|script| run_script(&script)).count() >= 10);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn any_script_holds(script in prop::collection::vec(any::<u8>(), 0..400)) {
+        run_script(&script);
     }
 }

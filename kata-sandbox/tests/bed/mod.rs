@@ -7,6 +7,7 @@
 //! | variable | |
 //! |---|---|
 //! | `KATA_TEST_IMAGES` | an OCI layout of images with real software |
+//! | `KATA_TEST_BZIMAGE` | the distribution's kernel as it is packaged |
 //! | `KATA_TEST_BACKENDS=fake,qemu_tcg` | limits the backends; the others are skipped |
 //! | `KATA_TEST_ELSEWHERE=kvm,qemu_kvm` | these run elsewhere in the same suite, in the nested bed: not a skip |
 //! | `KATA_TEST_VCPUS=2` | processors of a sandbox that asks for no number itself; 1 without it |

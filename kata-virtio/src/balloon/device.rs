@@ -47,6 +47,9 @@ pub struct Balloon {
     pub(super) complaints: Complaints,
 }
 
+// Whoever changes a field changes what others have kept: their form needs another version.
+const _: () = assert!(size_of::<State>() == 64);
+
 /// What a balloon is between two turns: for a snapshot. Questions for statistics are not part of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {

@@ -62,6 +62,9 @@ pub struct Builder {
     settings: Settings,
 }
 
+// Whoever changes a field changes what others have kept: their form needs another version.
+const _: () = assert!(size_of::<Settings>() == 80);
+
 /// What can be chosen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Settings {

@@ -54,6 +54,9 @@ pub struct Handle {
     shared: Arc<Shared>,
 }
 
+// Whoever changes a field changes what others have kept: their form needs another version.
+const _: () = assert!(size_of::<State>() == 32);
+
 /// What a console is between two turns, without its descriptors: for a snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {

@@ -62,6 +62,7 @@ mod hostile;
 pub mod net;
 mod ring;
 mod rings;
+pub mod rng;
 mod script;
 pub mod vsock;
 

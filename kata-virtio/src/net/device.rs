@@ -101,6 +101,9 @@ pub struct Net {
     broken: bool,
 }
 
+// Whoever changes a field changes what others have kept: their form needs another version.
+const _: () = assert!(size_of::<State>() == 16);
+
 /// What a device is in the middle of, without what the host's kernel keeps. Frames on their way are not
 /// in it: they are lost, as on any wire.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -321,7 +324,8 @@ impl Net {
             return false;
         }
         if let Err(error) = self.attach(pairs) {
-            log::error!("net: cannot use {pairs} queues of the tap: {error}");
+            self.complaints
+                .warn(&format_args!("cannot use {pairs} queues of the tap: {error}"));
             return false;
         }
         self.asked = pairs;

@@ -302,7 +302,7 @@ impl Front {
         {
             match ring.queue(event_idx) {
                 Ok(made) => *queue = made,
-                Err(cause) => log::error!("{}: {cause}", name(self.kind)),
+                Err(cause) => self.complaints.warn(&cause),
             }
         }
         parts.device.activate(self.accepted);
@@ -312,7 +312,9 @@ impl Front {
 
     fn start_or_complain(&mut self) {
         if let Err(cause) = self.start() {
-            log::error!("{}: cannot start its thread: {cause}", name(self.kind));
+            // A driver that resets and starts again and again would drive the log.
+            self.complaints
+                .warn(&format_args!("cannot start its thread: {cause}"));
             self.board.announce(crate::Signals {
                 needs_reset: true,
                 ..crate::Signals::default()

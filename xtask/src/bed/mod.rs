@@ -6,7 +6,7 @@
 //!
 //!  layers of the outer root      from                                          made
 //!   0  the distribution          the root filesystem of the tests              once, in the image store
-//!   1  tools                     QEMU, its firmware; that filesystem as a file when one of them changes
+//!   1  tools                     QEMU; that filesystem and kernel, as files  when one of them changes
 //!   2  job                       the monitor, the guest's files, tests, orders every time
 //! ```
 //!
@@ -44,6 +44,9 @@ pub(crate) const PROGRAMS: &str = "/kata";
 
 /// The tests' root filesystem, an image, in the bed.
 const ROOTFS: &str = "/bed/rootfs.erofs";
+
+/// The distribution's kernel as it is packaged.
+const BZIMAGE: &str = "/bed/bzImage";
 
 /// Images with real software, as an OCI layout.
 const IMAGES: &str = "/bed/images";
@@ -135,7 +138,7 @@ impl Bed {
         let cache = kata_image::cache_directory()?.join("bed");
         let store = Store::open(Store::default_directory()?)?;
         let base = store.rootfs(&Source::detect(&ready.rootfs)?, &mut |_| ())?.path;
-        let tools = tools(&base, ready.images.as_deref())?.cached(&cache, "tools")?;
+        let tools = tools(&base, &ready.kernel.image, ready.images.as_deref())?.cached(&cache, "tools")?;
         step.done("");
         Ok(Self {
             cache,
@@ -209,8 +212,9 @@ impl Bed {
     }
 }
 
-/// QEMU with its firmware, and the distribution once more, as the file that sandboxes are made of; and the images.
-fn tools(base: &Path, images: Option<&Path>) -> Result<Layer, BedError> {
+/// QEMU with its firmware, and the distribution once more, as the file that sandboxes are made of; its kernel, and the
+/// images.
+fn tools(base: &Path, bzimage: &Path, images: Option<&Path>) -> Result<Layer, BedError> {
     let mut layer = Layer::default();
     let qemu = process::find("qemu-system-x86_64").ok_or(BedError::NoQemu)?;
     layer.copy("/usr/bin/qemu-system-x86_64", &qemu);
@@ -219,6 +223,7 @@ fn tools(base: &Path, images: Option<&Path>) -> Result<Layer, BedError> {
         layer.directory(Path::new(directory))?;
     }
     layer.copy(ROOTFS, base);
+    layer.copy(BZIMAGE, bzimage);
     if let Some(images) = images {
         for directory in ["", "blobs/sha256"] {
             layer.files(&images.join(directory), &Path::new(IMAGES).join(directory))?;
@@ -238,6 +243,7 @@ fn description(job: &Job) -> Vec<u8> {
         ("TERM", "linux"),
         ("KATA_VMM", MONITOR),
         ("KATA_TEST_ROOTFS", ROOTFS),
+        ("KATA_TEST_BZIMAGE", BZIMAGE),
         ("KATA_TEST_IMAGES", IMAGES),
         ("RUST_BACKTRACE", "0"),
     ];

@@ -355,6 +355,7 @@ fn provide(command: &mut Command, ready: &Ready, kernel: GuestKernel) {
     command
         .env("KATA_VMM", &ready.monitor)
         .env("KATA_TEST_ROOTFS", &ready.rootfs)
+        .env("KATA_TEST_BZIMAGE", &ready.kernel.image)
         .env("KATA_KERNEL", vmlinux)
         .env_remove("KATA_INITRAMFS")
         .env("KATA_KERNEL_MODULES", &ready.kernel.modules)

@@ -111,6 +111,7 @@ fn of_files(tree: &Tree) -> Vec<Violation> {
         match &file.facts {
             Ok(facts) => {
                 violations.extend(seams::kvm(&file.path, facts));
+                violations.extend(seams::x86(&file.path, facts));
                 violations.extend(seams::qemu(&file.path, facts));
                 violations.extend(names::in_file(&file.path, facts));
                 violations.extend(unfinished::check(&file.path, facts));

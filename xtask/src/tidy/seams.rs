@@ -1,4 +1,5 @@
-//! Who may speak of hypervisors: each seam is one directory, and the words for what is behind it stay there.
+//! Who may speak of hypervisors and architectures: each seam is one directory, and the words for what is behind it
+//! stay there.
 //!
 //! Tests and documentation may say anything.
 
@@ -7,6 +8,17 @@ use super::facts::{Fact, Kind};
 
 /// The only place with KVM calls.
 const KVM: &str = "kata-vmm/src/hypervisor/kvm";
+
+/// The only place in it that knows x86-64.
+const X86: &str = "kata-vmm/src/hypervisor/kvm/x86_64";
+
+/// Where the architecture is chosen, and called by its name.
+const CHOICE: &str = "kata-vmm/src/hypervisor/kvm/mod.rs";
+
+/// Parts of names that are x86's: its registers, tables and controllers.
+const X86_WORDS: &[&str] = &[
+    "x86", "cpuid", "sregs", "lapic", "ioapic", "tss", "msr", "rflags", "bzimage", "pvh",
+];
 
 /// The only place that knows how QEMU is run.
 const QEMU: &str = "kata-vmm/src/hypervisor/qemu";
@@ -35,6 +47,25 @@ pub(super) fn kvm(path: &str, facts: &[Fact]) -> Vec<Violation> {
         )
         .map(|fact| Violation::at(path, fact.line, format!("KVM calls belong into {KVM}")))
         .collect()
+}
+
+/// What is x86's in the rest of the room of KVM.
+pub(super) fn x86(path: &str, facts: &[Fact]) -> Vec<Violation> {
+    if !path.starts_with(KVM) || path.starts_with(X86) || path == CHOICE {
+        return Vec::new();
+    }
+    product(facts)
+        .filter_map(|fact| match &fact.kind {
+            Kind::Name(name) if is_x86(name) => Some((fact.line, name)),
+            _ => None,
+        })
+        .map(|(line, name)| Violation::at(path, line, format!("{name} belongs into {X86}")))
+        .collect()
+}
+
+fn is_x86(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    X86_WORDS.iter().any(|word| name.contains(word))
 }
 
 /// The word "qemu" outside of its room.
@@ -78,6 +109,17 @@ mod tests {
         let facts = sample("use kvm_ioctls::Kvm;");
         assert_eq!(kvm("kata-sandbox/src/probe.rs", &facts).len(), 1);
         assert_eq!(kvm("kata-vmm/src/hypervisor/kvm/mod.rs", &facts), []);
+    }
+
+    #[test]
+    fn the_architecture_outside_of_its_room_is_found() {
+        let facts =
+            sample("use super::x86_64::layout; fn f(vcpu: &VcpuFd) { vcpu.get_sregs(); Cap::SetTssAddr; }");
+        assert_eq!(x86("kata-vmm/src/hypervisor/kvm/assemble.rs", &facts).len(), 3);
+        assert_eq!(x86("kata-vmm/src/hypervisor/kvm/x86_64/entry.rs", &facts), []);
+        assert_eq!(x86("kata-vmm/src/hypervisor/kvm/mod.rs", &facts), []);
+        let facts = sample("use super::arch::layout; #[cfg(test)] mod tests { fn f() { set_sregs(); } }");
+        assert_eq!(x86("kata-vmm/src/hypervisor/kvm/assemble.rs", &facts), []);
     }
 
     #[test]

@@ -5,10 +5,11 @@
 //! It must not know what happens once the machine runs.
 #![expect(unsafe_code, reason = "descriptors change hands as numbers")]
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kata_virtio::transport::Mmio;
 use kata_virtio::{Device, Memory};
@@ -16,13 +17,13 @@ use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::arch::boot::{self, Boot};
+use super::arch::layout::{self, Slot};
+use super::arch::processor::Supported;
+use super::arch::{command_line, platform, processor};
 use super::bus::{Bus, Registers};
 use super::machine::{Console, Microvm, Parts};
 use super::memory::{Contents, Ram};
-use super::x86_64::boot::{self, Boot};
-use super::x86_64::layout::{self, Slot};
-use super::x86_64::processor::Supported;
-use super::x86_64::{command_line, platform, processor};
 use super::{create_vm, devices};
 use crate::control::LaunchError;
 use crate::hypervisor::limits::unsupported;
@@ -33,15 +34,13 @@ use crate::machine::{FdIndex, Machine};
 /// `QueueNotify` of virtio-mmio (VIRTIO 1.2 §4.2.2).
 const QUEUE_NOTIFY: u64 = 0x50;
 
-/// What KVM must be able to do.
-const CAPABILITIES: [(Cap, &str); 7] = [
+/// What KVM must be able to do, beside what the architecture needs.
+const CAPABILITIES: [(Cap, &str); 5] = [
     (Cap::Irqchip, "interrupt controllers"),
     (Cap::Irqfd, "irqfd"),
     (Cap::Ioeventfd, "ioeventfd"),
     (Cap::UserMemory, "memory slots"),
     (Cap::ImmediateExit, "immediate exits"),
-    (Cap::SetTssAddr, "a TSS address"),
-    (Cap::ExtCpuid, "CPUID"),
 ];
 
 /// Builds the machine and lets it run.
@@ -51,21 +50,24 @@ pub(in crate::hypervisor) fn launch(
     initramfs: FdIndex,
     files: &Files,
 ) -> Result<Microvm, LaunchError> {
-    let start = Instant::now();
+    let mut steps = Steps::new();
     let kvm = open(machine, files)?;
     let supported =
-        processor::supported_cpuid(&kvm).map_err(|cause| failure("ask KVM for its CPUID", &cause))?;
+        processor::supported(&kvm).map_err(|cause| failure("ask KVM what processors can do", &cause))?;
+    steps.done("KVM");
     let ranges = layout::memory_ranges(machine.memory.bytes());
     check_addresses(&ranges, processor::address_bits(&supported))?;
     // Before the VM, so that it is there until the VM is gone.
     let ram =
         Ram::new(&ranges, Contents::Fresh).map_err(|cause| failure("make the guest's memory", &cause))?;
+    steps.done("memory");
     let vm = create_vm(&kvm).map_err(|cause| failure("create a VM", &cause))?;
     processor::without_counters(&vm).map_err(|cause| failure("leave performance counters out", &cause))?;
     ram.attach(&vm)
         .map_err(|cause| failure("give the guest its memory", &cause))?;
     platform::interrupt_controllers(&vm)
         .map_err(|cause| failure("make the interrupt controllers", &cause))?;
+    steps.done("VM, interrupt controllers");
     let (sockets, vsock) = Sockets::new(machine.guest_cid, &machine.host_ports)?;
     let devices = devices::all(machine, files, vsock)?;
     let (registers, slots) = attach(&vm, ram.memory(), devices)?;
@@ -73,6 +75,7 @@ pub(in crate::hypervisor) fn launch(
     let com1 = platform::com1_interrupt(&vm)
         .map_err(|cause| failure("connect the serial port's interrupt", &cause))?;
     let bus = Bus::new(platform::ports(console.clone(), com1), registers);
+    steps.done("devices, platform");
     let file = |index| Ok::<_, LaunchError>(File::from(files.duplicate(index)?));
     let entry = boot::load(&Boot {
         memory: ram.memory(),
@@ -84,7 +87,10 @@ pub(in crate::hypervisor) fn launch(
         acpi: machine.acpi,
     })
     .map_err(|cause| LaunchError::Boot { cause: chain(&cause) })?;
+    steps.done("kernel, initramfs, tables");
     let processors = processors(&vm, machine.vcpus, &supported, &entry)?;
+    steps.done("processors");
+    log::debug!("the machine is assembled: {steps}");
     Microvm::start(Parts {
         vm,
         ram,
@@ -92,8 +98,41 @@ pub(in crate::hypervisor) fn launch(
         bus,
         sockets,
         console,
-        start,
+        start: steps.start,
     })
+}
+
+/// What each step of a launch took, for the log.
+struct Steps {
+    start: Instant,
+    last: Instant,
+    took: Vec<(&'static str, Duration)>,
+}
+
+impl Steps {
+    fn new() -> Self {
+        let start = Instant::now();
+        Self {
+            start,
+            last: start,
+            took: Vec::new(),
+        }
+    }
+
+    fn done(&mut self, step: &'static str) {
+        let now = Instant::now();
+        self.took.push((step, now - self.last));
+        self.last = now;
+    }
+}
+
+impl fmt::Display for Steps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.took
+            .iter()
+            .try_for_each(|(step, took)| write!(f, "{step} {} µs; ", took.as_micros()))?;
+        write!(f, "all {} µs", (self.last - self.start).as_micros())
+    }
 }
 
 fn open(machine: &Machine, files: &Files) -> Result<Kvm, LaunchError> {
@@ -103,7 +142,7 @@ fn open(machine: &Machine, files: &Files) -> Result<Kvm, LaunchError> {
     let fd = files.duplicate(index)?;
     // SAFETY: the descriptor is open and given away.
     let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
-    for (capability, what) in CAPABILITIES {
+    for (capability, what) in CAPABILITIES.into_iter().chain(platform::CAPABILITIES) {
         if !kvm.check_extension(capability) {
             return Err(unsupported(format!("KVM without {what}"), "a machine needs it"));
         }

@@ -9,7 +9,7 @@
 //!
 //! Threads: the control loop's (this code runs on it and waits for nothing but its own threads), one for
 //! each processor, one for each virtio device whose driver is ready.
-//! It must not know the control socket, nor addresses and registers: those are `x86_64`'s.
+//! It must not know the control socket, nor addresses and registers: those are the architecture's.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

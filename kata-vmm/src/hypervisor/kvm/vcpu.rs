@@ -12,7 +12,7 @@
 //!            └─ power-off, reset, panic, anything unforeseen ──► ended, with the reason
 //! ```
 //!
-//! What it does for an exit is in [`handle`]; what its registers mean is `x86_64`'s.
+//! What it does for an exit is in [`handle`]; what its registers mean is `arch`'s.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use kvm_ioctls::{Error, VcpuExit, VcpuFd};
 use super::bus::{Bus, Demand};
 use super::exits::{Exits, Kind};
 use super::gate::{Gate, Passed};
-use super::{kick, x86_64};
+use super::{arch, kick};
 use crate::machine::{VcpuReport, VmExit};
 
 /// How often in a row `KVM_RUN` may answer ENOMEM: Linux 6.11 to 6.13 do so once in a while.
@@ -69,11 +69,11 @@ impl Processor for VcpuFd {
     }
 
     fn details(&mut self) -> String {
-        x86_64::details(self)
+        arch::details(self)
     }
 
     fn registers(&self) -> String {
-        x86_64::describe(self)
+        arch::describe(self)
     }
 }
 
@@ -166,13 +166,11 @@ fn handle(exit: VcpuExit<'_>, bus: &Bus) -> Outcome {
             }
         }
         VcpuExit::Intr => return Outcome::Interrupted,
-        // Kernels are told of a reset register: whoever faults three times has lost its way.
-        VcpuExit::Shutdown => return Outcome::Unforeseen("a triple fault".to_owned()),
+        VcpuExit::Shutdown => return Outcome::Unforeseen(arch::SHUTDOWN.to_owned()),
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => return Outcome::End(VmExit::GuestReset),
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => return Outcome::End(VmExit::PowerOff),
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => return Outcome::End(VmExit::GuestPanic),
-        // An end-of-interrupt that nobody waits for, and debugging that nobody asked for.
-        VcpuExit::IoapicEoi(_) | VcpuExit::IrqWindowOpen => {}
+        nothing if arch::wants_nothing(&nothing) => {}
         unforeseen => return Outcome::Unforeseen(format!("{unforeseen:?}")),
     }
     Outcome::Handled

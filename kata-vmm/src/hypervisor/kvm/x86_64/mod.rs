@@ -10,8 +10,8 @@
 //!
 //! It owns addresses, tables, boot protocols and the processors' first state, and is the only place of
 //! the project that knows them. [`probe`] has a guest of its own that says whether any of this can run.
-//! Most is plain computation on guest memory; KVM calls are made by the probe, [`platform`], [`processor`]
-//! and [`state`].
+//! Most is plain computation on guest memory; KVM calls are made by the probe, [`platform`], [`processor`],
+//! [`state`] and [`vm_state`].
 //! It must not know threads, exits, devices beyond their [slot](layout::Slot), or what the guest is for.
 
 pub(super) mod boot;
@@ -23,8 +23,12 @@ pub(super) mod processor;
 mod report;
 #[cfg_attr(not(test), expect(dead_code, reason = "snapshots come later"))]
 pub(super) mod state;
+#[cfg_attr(not(test), expect(dead_code, reason = "snapshots come later"))]
+pub(super) mod vm_state;
 
-pub(super) use report::{describe, details};
+pub(super) use report::{SHUTDOWN, describe, details, wants_nothing};
 
 mod cpuid;
 mod entry;
+#[cfg(test)]
+mod tiny;

@@ -8,7 +8,7 @@
 use std::io::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Cap, VmFd};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -17,6 +17,10 @@ use super::layout::{
     RESET_PORT, RTC_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, TSS,
 };
 use crate::hypervisor::kvm::bus::{Demand, PortRange, Ports};
+
+/// What KVM must be able to do for this architecture.
+pub(in crate::hypervisor::kvm) const CAPABILITIES: [(Cap, &str); 2] =
+    [(Cap::SetTssAddr, "a TSS address"), (Cap::ExtCpuid, "CPUID")];
 
 /// Ports of a 16550.
 const SERIAL_PORTS: u16 = 8;

@@ -63,7 +63,7 @@ pub(in crate::hypervisor::kvm) enum ProcessorError {
 ///
 /// # Errors
 /// When KVM does not give its table.
-pub(in crate::hypervisor::kvm) fn supported_cpuid(kvm: &Kvm) -> Result<Supported, kvm_ioctls::Error> {
+pub(in crate::hypervisor::kvm) fn supported(kvm: &Kvm) -> Result<Supported, kvm_ioctls::Error> {
     let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     // It depends on the in-kernel APIC, so KVM does not list it (KVM api.rst 4.46).
     Ok(cpuid::restrict(
@@ -97,7 +97,7 @@ pub(in crate::hypervisor::kvm) fn without_counters(vm: &VmFd) -> Result<(), kvm_
 }
 
 /// Gives vCPU `index` of `count` everything it has before its first instruction. `supported` is
-/// [`supported_cpuid`]'s; `entry` is for the boot processor alone.
+/// [`supported`]'s; `entry` is for the boot processor alone.
 ///
 /// The in-kernel interrupt controllers exist.
 ///
@@ -170,8 +170,20 @@ fn apic_register(apic: &kvm_lapic_state, offset: usize) -> u32 {
 pub(super) mod tests {
     use super::*;
 
-    /// Runs a test on a vCPU of a new VM with interrupt controllers; prints why where there is no KVM.
+    /// Runs a test on a new VM with interrupt controllers; prints why where there is no KVM.
+    pub(in super::super) fn with_vm<T>(test: impl FnOnce(&VmFd) -> T) -> Option<T> {
+        let (_kvm, vm) = vm()?;
+        Some(test(&vm))
+    }
+
+    /// The same with a vCPU.
     pub(in super::super) fn with_vcpu<T>(test: impl FnOnce(&Kvm, &VcpuFd) -> T) -> Option<T> {
+        let (kvm, vm) = vm()?;
+        let vcpu = vm.create_vcpu(0).unwrap();
+        Some(test(&kvm, &vcpu))
+    }
+
+    fn vm() -> Option<(Kvm, VmFd)> {
         let kvm = match Kvm::new() {
             Ok(kvm) => kvm,
             Err(cause) => {
@@ -182,14 +194,13 @@ pub(super) mod tests {
         };
         let vm: VmFd = crate::hypervisor::kvm::create_vm(&kvm).unwrap();
         vm.create_irq_chip().unwrap();
-        let vcpu = vm.create_vcpu(0).unwrap();
-        Some(test(&kvm, &vcpu))
+        Some((kvm, vm))
     }
 
     #[test]
     fn the_boot_processor_is_ready_to_enter_the_kernel() {
         with_vcpu(|kvm, vcpu| {
-            let supported = supported_cpuid(kvm).unwrap();
+            let supported = supported(kvm).unwrap();
             let entry = Entry::Pvh {
                 rip: 0x100_0a30,
                 start_info: 0x7000,
@@ -225,7 +236,7 @@ pub(super) mod tests {
     fn the_others_wait_where_kvm_made_them() {
         with_vcpu(|kvm, vcpu| {
             let before = vcpu.get_regs().unwrap();
-            prepare_vcpu(vcpu, 0, 4, &supported_cpuid(kvm).unwrap(), None).unwrap();
+            prepare_vcpu(vcpu, 0, 4, &supported(kvm).unwrap(), None).unwrap();
             assert_eq!(vcpu.get_regs().unwrap(), before);
         });
     }

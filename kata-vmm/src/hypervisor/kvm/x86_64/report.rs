@@ -1,12 +1,22 @@
-//! A processor's registers as text, for the report of one that stopped.
+//! What this architecture's exits mean, and a processor's registers as text, for the report of one that stopped.
 //!
-//! It must not know why it stopped.
+//! It must not know what follows from an exit.
 #![expect(unsafe_code, reason = "what KVM says of an exit is a union")]
 
 use std::fmt::Write;
 
 use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, kvm_regs, kvm_segment, kvm_sregs};
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+/// What it means when KVM says that a processor has shut down. Kernels are told of a reset register: whoever
+/// faults three times has lost its way.
+pub(in crate::hypervisor::kvm) const SHUTDOWN: &str = "a triple fault";
+
+/// Whether an exit asks for nothing: an end-of-interrupt that nobody waits for, and a window for an interrupt that
+/// the in-kernel controllers deliver.
+pub(in crate::hypervisor::kvm) fn wants_nothing(exit: &VcpuExit<'_>) -> bool {
+    matches!(exit, VcpuExit::IoapicEoi(_) | VcpuExit::IrqWindowOpen)
+}
 
 /// The registers, a few on a line; empty when KVM does not give them any more.
 pub(in crate::hypervisor::kvm) fn describe(vcpu: &VcpuFd) -> String {

@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn a_vcpu_is_the_same_after_a_journey_through_serde() {
         let json = with_vcpu(|kvm, vcpu| {
-            let supported = processor::supported_cpuid(kvm).unwrap();
+            let supported = processor::supported(kvm).unwrap();
             let entry = Entry::Long {
                 rip: 0x100_0200,
                 zero_page: 0x7000,

@@ -11,13 +11,11 @@ use kvm_ioctls::{Cap, Kvm};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::assemble;
-use super::bus::{Bus, Demand, PortRange, Ports};
-use super::create_vm;
-use super::machine::{Console, Microvm, Parts};
-use super::memory::{Contents, Ram};
-use super::x86_64::layout;
-use super::x86_64::platform;
+use super::{layout, platform};
+use crate::hypervisor::kvm::bus::{Bus, Demand, PortRange, Ports};
+use crate::hypervisor::kvm::machine::{Console, Microvm, Parts};
+use crate::hypervisor::kvm::memory::{Contents, Ram};
+use crate::hypervisor::kvm::{assemble, create_vm};
 use crate::hypervisor::sockets::Sockets;
 use crate::hypervisor::{Occurrence, Vm};
 use crate::machine::VmExit;
