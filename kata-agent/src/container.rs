@@ -30,6 +30,8 @@ pub(crate) struct Places {
     pub(crate) cgroup: PathBuf,
     /// What was mounted for it, in order.
     pub(crate) mount_points: Vec<String>,
+    /// See [`name`].
+    pub(crate) name: Option<String>,
     /// What a further process joins, where the agent can do that itself.
     pub(crate) namespaces: Option<NameSpaces>,
 }
@@ -65,6 +67,13 @@ impl Drop for Launching {
     fn drop(&mut self) {
         self.0.0.send_modify(|count| *count -= 1);
     }
+}
+
+/// What the makers of a pod call a container (annotations of containerd and of CRI-O).
+pub(crate) fn name(spec: &serde_json::Value) -> Option<&str> {
+    let annotations = &spec["annotations"];
+    let keys = ["io.kubernetes.cri.container-name", "io.kubernetes.container.name"];
+    keys.into_iter().find_map(|key| annotations[key].as_str())
 }
 
 /// See the module.
@@ -115,6 +124,11 @@ impl Container {
     /// The init.
     pub(crate) fn init(&self) -> &Arc<Process> {
         &self.init
+    }
+
+    /// Whether this is its id, or what the makers of a pod call it.
+    pub(crate) fn is_called(&self, name: &str) -> bool {
+        self.id == name || self.places.name.as_deref() == Some(name)
     }
 
     /// Whether the name is the init's: none, the container's id, or what its creator called it.

@@ -72,6 +72,37 @@ pub(crate) struct Storage {
     pub(crate) fstype: String,
     pub(crate) options: Vec<String>,
     pub(crate) mount_point: String,
+    /// Whom everything in it is given to.
+    pub(crate) group: Option<Group>,
+}
+
+/// The group of a storage.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Group {
+    pub(crate) id: u32,
+    /// Also where the root of the storage is the group's already.
+    pub(crate) always: bool,
+}
+
+/// A device of the guest for a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Device {
+    /// The serial of a disk, where there is no path.
+    pub(crate) id: String,
+    pub(crate) kind: String,
+    pub(crate) vm_path: String,
+    /// Nothing where it is only waited for.
+    pub(crate) container_path: String,
+}
+
+/// A mount of another container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Share {
+    /// The other container's init.
+    pub(crate) source_pid: i32,
+    pub(crate) source_path: String,
+    /// Where this container sees it.
+    pub(crate) path: String,
 }
 
 /// A user by name or number.
@@ -92,6 +123,8 @@ pub(crate) struct Create {
     /// Absolute path of the cgroup's directory.
     pub(crate) cgroup: PathBuf,
     pub(crate) limits: Limits,
+    pub(crate) devices: Vec<Device>,
+    pub(crate) shares: Vec<Share>,
     /// The OCI specification; without arguments the container idles.
     pub(crate) spec: serde_json::Value,
     pub(crate) user: Option<User>,

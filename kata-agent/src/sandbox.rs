@@ -10,17 +10,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kata_agent_proto::agent::SharedMount;
 use kata_agent_proto::{Failed, FailureKind};
 use tokio::sync::Notify;
 
-use crate::container::{Container, Launches, Places};
+use crate::container::{self, Container, Launches, Places};
 use crate::exec::{Joiner, NameSpaces, Plan, Target};
 use crate::guest::Guest;
 use crate::ipc::Ipc;
 use crate::launch;
 use crate::limits::Limits;
 use crate::oom::{self, Kills};
-use crate::order::{Create, Exec, Order, Remove, Storage, Storages, Update, User};
+use crate::order::{Create, Device, Exec, Order, Remove, Share, Storage, Storages, Update, User};
 use crate::process::{Ports, Prepared, Process};
 use crate::reaper::{Child, Reaper};
 use crate::streams::Unclaimed;
@@ -83,6 +84,9 @@ pub(crate) struct Creation {
     pub(crate) terminal: bool,
     /// Its processes are in the PID namespace that containers share.
     pub(crate) shared_pids: bool,
+    pub(crate) devices: Vec<Device>,
+    /// Mounts between containers; what is not this one's to see is not its concern.
+    pub(crate) shared_mounts: Vec<SharedMount>,
 }
 
 /// What a further process is made of.
@@ -207,6 +211,33 @@ impl Sandbox {
         }
     }
 
+    /// The mounts of others that a container is to see.
+    fn shares(
+        &self,
+        id: &str,
+        spec: &serde_json::Value,
+        mounts: &[SharedMount],
+    ) -> Result<Vec<Share>, Failed> {
+        let name = container::name(spec);
+        let theirs = mounts
+            .iter()
+            .filter(|mount| mount.dst_ctr == id || Some(mount.dst_ctr.as_str()) == name);
+        let share = |mount: &SharedMount| {
+            let containers = self.containers();
+            let mut others = containers.values().flatten();
+            let source = others
+                .find(|other| other.is_called(&mount.src_ctr))
+                .and_then(|other| other.init().child())
+                .ok_or_else(|| Failed::new(FailureKind::NotRunning, &mount.src_ctr))?;
+            Ok(Share {
+                source_pid: source.pid(),
+                source_path: mount.src_path.clone(),
+                path: mount.dst_path.clone(),
+            })
+        };
+        theirs.map(share).collect()
+    }
+
     /// Puts a container into the PID namespace that it shares, where it does.
     async fn share_pids(&self, creation: &mut Creation) -> Result<(), Failed> {
         if !creation.shared_pids && !self.names().shared_pids {
@@ -292,7 +323,11 @@ impl Sandbox {
             storages,
             ports,
             terminal,
+            shared_pids: _,
+            devices,
+            shared_mounts,
         } = creation;
+        let shares = self.shares(&id, &spec, &shared_mounts)?;
         self.ipc.share(&mut spec)?;
         let (prepared, streams) = Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?;
         let Names { hostname, dns, .. } = self.names().clone();
@@ -303,6 +338,8 @@ impl Sandbox {
             bundle: places.bundle.clone(),
             cgroup: places.cgroup.clone(),
             limits,
+            devices,
+            shares,
             storages: self.storages(storages),
             spec,
             user,
@@ -350,6 +387,7 @@ impl Sandbox {
                 .iter()
                 .map(|storage| storage.mount_point.clone())
                 .collect(),
+            name: container::name(&creation.spec).map(str::to_owned),
             namespaces: NameSpaces::of(&creation.spec),
         }
     }

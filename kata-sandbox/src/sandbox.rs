@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind};
 use crate::events::Hub;
 use crate::host::Ready;
 use crate::launch::launch;
-use crate::link::ended;
+use crate::link::{Link, ended};
 use crate::members::{ContainerHandle, Member, Shared, create_container, idle};
 use crate::output::Output;
 use crate::patience::Patience;

@@ -191,7 +191,7 @@ on_every_backend! {
         for (service, method) in [
             ("grpc.AgentService", "NoSuchMethod"),
             ("grpc.AgentService", "SetPolicy"),
-            ("grpc.NoSuchService", "Check"),
+            ("grpc.Health", "NoSuchMethod"),
         ] {
             let answer = call_by_hand(&sandbox, service, method).await;
             assert!(has_code(&answer, 12), "{service}/{method}: {answer:?}");
@@ -207,8 +207,16 @@ on_every_backend! {
         api.read_stdout(reading("frozen", "", 100)).await.unwrap();
         pause(&api, "frozen").await.unwrap();
         // The process is born frozen, so that its making does not come to an end.
-        let (one, other) = (api.clone(), client(&sandbox).await);
-        let exec = tokio::spawn(async move { one.exec_process(execution("frozen", "e1", "true")).await });
+        let mut exec = Box::pin(api.exec_process(execution("frozen", "e1", "true")));
+        tokio::select! {
+            biased;
+            made = &mut exec => panic!("{made:?}"),
+            // Sent after it, on the same connection.
+            found = api.stats_container(stats("frozen")) => drop(found.unwrap()),
+        }
+        let again = api.exec_process(execution("frozen", "e1", "true")).await.unwrap_err();
+        assert_eq!(again.kind(), Some(FailureKind::AlreadyExists), "it is being made");
+        let other = client(&sandbox).await;
         let watching = tokio::spawn(async move {
             let mut count = 0;
             while other.stats_container(stats("frozen")).await.is_ok() {
@@ -216,17 +224,10 @@ on_every_backend! {
             }
             count
         });
-        let mut held = 0;
-        while held == 0 {
-            // Its making has begun once its cgroup has one process more.
-            let stats = api.stats_container(stats("frozen")).await.unwrap();
-            held = usize::from(exec.is_finished()) + usize::from(stats.cgroup_stats.pids_stats.current > 1);
-            tokio::task::yield_now().await;
-        }
         let hurried = api.with_deadline(std::time::Duration::from_secs(20) * bed::patience());
         signal(&hurried, "frozen", "", SIGKILL).await.unwrap();
         assert_eq!(wait(&api, "frozen", "").await, Ok(137));
-        let exec = exec.await.unwrap();
+        let exec = exec.await;
         assert!(exec.is_ok() || exec.as_ref().unwrap_err().kind().is_some(), "{exec:?}");
         remove(&api, "frozen").await.unwrap();
         assert!(watching.await.unwrap() > 0);

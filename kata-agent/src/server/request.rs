@@ -3,11 +3,12 @@
 //! Owns the reading of requests; what cannot be done is refused by name. Must not know what is done with them.
 
 use kata_agent_proto::agent::{CreateContainerRequest, ExecProcessRequest, StringUser};
+use kata_agent_proto::types::FSGroupChangePolicy;
 use kata_agent_proto::{Failed, FailureKind, agent, oci};
 use rustix::termios::Winsize;
 
 use crate::limits::Limits;
-use crate::order::{Storage, User};
+use crate::order::{Device, Group, Storage, User};
 use crate::process::Ports;
 use crate::sandbox::{Creation, Error, Execution};
 use crate::spec;
@@ -25,7 +26,10 @@ pub(super) fn refuse(asked: bool, what: &str) -> Result<(), Error> {
 
 pub(super) fn storages(storages: Vec<agent::Storage>) -> Result<Vec<Storage>, Error> {
     let storage = |storage: agent::Storage| {
-        refuse(storage.fs_group.is_some(), "ownership of a storage")?;
+        let group = storage.fs_group.into_option().map(|group| Group {
+            id: group.group_id,
+            always: group.group_change_policy.enum_value() != Ok(FSGroupChangePolicy::OnRootMismatch),
+        });
         Ok(Storage {
             driver: storage.driver,
             driver_options: storage.driver_options,
@@ -33,9 +37,19 @@ pub(super) fn storages(storages: Vec<agent::Storage>) -> Result<Vec<Storage>, Er
             fstype: storage.fstype,
             options: storage.options,
             mount_point: storage.mount_point,
+            group,
         })
     };
     storages.into_iter().map(storage).collect()
+}
+
+fn device(device: agent::Device) -> Device {
+    Device {
+        id: device.id,
+        kind: device.type_,
+        vm_path: device.vm_path,
+        container_path: device.container_path,
+    }
 }
 
 /// The user of a request: its own field, else the specification's name.
@@ -87,8 +101,6 @@ pub(super) fn limits(resources: Option<&oci::LinuxResources>) -> Result<Limits, 
 }
 
 pub(super) fn creation(request: CreateContainerRequest) -> Result<Creation, Error> {
-    refuse(!request.devices.is_empty(), "devices")?;
-    refuse(!request.shared_mounts.is_empty(), "shared mounts")?;
     let oci = request.oci.as_ref().unwrap_or_default();
     let process = oci.process.as_ref();
     Ok(Creation {
@@ -103,6 +115,8 @@ pub(super) fn creation(request: CreateContainerRequest) -> Result<Creation, Erro
         id: request.container_id,
         storages: storages(request.storages)?,
         shared_pids: request.sandbox_pidns,
+        devices: request.devices.into_iter().map(device).collect(),
+        shared_mounts: request.shared_mounts,
         ports: Ports {
             stdin: request.stdin_port,
             stdout: request.stdout_port,

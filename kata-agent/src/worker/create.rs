@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use super::executor::Workload;
 use super::root::Root;
 use super::{
-    check_program, container_failure, etc, file_failure, own_streams, settle_user, storage, strings,
-    write_checked,
+    check_program, container_failure, etc, file_failure, given, own_streams, settle_user, shares, storage,
+    strings, write_checked,
 };
 use crate::order::Create;
 use crate::sys;
@@ -24,6 +24,7 @@ use crate::sys;
 /// Creates the container and returns the id of its init, which waits to be started.
 pub(super) fn create(mut order: Create) -> Result<i32, Failed> {
     let mounted = storage::mount_all(&order.storages)?;
+    given::give(&order.devices, &mut order.spec, &mut order.limits)?;
     let root = open_root(&order.spec)?;
     let workload = settle_process(&mut order, &root)?;
     make_directories(&order.spec, &root)?;
@@ -32,6 +33,7 @@ pub(super) fn create(mut order: Create) -> Result<i32, Failed> {
     let pid = build(&order, workload)?;
     // The init waits to be started, so nothing has run without its limits.
     order.limits.apply(&order.cgroup)?;
+    shares::give(pid, &order.shares)?;
     mounted.keep();
     Ok(pid)
 }
