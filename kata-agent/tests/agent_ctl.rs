@@ -141,49 +141,34 @@ impl Listening {
     }
 }
 
-/// What the tool makes of the `config.json` that `runc spec` writes: every part of it, in protobuf.
-fn bundle_spec(root: &Path, args: &[&str]) -> oci::Spec {
-    let strings = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
-    let mount = |destination: &str, type_: &str, source: &str, options: &[&str]| oci::Mount {
+fn strings(list: &[&str]) -> Vec<String> {
+    list.iter().map(|&text| text.to_owned()).collect()
+}
+
+fn mount(destination: &str, type_: &str, source: &str, options: &[&str]) -> oci::Mount {
+    oci::Mount {
         destination: destination.into(),
         type_: type_.into(),
         source: source.into(),
         options: strings(options),
         ..Default::default()
-    };
-    let namespace = |type_: &str| oci::LinuxNamespace {
-        type_: type_.into(),
-        ..Default::default()
-    };
-    let capabilities = strings(&["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
+    }
+}
+
+/// What the tool makes of the `config.json` that `runc spec` writes: every part of it, in protobuf.
+fn bundle_spec(root: &Path, args: &[&str]) -> oci::Spec {
+    let safe = ["nosuid", "noexec", "nodev"];
+    let terminals = [
+        "nosuid",
+        "noexec",
+        "newinstance",
+        "ptmxmode=0666",
+        "mode=0620",
+        "gid=5",
+    ];
     oci::Spec {
         version: "1.0.2-dev".into(),
-        process: Some(oci::Process {
-            console_size: Some(oci::Box::default()).into(),
-            user: Some(oci::User::default()).into(),
-            args: strings(args),
-            env: strings(&[
-                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                "TERM=xterm",
-            ]),
-            cwd: "/".into(),
-            capabilities: Some(oci::LinuxCapabilities {
-                bounding: capabilities.clone(),
-                effective: capabilities.clone(),
-                permitted: capabilities.clone(),
-                ..Default::default()
-            })
-            .into(),
-            rlimits: vec![oci::POSIXRlimit {
-                type_: "RLIMIT_NOFILE".into(),
-                hard: 1024,
-                soft: 1024,
-                ..Default::default()
-            }],
-            no_new_privileges: true,
-            ..Default::default()
-        })
-        .into(),
+        process: Some(bundle_process(args)).into(),
         root: Some(oci::Root {
             path: root.to_str().unwrap().into(),
             readonly: true,
@@ -198,51 +183,73 @@ fn bundle_spec(root: &Path, args: &[&str]) -> oci::Spec {
                 "tmpfs",
                 &["nosuid", "strictatime", "mode=755", "size=65536k"],
             ),
-            mount(
-                "/dev/pts",
-                "devpts",
-                "devpts",
-                &[
-                    "nosuid",
-                    "noexec",
-                    "newinstance",
-                    "ptmxmode=0666",
-                    "mode=0620",
-                    "gid=5",
-                ],
-            ),
+            mount("/dev/pts", "devpts", "devpts", &terminals),
             mount(
                 "/dev/shm",
                 "tmpfs",
                 "shm",
                 &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
             ),
-            mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+            mount("/dev/mqueue", "mqueue", "mqueue", &safe),
             mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         ],
-        linux: Some(oci::Linux {
-            resources: Some(oci::LinuxResources {
-                devices: vec![oci::LinuxDeviceCgroup {
-                    access: "rwm".into(),
-                    ..Default::default()
-                }],
-                ..Default::default()
-            })
-            .into(),
-            namespaces: ["pid", "network", "ipc", "uts", "mount", "cgroup"]
-                .map(namespace)
-                .into(),
-            masked_paths: strings(&["/proc/acpi", "/proc/kcore", "/proc/keys", "/sys/firmware"]),
-            readonly_paths: strings(&[
-                "/proc/bus",
-                "/proc/fs",
-                "/proc/irq",
-                "/proc/sys",
-                "/proc/sysrq-trigger",
-            ]),
+        linux: Some(bundle_linux()).into(),
+        ..Default::default()
+    }
+}
+
+fn bundle_process(args: &[&str]) -> oci::Process {
+    let capabilities = strings(&["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
+    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    oci::Process {
+        console_size: Some(oci::Box::default()).into(),
+        user: Some(oci::User::default()).into(),
+        args: strings(args),
+        env: strings(&[path, "TERM=xterm"]),
+        cwd: "/".into(),
+        capabilities: Some(oci::LinuxCapabilities {
+            bounding: capabilities.clone(),
+            effective: capabilities.clone(),
+            permitted: capabilities,
             ..Default::default()
         })
         .into(),
+        rlimits: vec![oci::POSIXRlimit {
+            type_: "RLIMIT_NOFILE".into(),
+            hard: 1024,
+            soft: 1024,
+            ..Default::default()
+        }],
+        no_new_privileges: true,
+        ..Default::default()
+    }
+}
+
+fn bundle_linux() -> oci::Linux {
+    let namespace = |type_: &str| oci::LinuxNamespace {
+        type_: type_.into(),
+        ..Default::default()
+    };
+    oci::Linux {
+        resources: Some(oci::LinuxResources {
+            devices: vec![oci::LinuxDeviceCgroup {
+                access: "rwm".into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        })
+        .into(),
+        namespaces: ["pid", "network", "ipc", "uts", "mount", "cgroup"]
+            .map(namespace)
+            .into(),
+        masked_paths: strings(&["/proc/acpi", "/proc/kcore", "/proc/keys", "/sys/firmware"]),
+        readonly_paths: strings(&[
+            "/proc/bus",
+            "/proc/fs",
+            "/proc/irq",
+            "/proc/sys",
+            "/proc/sysrq-trigger",
+        ]),
         ..Default::default()
     }
 }
@@ -346,8 +353,10 @@ fn container(tool: &Tool, root: &Path) {
         len: 100,
         ..Default::default()
     };
-    let read: ReadStreamResponse = tool.call("ReadStdout", &read);
-    assert_eq!(read.data, b"got words\n");
+    let stdout: ReadStreamResponse = tool.call("ReadStdout", &read);
+    assert_eq!(stdout.data, b"got words\n");
+    let stderr: ReadStreamResponse = tool.call("ReadStderr", &read);
+    assert_eq!(stderr.data, b"warned\n");
     tool.call::<StatsContainerResponse>(
         "StatsContainer",
         &StatsContainerRequest {
@@ -355,27 +364,7 @@ fn container(tool: &Tool, root: &Path) {
             ..Default::default()
         },
     );
-    let mut process = bundle_spec(root, &["sh", "-c", "cat; exit 5"]).process.unwrap();
-    process.terminal = false;
-    let exec = ExecProcessRequest {
-        container_id: id.into(),
-        exec_id: "exec-1".into(),
-        process: Some(process).into(),
-        ..Default::default()
-    };
-    tool.call::<Empty>("ExecProcess", &exec);
-    let mut input = write.clone();
-    input.exec_id = "exec-1".into();
-    tool.call::<WriteStreamResponse>("WriteStdin", &input);
-    let close = CloseStdinRequest {
-        container_id: id.into(),
-        exec_id: "exec-1".into(),
-        ..Default::default()
-    };
-    tool.call::<Empty>("CloseStdin", &close);
-    assert_eq!(tool.read_all("ReadStdout", id, "exec-1"), "words\n");
-    let ended: WaitProcessResponse = tool.call("WaitProcess", &process_request(id, "exec-1"));
-    assert_eq!(ended.status, 5);
+    execute(tool, id);
     let kill = SignalProcessRequest {
         container_id: id.into(),
         exec_id: init.into(),
@@ -385,7 +374,7 @@ fn container(tool: &Tool, root: &Path) {
     tool.call::<Empty>("SignalProcess", &kill);
     let ended: WaitProcessResponse = tool.call("WaitProcess", &process_request(id, init));
     assert_eq!(ended.status, 137);
-    assert_eq!(tool.read_all("ReadStderr", id, init), "warned\n");
+    assert_eq!(tool.read_all("ReadStderr", id, init), "");
     assert_eq!(tool.read_all("ReadStdout", id, ""), "");
     let remove = RemoveContainerRequest {
         container_id: id.into(),
@@ -396,6 +385,33 @@ fn container(tool: &Tool, root: &Path) {
         tool.code("WaitProcess", &process_request(id, init)),
         Code::NOT_FOUND
     );
+}
+
+/// A further process, whose input is closed by a call.
+fn execute(tool: &Tool, id: &str) {
+    let exec = ExecProcessRequest {
+        container_id: id.into(),
+        exec_id: "exec-1".into(),
+        process: Some(bundle_process(&["sh", "-c", "cat; exit 5"])).into(),
+        ..Default::default()
+    };
+    tool.call::<Empty>("ExecProcess", &exec);
+    let input = WriteStreamRequest {
+        container_id: id.into(),
+        exec_id: "exec-1".into(),
+        data: b"words\n".to_vec(),
+        ..Default::default()
+    };
+    tool.call::<WriteStreamResponse>("WriteStdin", &input);
+    let close = CloseStdinRequest {
+        container_id: id.into(),
+        exec_id: "exec-1".into(),
+        ..Default::default()
+    };
+    tool.call::<Empty>("CloseStdin", &close);
+    assert_eq!(tool.read_all("ReadStdout", id, "exec-1"), "words\n");
+    let ended: WaitProcessResponse = tool.call("WaitProcess", &process_request(id, "exec-1"));
+    assert_eq!(ended.status, 5);
 }
 
 #[test]
