@@ -117,7 +117,7 @@ async fn show(shown: &mut (impl AsyncReadExt + Unpin)) -> Result<(), Failure> {
 /// Passes keys on, and their end when the terminal has hung up. Returns never: the shell's end is its output's.
 async fn pass_keys(
     mut keys: mpsc::Receiver<Vec<u8>>,
-    stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    stdin: Option<Box<dyn AsyncWrite + Send + Sync + Unpin>>,
 ) -> Infallible {
     if let Some(mut stdin) = stdin {
         while let Some(bytes) = keys.recv().await {

@@ -6,7 +6,7 @@ use std::{env, fs, io};
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
 const PROTOS: [&str; 6] = ["agent", "csi", "health", "kata", "oci", "types"];
-const SERVICES: [&str; 2] = ["agent", "health"];
+const SERVICES: [&str; 3] = ["agent", "health", "kata"];
 
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=protos");

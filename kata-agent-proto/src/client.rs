@@ -30,6 +30,7 @@ use crate::csi::VolumeStatsResponse;
 use crate::frames::ANSWER_MAX_BYTES;
 use crate::health::{CheckRequest, HealthCheckResponse, VersionCheckResponse};
 use crate::health_ttrpc::HealthClient;
+use crate::kata_ttrpc::GuestClient;
 use crate::types::Interface;
 
 /// A connection to the agent. Clones share it; calls on it run side by side.
@@ -40,6 +41,7 @@ use crate::types::Interface;
 pub struct Client {
     agent: AgentServiceClient,
     health: HealthClient,
+    pub(crate) guest: GuestClient,
     ended: watch::Receiver<Option<End>>,
     deadline: Option<Duration>,
 }
@@ -113,7 +115,8 @@ impl Client {
         let connection = ttrpc::r#async::Client::new(Socket::new(stream));
         Client {
             agent: AgentServiceClient::new(connection.clone()),
-            health: HealthClient::new(connection),
+            health: HealthClient::new(connection.clone()),
+            guest: GuestClient::new(connection),
             ended,
             deadline: None,
         }
@@ -276,13 +279,24 @@ impl Client {
             .await
     }
 
-    fn context(&self) -> Context {
+    pub(crate) fn context(&self) -> Context {
         self.deadline
             .map_or_else(Context::default, context::with_duration)
     }
 
+    /// The same connection without a deadline, for what takes as long as it takes.
+    pub(crate) fn patient(&self) -> Self {
+        Client {
+            deadline: None,
+            ..self.clone()
+        }
+    }
+
     /// The answer to a call, or the loss of the connection. An answer that arrived wins.
-    async fn answer<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, CallError> {
+    pub(crate) async fn answer<T>(
+        &self,
+        call: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, CallError> {
         let deadline = async {
             match self.deadline {
                 Some(deadline) => tokio::time::sleep(deadline).await,

@@ -50,12 +50,22 @@ pub enum FailureKind {
     Guest,
     /// The guest has no network interface of that name or address.
     NoSuchInterface,
+    /// A file or directory does not exist.
+    NoSuchFile,
+    /// A path leads through a file, or a directory cannot take the place of a file.
+    NotADirectory,
+    /// A file system is full.
+    NoSpace,
+    /// A file could not be read or made, for a reason that is only text.
+    File,
+    /// A stream of files is not one.
+    Malformed,
     /// A kind that this version does not know.
     Unknown(i32),
 }
 
 /// The kinds in wire order, with the status code that accompanies each and the words for people.
-const KINDS: [(FailureKind, Kind, Code, &str); 15] = [
+const KINDS: [(FailureKind, Kind, Code, &str); 20] = [
     (
         FailureKind::NotFound,
         Kind::NOT_FOUND,
@@ -145,6 +155,31 @@ const KINDS: [(FailureKind, Kind, Code, &str); 15] = [
         Kind::NO_SUCH_INTERFACE,
         Code::FAILED_PRECONDITION,
         "no such network interface",
+    ),
+    (
+        FailureKind::NoSuchFile,
+        Kind::NO_SUCH_FILE,
+        Code::FAILED_PRECONDITION,
+        "no such file or directory",
+    ),
+    (
+        FailureKind::NotADirectory,
+        Kind::NOT_A_DIRECTORY,
+        Code::FAILED_PRECONDITION,
+        "not a directory",
+    ),
+    (
+        FailureKind::NoSpace,
+        Kind::NO_SPACE,
+        Code::RESOURCE_EXHAUSTED,
+        "no space left",
+    ),
+    (FailureKind::File, Kind::FILE, Code::INTERNAL, "cannot copy"),
+    (
+        FailureKind::Malformed,
+        Kind::MALFORMED,
+        Code::INVALID_ARGUMENT,
+        "a broken stream of files",
     ),
 ];
 

@@ -7,13 +7,17 @@
 mod call;
 mod client;
 mod failure;
+pub mod files;
 mod frames;
+mod guest_client;
 mod hello;
+pub mod kernel_log;
 mod offer;
 #[allow(
     clippy::allow_attributes_without_reason,
     clippy::all,
     clippy::cast_possible_truncation,
+    clippy::panic,
     clippy::unwrap_used,
     missing_docs,
     unreachable_pub,
@@ -28,7 +32,7 @@ mod text;
 pub use call::CallError;
 pub use client::{Client, READ_MAX_BYTES};
 pub use failure::{Failed, FailureKind};
-pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, kata, oci, types};
+pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, kata, kata_ttrpc, oci, types};
 pub use hello::{HELLO_MAX_BYTES, Hello, HelloError, PROTOCOL, read_hello, write_hello};
 pub use offer::offered;
 
@@ -37,6 +41,14 @@ pub mod annotation {
     /// Directories that the container is to have, one absolute path a line: those that its root lacks are made,
     /// root's, with mode 0755.
     pub const DIRECTORIES: &str = "kata-rs.container.directories";
+}
+
+/// Driver options of a storage that the agent understands, beside Kata Containers' own.
+pub mod storage {
+    /// Begins the option of a disk that is read through dm-verity. Four words follow, with blanks between them: the
+    /// serial of the disk with the hash tree, the disk's blocks of 4096 bytes, and root hash and salt in hexadecimal.
+    /// The tree has its superblock in front, as `veritysetup` writes it, and is of SHA-256.
+    pub const VERITY: &str = "kata-rs.storage.dm-verity=";
 }
 
 /// The ports of the agent's connections. A port is a vsock port in a guest, and a number beside the

@@ -7,6 +7,9 @@ use kata_agent_proto::agent;
 use protobuf::Message;
 use protobuf::descriptor::FileDescriptorProto;
 
+/// The first number of a field that this project adds.
+const ADDED: i32 = 1000;
+
 /// Messages with their fields as `name=number`, the published numbers in the published order.
 fn published() -> Vec<(&'static str, &'static str)> {
     let mut table = containers();
@@ -198,9 +201,11 @@ fn fields_have_their_published_numbers() {
         let message = messages
             .find(|candidate| candidate.name() == message)
             .expect(name);
+        // What is added has numbers that will never be published.
         let fields: Vec<String> = message
             .field
             .iter()
+            .filter(|field| field.number() < ADDED)
             .map(|field| format!("{}={}", field.name(), field.number()))
             .collect();
         assert_eq!(fields.join(" "), expected, "{name}");

@@ -74,7 +74,8 @@ const SAFE: MountFlags = MountFlags::NOSUID
     .union(MountFlags::NOEXEC);
 
 /// Controllers that containers are limited by.
-pub(crate) const CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "io", "cpuset"];
+pub(crate) const CONTROLLERS: [&str; 8] =
+    ["cpu", "memory", "pids", "io", "cpuset", "hugetlb", "rdma", "misc"];
 
 /// Sets the guest up.
 pub(crate) fn set_up() -> Result<Timeline, BootError> {

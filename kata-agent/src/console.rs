@@ -1,6 +1,6 @@
 //! Receiving the master of a terminal that was made inside a container.
 //!
-//! libcontainer connects to a Unix socket and sends the descriptor (OCI runtimes' console socket).
+//! The worker connects to a Unix socket and sends the descriptor, as OCI runtimes do (their console socket).
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -7,24 +7,28 @@
 //! Owns which request is valid in which state. Must not know connections or the API's messages.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kata_agent_proto::{Failed, FailureKind};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-use crate::exec::NameSpaces;
+use crate::birth::hooks::{Hook, State};
+use crate::exec::{NameSpaces, Traits};
 use crate::freezer::{Freezer, Pause};
 use crate::oom::Kills;
+use crate::order::Outcome;
 use crate::process::Process;
 use crate::reaper::Child;
 
 /// A container's cgroup, namespaces and files.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
-    /// Directory of config.json and of libcontainer's record.
+    /// Directory of config.json.
     pub(crate) bundle: PathBuf,
     /// Absolute path of the cgroup's directory.
     pub(crate) cgroup: PathBuf,
@@ -32,8 +36,14 @@ pub(crate) struct Places {
     pub(crate) mount_points: Vec<String>,
     /// See [`name`].
     pub(crate) name: Option<String>,
-    /// What a further process joins, where the agent can do that itself.
-    pub(crate) namespaces: Option<NameSpaces>,
+    /// What a further process joins.
+    pub(crate) namespaces: NameSpaces,
+    /// What a further process is like.
+    pub(crate) traits: Arc<Traits>,
+    pub(crate) poststart: Vec<Hook>,
+    pub(crate) poststop: Vec<Hook>,
+    /// What hooks are told.
+    pub(crate) state: State,
 }
 
 /// Processes being made in a container, for which its init's id must stand.
@@ -85,6 +95,8 @@ pub(crate) struct Container {
     init: Arc<Process>,
     launches: Launches,
     started: AtomicBool,
+    /// Where the init waits for its start; gone with it.
+    start: Mutex<Option<UnixStream>>,
     freezer: Freezer,
     kills: Option<Kills>,
     /// Held while its limits are changed, so that what a failure puts back is its own.
@@ -101,6 +113,7 @@ impl Container {
         init: Process,
         launches: Launches,
         kills: Option<Kills>,
+        start: UnixStream,
     ) -> Self {
         Container {
             id,
@@ -109,6 +122,7 @@ impl Container {
             init: Arc::new(init),
             launches,
             started: AtomicBool::new(false),
+            start: Mutex::new(Some(start)),
             freezer: Freezer::new(),
             kills,
             updating: tokio::sync::Mutex::new(()),
@@ -149,19 +163,22 @@ impl Container {
         self.launches.none().await;
     }
 
-    /// Lets the init go on to its program.
-    pub(crate) fn start(&self) -> Result<(), Failed> {
+    /// Lets the init go on to its program; returns when that runs.
+    ///
+    /// # Errors
+    /// Not running, already started; or why the program does not run, which is the end of the init.
+    pub(crate) async fn start(&self) -> Result<(), Failed> {
         if self.init.has_ended() {
             return Err(Failed::new(FailureKind::NotRunning, &self.id));
         }
-        if self.started.swap(true, Ordering::Relaxed) {
-            return Err(Failed::new(
-                FailureKind::AlreadyExists,
-                format!("{} was started", self.id),
-            ));
-        }
-        notify(&self.places.bundle.join(&self.id))
-            .map_err(|error| Failed::new(FailureKind::Container, format!("start: {error}")))
+        self.started.store(true, Ordering::Relaxed);
+        let start = self.start.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let start = start
+            .ok_or_else(|| Failed::new(FailureKind::AlreadyExists, format!("{} was started", self.id)))?;
+        self.init.starts_now();
+        told_to_start(start)
+            .await
+            .map_err(|error| Failed::new(FailureKind::Container, format!("start: {error}")))?
     }
 
     fn is_running(&self) -> bool {
@@ -219,6 +236,13 @@ impl Container {
         }
     }
 
+    /// Keeps the init, which need not be started, and holds up the removal until the answer is dropped.
+    pub(crate) fn enter(&self) -> Result<(Launching, Arc<Child>), Failed> {
+        let init = self.init.child().filter(|_| !self.init.has_ended());
+        let init = init.ok_or_else(|| Failed::new(FailureKind::NotRunning, &self.id))?;
+        Ok((self.launches.begin(), init))
+    }
+
     /// Reserves a name for a process that is being made, and keeps the init.
     pub(crate) fn reserve(self: &Arc<Self>, exec_id: &str) -> Result<(Reservation, Arc<Child>), Failed> {
         let init = self.init.child().filter(|_| self.is_running());
@@ -274,13 +298,24 @@ impl Container {
     }
 }
 
-/// Connects to the socket that a created init waits at (libcontainer's notify socket). The path may be
-/// longer than a socket's address, so it goes by the directory's descriptor.
-fn notify(directory: &Path) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let directory = std::fs::File::open(directory)?;
-    let path = format!("/proc/self/fd/{}/notify.sock", directory.as_raw_fd());
-    std::os::unix::net::UnixStream::connect(path)?.write_all(b"start container")
+/// Tells an init to start, and reads what it says to its end. The end alone means that its program runs.
+async fn told_to_start(mut start: UnixStream) -> io::Result<Result<(), Failed>> {
+    match start.write_all(b"s").await {
+        // It was killed before.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Ok(())),
+        other => other?,
+    }
+    let mut line = Vec::new();
+    match start.read_to_end(&mut line).await {
+        // It was killed meanwhile, with the word unread.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Ok(())),
+        other => other?,
+    };
+    if line.is_empty() {
+        return Ok(Ok(()));
+    }
+    let outcome: Outcome = serde_json::from_slice(&line)?;
+    Ok(outcome.into_result().map(drop))
 }
 
 /// Signals the processes of a cgroup and of those below it.

@@ -34,6 +34,14 @@ pub(crate) fn boot_time_ns() -> u64 {
         .unwrap_or(0)
 }
 
+/// CLOCK_REALTIME in nanoseconds.
+pub(crate) fn real_time_ns() -> i64 {
+    let now = rustix::time::clock_gettime(ClockId::Realtime);
+    now.tv_sec
+        .saturating_mul(1_000_000_000)
+        .saturating_add(now.tv_nsec)
+}
+
 impl Guest {
     /// Sets the clock.
     pub(crate) fn set_time(self, seconds: i64, microseconds: i64) -> io::Result<()> {

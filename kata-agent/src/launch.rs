@@ -53,10 +53,40 @@ impl Streams {
 }
 
 /// Runs a worker without streams of its own, for an order that makes no process.
-pub(crate) async fn run(reaper: &Reaper, order: &Order, inherit: &[OwnedFd]) -> Result<(), Failed> {
+pub(crate) async fn run(reaper: &Reaper, order: &Order, inherit: &[BorrowedFd<'_>]) -> Result<(), Failed> {
     let _launch = reaper.launch();
     let streams = Streams::null().map_err(|error| worker_failure(&error))?;
     outcome(reaper, order, streams, inherit).await.map(drop)
+}
+
+/// Runs a worker on a stream, which is its standard input. Whatever ends first, the worker or `end`, ends both.
+///
+/// # Errors
+/// The worker's; not running, when `end` came first.
+pub(crate) async fn run_on(
+    reaper: &Reaper,
+    order: &Order,
+    stream: OwnedFd,
+    end: impl Future<Output = ()>,
+) -> Result<(), Failed> {
+    let streams = Streams::null().map(|null| Streams {
+        stdin: stream,
+        ..null
+    });
+    // Nothing is awaited before it is known, and it leaves no orphans.
+    let spawned = streams.and_then(|streams| spawn(reaper, order, streams, &[]));
+    let (worker, answer) = spawned.map_err(|error| worker_failure(&error))?;
+    let outcome = tokio::select! {
+        outcome = hear(&worker, answer) => outcome.map_err(|error| worker_failure(&error)),
+        () = end => Err(Failed::new(FailureKind::NotRunning, "the container has ended")),
+    };
+    if outcome.is_err() {
+        // One that has ended needs no signal.
+        let _ = worker.signal(libc::SIGKILL);
+    }
+    // What it had open is closed before anybody is told.
+    let _ = worker.ended().await;
+    outcome?.into_result().map(drop)
 }
 
 /// Runs a worker that makes a process, and makes that process known.
@@ -64,7 +94,7 @@ pub(crate) async fn process(
     reaper: &Reaper,
     order: &Order,
     streams: Streams,
-    inherit: &[OwnedFd],
+    inherit: &[BorrowedFd<'_>],
 ) -> Result<Child, Failed> {
     let _launch = reaper.launch();
     let pid = outcome(reaper, order, streams, inherit).await?;
@@ -95,7 +125,7 @@ async fn outcome(
     reaper: &Reaper,
     order: &Order,
     streams: Streams,
-    inherit: &[OwnedFd],
+    inherit: &[BorrowedFd<'_>],
 ) -> Result<Option<i32>, Failed> {
     let (worker, answer) = spawn(reaper, order, streams, inherit).map_err(|error| worker_failure(&error))?;
     let outcome = hear(&worker, answer)
@@ -114,12 +144,12 @@ fn spawn(
     reaper: &Reaper,
     order: &Order,
     streams: Streams,
-    inherit: &[OwnedFd],
+    inherit: &[BorrowedFd<'_>],
 ) -> io::Result<(Child, pipe::Receiver)> {
     let order = memory_file("order", &serde_json::to_vec(order)?)?;
     let (receiver, sender) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let mut passed = vec![order.as_fd(), sender.as_fd()];
-    passed.extend(inherit.iter().map(AsFd::as_fd));
+    passed.extend(inherit);
     pass_on(&passed, true)?;
     let spawned = Command::new("/proc/self/exe")
         .args([

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use kata_agent_proto::{Failed, FailureKind};
 use serde::{Deserialize, Serialize};
 
+use crate::birth::hooks::{Hook, State};
+use crate::exec::Traits;
 use crate::limits::Limits;
 
 /// Longest outcome in bytes: what a pipe takes in one piece.
@@ -18,9 +20,9 @@ pub(crate) const OUTCOME_MAX_BYTES: usize = 4096;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
     /// Mount storages and create a container.
-    Create(Create),
-    /// Start a further process in a container.
-    Exec(Exec),
+    Create(Box<Create>),
+    /// Run hooks of a container in the agent's namespaces.
+    Hooks(Hooks),
     /// Change the limits of a container.
     Update(Update),
     /// Release what a container had.
@@ -29,6 +31,8 @@ pub(crate) enum Order {
     Pause,
     /// Mount storages that belong to the sandbox.
     Mount(Storages),
+    /// Copy files. The stream is the worker's standard input.
+    Copy(Copy),
     /// Carry a request of the API out as it came: it is the worker's standard input, and the answer its
     /// standard output, both as protobuf.
     Call(Call),
@@ -127,6 +131,11 @@ pub(crate) struct Create {
     pub(crate) shares: Vec<Share>,
     /// The OCI specification; without arguments the container idles.
     pub(crate) spec: serde_json::Value,
+    pub(crate) traits: Traits,
+    /// What hooks are told.
+    pub(crate) state: State,
+    /// Where the init waits for its start.
+    pub(crate) start: RawFd,
     pub(crate) user: Option<User>,
     /// Where the terminal's master is sent to.
     pub(crate) console: Option<PathBuf>,
@@ -136,18 +145,14 @@ pub(crate) struct Create {
     pub(crate) hostname: String,
 }
 
-/// Starts a process in a container. Its standard streams are the worker's own.
+/// Runs hooks, one after the other, until one fails.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Exec {
-    pub(crate) id: String,
-    pub(crate) exec_id: String,
-    pub(crate) bundle: PathBuf,
-    /// The process of an OCI specification.
-    pub(crate) process: serde_json::Value,
-    pub(crate) user: Option<User>,
-    pub(crate) console: Option<PathBuf>,
-    /// The container's init, which is not waited for before the worker has ended.
-    pub(crate) init_pid: i32,
+pub(crate) struct Hooks {
+    pub(crate) list: Vec<Hook>,
+    pub(crate) state: State,
+    /// The container's, as `running`.
+    pub(crate) status: String,
+    pub(crate) pid: Option<i32>,
 }
 
 /// Changes the limits of a container.
@@ -158,13 +163,37 @@ pub(crate) struct Update {
     pub(crate) limits: Limits,
 }
 
+/// Copies files between a container and a stream.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Copy {
+    pub(crate) direction: Direction,
+    /// The container's init, which is not waited for before the worker has ended.
+    pub(crate) init_pid: i32,
+    /// From the container's root.
+    pub(crate) path: Vec<u8>,
+    /// What the source is called; empty where only its contents are copied.
+    pub(crate) name: Vec<u8>,
+}
+
+/// Which way files go, seen from the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Direction {
+    In,
+    Out,
+}
+
 /// Releases what a container had; its processes are dead or dying.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Remove {
     pub(crate) bundle: PathBuf,
     pub(crate) cgroup: PathBuf,
+    /// The cgroup of all containers, which stays.
+    pub(crate) base: PathBuf,
     /// Unmounted in reverse.
     pub(crate) mount_points: Vec<String>,
+    /// Run after all.
+    pub(crate) poststop: Vec<Hook>,
+    pub(crate) state: State,
 }
 
 /// How an order ended.

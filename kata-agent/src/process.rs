@@ -25,11 +25,11 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::calls::CallStreams;
 use crate::console;
+use crate::guest::{boot_time_ns, real_time_ns};
 use crate::launch::Streams;
-use crate::pump::{self, End, Exit, Input, Output};
-use crate::reaper::Child;
+use crate::pump::{self, End, Exit, Input, Moved, Output};
+use crate::reaper::{Child, Ending, Usage};
 use crate::streams::Unclaimed;
-use crate::terminal;
 use crate::transport::Stream;
 
 /// Bytes that a pipe holds, where the kernel lets us choose.
@@ -154,10 +154,11 @@ impl Prepared {
         child: Child,
         unneeded: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Process, Failed> {
+        let started = Moment::now();
         let (exit, watched) = watch::channel(None);
         let close = Arc::new(Notify::new());
         let calls = self.connections.calls.clone();
-        let pumps = match self.ends.pumps(self.connections, &close, child.pid()).await {
+        let pumps = match self.ends.pumps(self.connections, &close).await {
             Ok(pumps) => pumps,
             Err(failed) => {
                 // Without its streams nobody can have it; one that is dead already needs no signal.
@@ -181,6 +182,8 @@ impl Prepared {
             child: slot,
             exit: watched,
             answered,
+            started: Mutex::new(started),
+            moved: outputs.moved,
             close,
             calls,
             terminal: outputs.terminal,
@@ -235,29 +238,33 @@ fn terminal_ends(directory: &Path) -> io::Result<(Ends, Streams)> {
 }
 
 impl Ends {
-    async fn pumps(self, connections: Connections, close: &Arc<Notify>, pid: i32) -> Result<Pumps, Failed> {
+    async fn pumps(self, connections: Connections, close: &Arc<Notify>) -> Result<Pumps, Failed> {
+        let moved = Streamed::default();
         match self {
             Ends::Pipes {
                 stdin: to,
                 stdout: out,
                 stderr: err,
             } => Ok(Pumps {
+                moved: moved.clone(),
                 input: connections.stdin.zip(to).map(|(source, sink)| Input {
                     source,
                     sink,
                     terminal: false,
                     close: close.clone(),
+                    moved: moved.stdin,
                 }),
-                outputs: [(out, connections.stdout), (err, connections.stderr)]
-                    .into_iter()
-                    .filter_map(|(source, sink)| Some(Output::new(source?, sink, false)))
-                    .collect(),
+                outputs: [
+                    (out, connections.stdout, moved.stdout),
+                    (err, connections.stderr, moved.stderr),
+                ]
+                .into_iter()
+                .filter_map(|(source, sink, moved)| Some(Output::new(source?, sink, false, moved)))
+                .collect(),
                 terminal: None,
             }),
             Ends::Terminal { listener, path } => {
                 let master = receive_console(listener, &path).await.map_err(terminal_failed)?;
-                // It has its user by now, and waits to be started.
-                terminal::give(&master, pid).map_err(terminal_failed)?;
                 terminal_pumps(master, connections, close)
             }
             Ends::Made { master } => terminal_pumps(master, connections, close),
@@ -271,16 +278,24 @@ fn terminal_failed(error: io::Error) -> Failed {
 
 /// Both ways, by one descriptor.
 fn terminal_pumps(master: OwnedFd, connections: Connections, close: &Arc<Notify>) -> Result<Pumps, Failed> {
+    let moved = Streamed::default();
     let master = pump::end(master, Interest::READABLE | Interest::WRITABLE).map_err(terminal_failed)?;
     let input = connections.stdin.map(|source| Input {
         source,
         sink: master.clone(),
         terminal: true,
         close: close.clone(),
+        moved: moved.stdin.clone(),
     });
     Ok(Pumps {
         input,
-        outputs: vec![Output::new(master.clone(), connections.stdout, true)],
+        outputs: vec![Output::new(
+            master.clone(),
+            connections.stdout,
+            true,
+            moved.stdout.clone(),
+        )],
+        moved,
         terminal: Some(master),
     })
 }
@@ -296,12 +311,74 @@ async fn receive_console(listener: UnixListener, path: &Path) -> io::Result<Owne
 struct Pumps {
     input: Option<Input>,
     outputs: Vec<Output>,
+    moved: Streamed,
     terminal: Option<End>,
+}
+
+/// The counters of the streams. What a terminal writes is its standard output.
+#[derive(Debug, Clone, Default)]
+struct Streamed {
+    stdin: Moved,
+    stdout: Moved,
+    stderr: Moved,
+}
+
+/// Bytes of a process's streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Totals {
+    pub(crate) stdin_bytes: u64,
+    pub(crate) stdout_bytes: u64,
+    pub(crate) stderr_bytes: u64,
+}
+
+impl Streamed {
+    fn totals(&self) -> Totals {
+        Totals {
+            stdin_bytes: self.stdin.bytes(),
+            stdout_bytes: self.stdout.bytes(),
+            stderr_bytes: self.stderr.bytes(),
+        }
+    }
+}
+
+/// A time by the clock that people read, and by the one that only goes on.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    real_ns: i64,
+    boot_ns: u64,
+}
+
+impl Moment {
+    fn now() -> Self {
+        Moment {
+            real_ns: real_time_ns(),
+            boot_ns: boot_time_ns(),
+        }
+    }
+}
+
+/// How a process ended, and when by CLOCK_BOOTTIME.
+#[derive(Debug, Clone, Copy)]
+struct Ended {
+    ending: Ending,
+    at_ns: u64,
+}
+
+/// What a process was and used, from its start to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Receipt {
+    pub(crate) status: i32,
+    /// By CLOCK_REALTIME.
+    pub(crate) started_ns: i64,
+    pub(crate) wall_ns: u64,
+    pub(crate) usage: Usage,
+    pub(crate) moved: Totals,
 }
 
 /// Pumps at work.
 struct Pumping {
     settled: Vec<oneshot::Receiver<()>>,
+    moved: Streamed,
     terminal: Option<End>,
 }
 
@@ -317,6 +394,7 @@ impl Pumps {
         };
         Pumping {
             settled: self.outputs.into_iter().map(start).collect(),
+            moved: self.moved,
             terminal: self.terminal,
         }
     }
@@ -328,17 +406,21 @@ async fn follow(
     slot: Arc<Mutex<Option<Arc<Child>>>>,
     exit: watch::Sender<Option<i32>>,
     settled: Vec<oneshot::Receiver<()>>,
-    answer: watch::Sender<Option<i32>>,
+    answer: watch::Sender<Option<Ended>>,
     unneeded: impl Future<Output = ()>,
 ) {
     // Waiting on our own child fails only if somebody else reaped it; then nobody knows its status.
-    let status = child.ended().await.unwrap_or(255);
-    exit.send_replace(Some(status));
+    let ending = child.ending().await.unwrap_or(Ending {
+        status: 255,
+        usage: Usage::default(),
+    });
+    let at_ns = boot_time_ns();
+    exit.send_replace(Some(ending.status));
     for output in settled {
         // A pump that is gone has nothing more to settle.
         let _ = output.await;
     }
-    answer.send_replace(Some(status));
+    answer.send_replace(Some(Ended { ending, at_ns }));
     unneeded.await;
     slot.lock().unwrap_or_else(PoisonError::into_inner).take();
 }
@@ -347,7 +429,9 @@ async fn follow(
 pub(crate) struct Process {
     child: Arc<Mutex<Option<Arc<Child>>>>,
     exit: Exit,
-    answered: Exit,
+    answered: watch::Receiver<Option<Ended>>,
+    started: Mutex<Moment>,
+    moved: Streamed,
     close: Arc<Notify>,
     calls: Option<Arc<CallStreams>>,
     terminal: Option<End>,
@@ -364,18 +448,46 @@ impl Process {
         self.exit.borrow().is_some()
     }
 
-    /// The exit status, once its output is delivered or stuck.
-    pub(crate) async fn wait(&self) -> Option<i32> {
+    /// Returns when it has ended, whatever of its output is still to come.
+    pub(crate) async fn ended(&self) {
+        // An error means that nobody follows it any more: it has ended, too.
+        let _ = self.exit.clone().wait_for(Option::is_some).await;
+    }
+
+    /// It was made before, and goes on from here.
+    pub(crate) fn starts_now(&self) {
+        *self.started.lock().unwrap_or_else(PoisonError::into_inner) = Moment::now();
+    }
+
+    /// What it used, once its output is delivered or stuck.
+    pub(crate) async fn receipt(&self) -> Option<Receipt> {
+        let Ended { ending, at_ns } = self.settled().await?;
+        let started = *self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Receipt {
+            status: ending.status,
+            started_ns: started.real_ns,
+            wall_ns: at_ns.saturating_sub(started.boot_ns),
+            usage: ending.usage,
+            moved: self.moved.totals(),
+        })
+    }
+
+    async fn settled(&self) -> Option<Ended> {
         let mut answered = self.answered.clone();
-        let status = answered
+        answered
             .wait_for(Option::is_some)
             .await
             .ok()
-            .and_then(|status| *status);
+            .and_then(|ended| *ended)
+    }
+
+    /// The exit status, once its output is delivered or stuck.
+    pub(crate) async fn wait(&self) -> Option<i32> {
+        let ended = self.settled().await;
         if let Some(calls) = &self.calls {
             calls.release();
         }
-        status
+        ended.map(|ended| ended.ending.status)
     }
 
     /// The streams by calls.

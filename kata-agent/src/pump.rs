@@ -14,6 +14,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
@@ -31,6 +32,21 @@ const TERMINAL_FLUSH: Duration = Duration::from_millis(100);
 
 /// Our end of a pipe, or the master of a terminal, without blocking.
 pub(crate) type End = Arc<AsyncFd<OwnedFd>>;
+
+/// How many bytes went through a stream.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Moved(Arc<AtomicU64>);
+
+impl Moved {
+    fn add(&self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// Takes over a pipe's end or a terminal's master.
 pub(crate) fn end(fd: OwnedFd, interest: Interest) -> io::Result<End> {
@@ -71,17 +87,25 @@ pub(crate) struct Output {
     terminal: bool,
     buffer: Vec<u8>,
     pending: Range<usize>,
+    /// What the process wrote.
+    moved: Moved,
 }
 
 impl Output {
-    pub(crate) fn new(source: End, sink: Option<Stream>, terminal: bool) -> Self {
+    pub(crate) fn new(source: End, sink: Option<Stream>, terminal: bool, moved: Moved) -> Self {
         Output {
             source,
             sink,
             terminal,
             buffer: vec![0; BUFFER_BYTES],
             pending: 0..0,
+            moved,
         }
+    }
+
+    fn take(&mut self, read: usize) {
+        self.pending = 0..read;
+        self.moved.add(read);
     }
 
     /// Moves bytes until there are no writers any more. Fires `settled` when the exit may be told.
@@ -106,7 +130,7 @@ impl Output {
     async fn step(&mut self) -> bool {
         if self.pending.is_empty() {
             let read = read(&self.source, &mut self.buffer).await.unwrap_or(0);
-            self.pending = 0..read;
+            self.take(read);
             return read > 0;
         }
         self.pass_on().await;
@@ -150,7 +174,7 @@ impl Output {
                 return;
             }
             left = left.saturating_sub(u64::try_from(read).unwrap_or(u64::MAX));
-            self.pending = 0..read;
+            self.take(read);
         }
     }
 
@@ -207,6 +231,8 @@ pub(crate) struct Input {
     pub(crate) terminal: bool,
     /// Asks to close the process's standard input after what has arrived.
     pub(crate) close: Arc<Notify>,
+    /// What the process was given.
+    pub(crate) moved: Moved,
 }
 
 impl Input {
@@ -246,6 +272,7 @@ impl Input {
         while !bytes.is_empty() {
             let write = |fd: &OwnedFd| Ok(rustix::io::write(fd, bytes)?);
             let written = self.sink.async_io(Interest::WRITABLE, write).await?;
+            self.moved.add(written);
             bytes = &bytes[written..];
         }
         Ok(())

@@ -14,14 +14,28 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::sys;
 
-/// What a killed process's signal number is added to.
-const SIGNAL_BASE: i32 = 128;
+/// How a process ended, and what it used: it and those of its descendants that were waited for (getrusage(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Ending {
+    /// The exit code, or 128 + signal.
+    pub(crate) status: i32,
+    pub(crate) usage: Usage,
+}
+
+/// Processor time, and the most memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Usage {
+    pub(crate) user_ns: u64,
+    pub(crate) system_ns: u64,
+    /// Of a process: the largest resident set of one.
+    pub(crate) memory_peak_bytes: u64,
+}
 
 /// Who is known, and how many launches are under way. Clones are the same.
 #[derive(Clone, Default)]
@@ -112,12 +126,15 @@ impl Child {
 
     /// Waits for the end; returns the exit code, or 128 + signal. The process stays a zombie.
     pub(crate) async fn ended(&self) -> io::Result<i32> {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        self.ending().await.map(|ending| ending.status)
+    }
+
+    /// As [`ended`](Self::ended), with what the process used.
+    pub(crate) async fn ending(&self) -> io::Result<Ending> {
         loop {
             let mut ready = self.pidfd.readable().await?;
-            let ended = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options)?;
-            if let Some(status) = ended {
-                return Ok(code(&status));
+            if let Some(ending) = sys::peek_ending(&self.pidfd)? {
+                return Ok(ending);
             }
             ready.clear_ready();
         }
@@ -150,11 +167,6 @@ impl Drop for Child {
         self.reaper.children().known.remove(&self.pid.as_raw_pid());
         self.reaper.sweep();
     }
-}
-
-fn code(status: &WaitIdStatus) -> i32 {
-    let killed = status.terminating_signal().map(|signal| SIGNAL_BASE + signal);
-    status.exit_status().or(killed).unwrap_or(SIGNAL_BASE)
 }
 
 #[cfg(test)]

@@ -5,27 +5,31 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kata_agent_proto::agent::SharedMount;
 use kata_agent_proto::{Failed, FailureKind};
+use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
+use crate::birth::hooks::{self, State};
 use crate::container::{self, Container, Launches, Places};
-use crate::exec::{Joiner, NameSpaces, Plan, Target};
+use crate::exec::{Joiner, NameSpaces, Plan, Target, Traits};
 use crate::guest::Guest;
 use crate::ipc::Ipc;
 use crate::launch;
 use crate::limits::Limits;
 use crate::oom::{self, Kills};
-use crate::order::{Create, Device, Exec, Order, Remove, Share, Storage, Storages, Update, User};
+use crate::order::{Create, Device, Hooks, Order, Remove, Storage, Storages, Update, User};
 use crate::process::{Ports, Prepared, Process};
-use crate::reaper::{Child, Reaper};
+use crate::reaper::Reaper;
+use crate::sharing::Pause;
 use crate::streams::Unclaimed;
 use crate::terminal;
+use crate::worker::storage;
 
 /// Below it everything of the containers is kept.
 const RUN: &str = "/run/kata";
@@ -44,12 +48,12 @@ pub(crate) struct Settings {
 
 /// What containers get from their sandbox.
 #[derive(Debug, Clone, Default)]
-struct Names {
+pub(crate) struct Names {
     sandbox_id: Option<String>,
     hostname: String,
     dns: Vec<String>,
     /// All of its containers share one PID namespace.
-    shared_pids: bool,
+    pub(crate) shared_pids: bool,
 }
 
 /// See the module.
@@ -62,11 +66,12 @@ pub(crate) struct Sandbox {
     pub(crate) unclaimed: Unclaimed,
     pub(crate) oom: oom::Events,
     names: Mutex<Names>,
-    /// The first process of the PID namespace that containers share, once one asked for it.
-    pause: tokio::sync::Mutex<Option<Child>>,
+    pub(crate) pause: Pause,
     ipc: Ipc,
     /// `None` while being made or removed.
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
+    /// The cgroups of all containers, also of those that are being made or removed.
+    cgroups: Mutex<Vec<PathBuf>>,
     /// The sandbox is destroyed; the agent shall end.
     pub(crate) destroyed: Notify,
 }
@@ -77,6 +82,7 @@ pub(crate) struct Creation {
     /// Another name of its init.
     pub(crate) init_id: String,
     pub(crate) spec: serde_json::Value,
+    pub(crate) traits: Traits,
     pub(crate) limits: Limits,
     pub(crate) user: Option<User>,
     pub(crate) storages: Vec<Storage>,
@@ -96,7 +102,6 @@ pub(crate) struct Execution {
     pub(crate) process: serde_json::Value,
     pub(crate) user: Option<User>,
     pub(crate) ports: Ports,
-    pub(crate) terminal: bool,
 }
 
 /// A container's first process, and what is watched of it.
@@ -105,6 +110,7 @@ struct Init {
     init_id: String,
     process: Process,
     kills: Option<Kills>,
+    start: UnixStream,
 }
 
 /// Why a container or process was not found, or what else failed.
@@ -132,6 +138,24 @@ fn check_name(name: &str) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Where a container's cgroup is, below that of all containers.
+fn cgroup_name(asked: &str) -> Result<PathBuf, Failed> {
+    // As systemd would lay out `slice:prefix:name`, which no guest has.
+    let path = match asked.split(':').collect::<Vec<_>>()[..] {
+        [slice, prefix, name] => format!("{slice}/{prefix}-{name}.scope"),
+        _ => asked.to_owned(),
+    };
+    let path = Path::new(path.trim_start_matches('/'));
+    let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+    if !plain || path.as_os_str().is_empty() || asked.contains(['\0', '\n']) {
+        return Err(Failed::new(
+            FailureKind::Invalid,
+            format!("linux.cgroupsPath: {asked:?}"),
+        ));
+    }
+    Ok(path.to_owned())
+}
+
 impl Sandbox {
     pub(crate) fn new(mut settings: Settings, joiner: Joiner) -> Self {
         let (serials, disks) = std::mem::take(&mut settings.disks).into_iter().unzip();
@@ -144,9 +168,10 @@ impl Sandbox {
             unclaimed: Unclaimed::default(),
             oom: oom::Events::default(),
             names: Mutex::default(),
-            pause: tokio::sync::Mutex::default(),
+            pause: Pause::default(),
             ipc: Ipc::default(),
             containers: Mutex::default(),
+            cgroups: Mutex::default(),
             destroyed: Notify::new(),
         }
     }
@@ -155,12 +180,12 @@ impl Sandbox {
         self.settings.guest
     }
 
-    fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {
+    pub(crate) fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {
         // Nothing panics while holding it.
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn names(&self) -> MutexGuard<'_, Names> {
+    pub(crate) fn names(&self) -> MutexGuard<'_, Names> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -181,8 +206,12 @@ impl Sandbox {
                 Failed::new(FailureKind::Invalid, format!("hostname {hostname:?}: {error}"))
             })?;
         }
-        if !storages.is_empty() {
-            launch::run(&self.reaper, &Order::Mount(self.storages(storages)), &self.disks).await?;
+        let storages = self.storages(storages);
+        if storage::are_memory(&storages) {
+            // Which is there at once, and the start of a worker would be the longer part.
+            storage::mount_all(&storages)?.keep();
+        } else {
+            launch::run(&self.reaper, &Order::Mount(storages), &self.inherited()).await?;
         }
         *self.names() = Names {
             sandbox_id: Some(sandbox_id),
@@ -193,66 +222,9 @@ impl Sandbox {
         Ok(())
     }
 
-    /// The process that holds the PID namespace which containers share.
-    async fn pause(&self) -> Result<i32, Failed> {
-        let mut pause = self.pause.lock().await;
-        match &*pause {
-            Some(child) if child.has_ended() => {
-                Err(Failed::new(FailureKind::NotRunning, "the shared PID namespace"))
-            }
-            Some(child) => Ok(child.pid()),
-            None => {
-                let streams = launch::Streams::null().map_err(|error| {
-                    Failed::new(FailureKind::Container, format!("shared PID namespace: {error}"))
-                })?;
-                let child = launch::process(&self.reaper, &Order::Pause, streams, &[]).await?;
-                Ok(pause.insert(child).pid())
-            }
-        }
-    }
-
-    /// The mounts of others that a container is to see.
-    fn shares(
-        &self,
-        id: &str,
-        spec: &serde_json::Value,
-        mounts: &[SharedMount],
-    ) -> Result<Vec<Share>, Failed> {
-        let name = container::name(spec);
-        let theirs = mounts
-            .iter()
-            .filter(|mount| mount.dst_ctr == id || Some(mount.dst_ctr.as_str()) == name);
-        let share = |mount: &SharedMount| {
-            let containers = self.containers();
-            let mut others = containers.values().flatten();
-            let source = others
-                .find(|other| other.is_called(&mount.src_ctr))
-                .and_then(|other| other.init().child())
-                .ok_or_else(|| Failed::new(FailureKind::NotRunning, &mount.src_ctr))?;
-            Ok(Share {
-                source_pid: source.pid(),
-                source_path: mount.src_path.clone(),
-                path: mount.dst_path.clone(),
-            })
-        };
-        theirs.map(share).collect()
-    }
-
-    /// Puts a container into the PID namespace that it shares, where it does.
-    async fn share_pids(&self, creation: &mut Creation) -> Result<(), Failed> {
-        if !creation.shared_pids && !self.names().shared_pids {
-            return Ok(());
-        }
-        let shared =
-            serde_json::json!({ "type": "pid", "path": format!("/proc/{}/ns/pid", self.pause().await?) });
-        match &mut creation.spec["linux"]["namespaces"] {
-            serde_json::Value::Array(list) => {
-                list.retain(|item| item["type"] != "pid");
-                list.push(shared);
-            }
-            list => *list = serde_json::json!([shared]),
-        }
-        Ok(())
+    /// What every worker that mounts disks is given.
+    fn inherited(&self) -> Vec<BorrowedFd<'_>> {
+        self.disks.iter().map(AsFd::as_fd).collect()
     }
 
     fn storages(&self, list: Vec<Storage>) -> Storages {
@@ -285,7 +257,8 @@ impl Sandbox {
 
     async fn make_container(&self, mut creation: Creation) -> Result<Container, Error> {
         self.share_pids(&mut creation).await?;
-        let places = self.places(&creation);
+        let places = self.places(&creation)?;
+        self.occupy(&places.cgroup)?;
         let launches = Launches::new();
         fs::create_dir_all(&places.bundle).map_err(|error| {
             Failed::new(
@@ -300,7 +273,10 @@ impl Sandbox {
                 init_id,
                 process,
                 kills,
-            }) => Ok(Container::new(id, init_id, places, process, launches, kills)),
+                start,
+            }) => Ok(Container::new(
+                id, init_id, places, process, launches, kills, start,
+            )),
             Err(failed) => {
                 self.release(&places).await?;
                 Err(failed.into())
@@ -318,6 +294,7 @@ impl Sandbox {
             id,
             init_id,
             mut spec,
+            traits,
             limits,
             user,
             storages,
@@ -332,8 +309,11 @@ impl Sandbox {
         let (prepared, streams) = Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?;
         let Names { hostname, dns, .. } = self.names().clone();
         let hostname = spec["hostname"].as_str().map_or(hostname, str::to_owned);
-        spec["linux"]["cgroupsPath"] = serde_json::json!(self.settings.cgroup.join(&id));
-        let order = Order::Create(Create {
+        let failed = |error: std::io::Error| Failed::new(FailureKind::Container, format!("start: {error}"));
+        let (start, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
+        start.set_nonblocking(true).map_err(failed)?;
+        let start = UnixStream::from_std(start).map_err(failed)?;
+        let order = Order::Create(Box::new(Create {
             id: id.clone(),
             bundle: places.bundle.clone(),
             cgroup: places.cgroup.clone(),
@@ -342,12 +322,16 @@ impl Sandbox {
             shares,
             storages: self.storages(storages),
             spec,
+            traits,
+            state: places.state.clone(),
+            start: theirs.as_raw_fd(),
             user,
             console: prepared.console().map(Path::to_owned),
             dns,
             hostname,
-        });
-        let child = launch::process(&self.reaper, &order, streams, &self.disks).await?;
+        }));
+        let inherited = [self.inherited(), vec![theirs.as_fd()]].concat();
+        let child = launch::process(&self.reaper, &order, streams, &inherited).await?;
         let kills = Kills::watch(&id, &places.cgroup, &self.oom)
             .map_err(|error| Failed::new(FailureKind::Container, format!("memory.events: {error}")))?;
         let process = prepared.follow(child, launches.none()).await?;
@@ -356,6 +340,7 @@ impl Sandbox {
             init_id,
             process,
             kills,
+            start,
         })
     }
 
@@ -373,23 +358,78 @@ impl Sandbox {
         Ok(updated.or_else(|failed| container.check_alive().and(Err(failed)))?)
     }
 
-    fn places(&self, creation: &Creation) -> Places {
-        let cgroup = self
-            .settings
-            .cgroup
-            .strip_prefix("/")
-            .unwrap_or(&self.settings.cgroup);
-        Places {
-            bundle: Path::new(RUN).join(&creation.id),
-            cgroup: Path::new("/sys/fs/cgroup").join(cgroup).join(&creation.id),
+    fn places(&self, creation: &Creation) -> Result<Places, Failed> {
+        let spec = &creation.spec;
+        let asked = spec["linux"]["cgroupsPath"].as_str();
+        let name = asked.map_or_else(|| Ok(PathBuf::from(&creation.id)), cgroup_name)?;
+        let bundle = Path::new(RUN).join(&creation.id);
+        let state = State {
+            version: spec["ociVersion"].as_str().unwrap_or_default().to_owned(),
+            id: creation.id.clone(),
+            bundle: bundle.to_string_lossy().into_owned(),
+            annotations: spec["annotations"].clone(),
+        };
+        Ok(Places {
+            bundle,
+            cgroup: self.base().join(name),
             mount_points: creation
                 .storages
                 .iter()
                 .map(|storage| storage.mount_point.clone())
                 .collect(),
-            name: container::name(&creation.spec).map(str::to_owned),
-            namespaces: NameSpaces::of(&creation.spec),
+            name: container::name(spec).map(str::to_owned),
+            namespaces: NameSpaces::of(spec)?,
+            traits: Arc::new(creation.traits.clone()),
+            poststart: hooks::of(spec, "poststart")?,
+            poststop: hooks::of(spec, "poststop")?,
+            state,
+        })
+    }
+
+    /// The directory of the cgroup that all containers are in.
+    fn base(&self) -> PathBuf {
+        let cgroup = &self.settings.cgroup;
+        Path::new("/sys/fs/cgroup").join(cgroup.strip_prefix("/").unwrap_or(cgroup))
+    }
+
+    fn cgroups(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        // Nothing panics while holding it.
+        self.cgroups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a cgroup for a container: one that is in no other's, and no other in it.
+    fn occupy(&self, cgroup: &Path) -> Result<(), Failed> {
+        let mut taken = self.cgroups();
+        if taken
+            .iter()
+            .any(|other| other.starts_with(cgroup) || cgroup.starts_with(other))
+        {
+            let text = format!("linux.cgroupsPath: {}", cgroup.display());
+            return Err(Failed::new(FailureKind::AlreadyExists, text));
         }
+        taken.push(cgroup.to_owned());
+        Ok(())
+    }
+
+    /// Starts the container's program, and runs what is to be run after that.
+    pub(crate) async fn start(&self, id: &str) -> Result<(), Error> {
+        let container = self.container(id)?;
+        container.start().await?;
+        let places = &container.places;
+        if places.poststart.is_empty() {
+            return Ok(());
+        }
+        let order = Order::Hooks(Hooks {
+            list: places.poststart.clone(),
+            state: places.state.clone(),
+            status: "running".to_owned(),
+            pid: container.init().child().map(|child| child.pid()),
+        });
+        let ran = launch::run(&self.reaper, &order, &[]).await;
+        Ok(ran.inspect_err(|_| {
+            // It is stopped, as the specification has it (runtime.md#lifecycle); its end is heard of as always.
+            let _ = container.kill_all();
+        })?)
     }
 
     /// Starts a further process.
@@ -400,45 +440,26 @@ impl Sandbox {
             process,
             user,
             ports,
-            terminal,
         } = execution;
         check_name(&exec_id)?;
         let container = self.container(&container_id)?;
         let (reservation, init) = container.reserve(&exec_id)?;
-        let plan = match container.places.namespaces {
-            Some(namespaces) => Plan::new(&process, user.as_ref())?.zip(Some(namespaces)),
-            None => None,
-        };
-        let (prepared, streams) = match plan.as_ref().and_then(|(plan, _)| plan.terminal) {
+        let places = &container.places;
+        let plan = Plan::new(&process, user.as_ref(), &places.traits)?;
+        let (prepared, streams) = match plan.terminal {
             Some(size) => {
                 let made = terminal::open(&container_id, &init, size)?;
                 Prepared::with_terminal(ports, &self.unclaimed, made).await?
             }
-            None => Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?,
+            None => Prepared::new(ports, false, &self.unclaimed, Path::new(RUN)).await?,
         };
-        let child = match plan {
-            Some((plan, namespaces)) => {
-                let target = Target {
-                    id: &container_id,
-                    init: &init,
-                    namespaces,
-                    cgroup: &container.places.cgroup,
-                };
-                self.joiner.start(&self.reaper, target, plan, streams).await?
-            }
-            None => {
-                let order = Order::Exec(Exec {
-                    id: container_id,
-                    exec_id,
-                    bundle: container.places.bundle.clone(),
-                    process,
-                    user,
-                    console: prepared.console().map(Path::to_owned),
-                    init_pid: init.pid(),
-                });
-                launch::process(&self.reaper, &order, streams, &[]).await?
-            }
+        let target = Target {
+            id: &container_id,
+            init: &init,
+            namespaces: places.namespaces,
+            cgroup: &places.cgroup,
         };
+        let child = self.joiner.start(&self.reaper, target, plan, streams).await?;
         reservation.fill(prepared.follow(child, async {}).await?);
         Ok(())
     }
@@ -481,9 +502,14 @@ impl Sandbox {
         let order = Order::Remove(Remove {
             bundle: places.bundle.clone(),
             cgroup: places.cgroup.clone(),
+            base: self.base(),
             mount_points: places.mount_points.clone(),
+            poststop: places.poststop.clone(),
+            state: places.state.clone(),
         });
-        Ok(launch::run(&self.reaper, &order, &[]).await?)
+        let released = launch::run(&self.reaper, &order, &[]).await;
+        self.cgroups().retain(|taken| *taken != places.cgroup);
+        Ok(released?)
     }
 
     /// Removes every container. The agent ends after it.
@@ -542,6 +568,20 @@ impl Drop for Slot<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cgroup_is_below_that_of_all_containers() {
+        let name = |asked| cgroup_name(asked).map_err(|failed| failed.kind);
+        assert_eq!(name("/a/b"), Ok(PathBuf::from("a/b")));
+        assert_eq!(name("a"), Ok(PathBuf::from("a")));
+        assert_eq!(
+            name("system.slice:kata:c1"),
+            Ok(PathBuf::from("system.slice/kata-c1.scope"))
+        );
+        for asked in ["/", "/a/../..", "..", "/a\0"] {
+            assert_eq!(name(asked), Err(FailureKind::Invalid), "{asked}");
+        }
+    }
 
     #[test]
     fn names_are_names_of_files() {

@@ -12,6 +12,7 @@ use kata_agent_proto::agent::{
     NetworkStats, PidsStats, ThrottlingData,
 };
 
+use crate::reaper::Usage;
 use crate::watched::number_of;
 
 /// Nanoseconds of a microsecond.
@@ -32,6 +33,17 @@ pub(crate) fn read(cgroup: &Path) -> CgroupStats {
         hugetlb_stats: huge_pages(cgroup),
         ..Default::default()
     }
+}
+
+/// What a cgroup has used; none where the kernel does not count it.
+pub(crate) fn used(cgroup: &Path) -> Option<Usage> {
+    let times = table(&cgroup.join("cpu.stat"));
+    let time = |key: &str| times.get(key).map(|time| time.saturating_mul(NS_PER_US));
+    Some(Usage {
+        user_ns: time("user_usec")?,
+        system_ns: time("system_usec")?,
+        memory_peak_bytes: number(&cgroup.join("memory.peak")),
+    })
 }
 
 /// Lines such as `8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6` (cgroup-v2.rst, io.stat).

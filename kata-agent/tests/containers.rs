@@ -119,15 +119,18 @@ async fn what_cannot_be_executed_is_told_by_kind_before_anything_is_made() {
 }
 
 #[tokio::test]
-async fn a_program_that_fails_to_execute_ends_with_126() {
+async fn a_program_that_fails_to_execute_fails_the_start_and_ends_with_126() {
     let Some(agent) = Agent::start().await else { return };
-    let mut request = agent.container("c1", &["/data/broken"]);
-    let (port, stderr) = agent.stream();
-    request.stderr_port = port;
-    agent.start_container(request).await.unwrap();
+    let started = agent
+        .start_container(agent.container("c1", &["/data/broken"]))
+        .await;
+    let expected = CallError::Failed {
+        kind: FailureKind::NotExecutable,
+        subject: "/data/broken".into(),
+    };
+    assert_eq!(started, Err(expected));
     assert_eq!(agent.wait("c1", "c1").await, Ok(126));
-    let words = harness::text(stderr).await;
-    assert!(words.starts_with("cannot execute /data/broken: "), "{words}");
+    agent.remove("c1").await.unwrap();
 }
 
 #[tokio::test]
@@ -317,13 +320,13 @@ async fn what_cannot_be_done_is_refused_by_name() {
         .mut_or_insert_default()
         .linux
         .mut_or_insert_default()
-        .seccomp = Some(Default::default()).into();
+        .mount_label = "a:b".into();
     let error = agent.client.create_container(request).await.expect_err("refused");
     assert_eq!(
         error,
         CallError::Failed {
             kind: FailureKind::Unsupported,
-            subject: "seccomp profiles".into()
+            subject: "linux.mountLabel: SELinux labels".into()
         }
     );
     let mut request = agent.container("c1", &["true"]);

@@ -32,6 +32,7 @@ mod archive;
 mod build;
 mod cache;
 pub mod erofs;
+mod file_xattrs;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod guest;
@@ -61,8 +62,8 @@ pub use reference::{Reference, ReferenceError};
 pub use registry::{CredentialsError, KeeperError, Registries, RegistryError};
 pub use source::{Source, SourceError};
 pub use store::{
-    Pruned, Pull, PullPolicy, ReadyImage, Rootfs, Store, StoreError, StoredImage, Writable, WritableError,
-    find_mke2fs,
+    Pruned, Pull, PullPolicy, ReadyImage, Rootfs, Store, StoreError, StoredHashTree, StoredImage, Writable,
+    WritableError, find_mke2fs,
 };
 pub use transfer::{TransferError, Verified};
 pub use tree::EntryError;

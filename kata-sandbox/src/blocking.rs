@@ -3,6 +3,7 @@
 //! Each sandbox brings a runtime of its own with one thread. These calls panic inside an asynchronous
 //! runtime, as blocking there would; use the crate's root there.
 
+mod files;
 mod members;
 
 use std::fmt;
@@ -17,9 +18,10 @@ use crate::container::{Command, Container, Input};
 use crate::error::{Error, ErrorKind};
 use crate::members::no_streams;
 use crate::output::{ExitStatus, Output};
-use crate::process::{Handle, Streams, TerminalSize, too_large};
+use crate::process::{Handle, Receipt, Streams, TerminalSize, too_large};
 use crate::report::{Info, MachineInfo, Stage, Timings, Usage};
 
+pub use self::files::{Copying, Logs};
 pub use self::members::{ContainerHandle, Events, Samples};
 
 /// A microVM with a container in it; see [`crate::Sandbox`].
@@ -293,6 +295,14 @@ impl Process {
         self.runtime.block_on(self.handle.wait())
     }
 
+    /// See [`crate::Process::receipt`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn receipt(&self) -> Result<Receipt, Error> {
+        self.runtime.block_on(self.handle.receipt())
+    }
+
     /// See [`crate::Process::signal`].
     ///
     /// # Errors
@@ -342,7 +352,7 @@ impl Process {
             ));
         };
         let (stderr, _) = errors?;
-        let status = self.wait()?;
+        let (status, receipt) = self.runtime.block_on(self.handle.finish())?;
         if let Some(first) = first {
             self.timings.mark_at(Stage::FirstOutput, first);
         }
@@ -351,6 +361,7 @@ impl Process {
             stdout,
             stderr,
             timings: self.timings,
+            receipt,
         };
         Ok(collected.into_output(status, Usage::default()))
     }

@@ -100,14 +100,16 @@ fn hello_error(error: HelloError) -> Error {
     Error::new(kind, Stage::Agent, "the agent's hello was not understood").with_source(error)
 }
 
-/// The guest's own clock tells when its kernel handed over, counted back from when it dialed.
+/// The guest's own clock tells when its kernel handed over and how far its agent was, counted back from when it dialed.
 fn mark_guest(timings: &mut Timings, hello: &Hello, dialed_at: Instant) {
-    let in_agent = Duration::from_nanos(hello.ready_ns.saturating_sub(hello.init_start_ns));
+    let mut mark = |stage, at_ns: u64| {
+        let before = Duration::from_nanos(hello.ready_ns.saturating_sub(at_ns));
+        timings.mark_at(stage, dialed_at.checked_sub(before).unwrap_or(dialed_at));
+    };
     if !hello.process_mode {
-        timings.mark_at(
-            Stage::Kernel,
-            dialed_at.checked_sub(in_agent).unwrap_or(dialed_at),
-        );
+        mark(Stage::Kernel, hello.init_start_ns);
+        mark(Stage::Modules, hello.modules_ns);
+        mark(Stage::Mounts, hello.mounts_ns);
     }
     timings.mark_at(Stage::Agent, dialed_at);
 }

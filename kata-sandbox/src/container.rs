@@ -94,6 +94,7 @@ pub struct Container {
     pub(crate) name: Option<String>,
     pub(crate) limits: Limits,
     pub(crate) shares_pid: bool,
+    pub(crate) is_unconfined: bool,
     pub(crate) entrypoint: Option<Vec<String>>,
     pub(crate) process: ProcessSettings,
     pub(crate) is_idle: bool,
@@ -128,6 +129,7 @@ impl Container {
             name: None,
             limits: Limits::default(),
             shares_pid: false,
+            is_unconfined: false,
             entrypoint: None,
             process: ProcessSettings::default(),
             is_idle: false,
@@ -203,7 +205,23 @@ impl Container {
         self
     }
 
-    /// How the image is got: when a registry is asked, for which platform, with which credentials.
+    /// Lets its programs make every system call, as docker's `seccomp=unconfined` does. Without it they are held to
+    /// docker's default list, or to what the container's specification says; the rest fails with "operation not
+    /// permitted".
+    ///
+    /// ```no_run
+    /// use kata_sandbox::Container;
+    ///
+    /// let profiler = Container::new("debian:12").args(["perf", "stat", "ls"]).seccomp_unconfined();
+    /// ```
+    pub fn seccomp_unconfined(mut self) -> Self {
+        self.is_unconfined = true;
+        self
+    }
+
+    /// How the image is got: when a registry is asked, for which platform, with which credentials. With
+    /// [hash trees](Pull::hash_trees) the guest checks every block of it that it reads, which takes a kernel with
+    /// dm-verity: [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where there is none.
     pub fn pull(mut self, pull: Pull) -> Self {
         self.pull = pull;
         self

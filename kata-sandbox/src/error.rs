@@ -57,6 +57,10 @@ pub enum ErrorKind {
     NoSuchDirectory,
     /// The user or group does not exist in the container.
     NoSuchUser,
+    /// A path of a copy does not exist, on the host or in the container; the message names it.
+    NoSuchFile,
+    /// A path of a copy leads through a file, or a file and a directory would have to take each other's place.
+    NotADirectory,
     /// The container ran longer than [`Container::timeout`](crate::Container::timeout).
     TimedOut,
     /// The output was larger than [`Container::output_limit`](crate::Container::output_limit).

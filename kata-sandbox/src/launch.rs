@@ -106,7 +106,7 @@ impl Drop for Monitor {
     deprecated,
     reason = "the successor is unsafe: it asks that the descriptor never changes, and owned descriptors do not"
 )]
-fn watch<T: AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
+pub(crate) fn watch<T: AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
     AsyncFd::new(fd)
 }
 

@@ -143,8 +143,13 @@ impl Link {
         self.state.clone()
     }
 
+    /// The way to the monitor.
+    pub(crate) fn control(&self) -> &Control {
+        &self.dialer.control
+    }
+
     /// Why the agent's connection closed: the sandbox ends, and the supervisor knows the reason.
-    async fn closed(&self, stage: Stage) -> Error {
+    pub(crate) async fn closed(&self, stage: Stage) -> Error {
         match tokio::time::timeout(LAST_WORDS, ended(self.state.clone())).await {
             Ok(ended) => ended.error(stage),
             Err(_) => Error::new(ErrorKind::AgentLost, stage, "the agent closed its connection"),
@@ -182,6 +187,10 @@ pub(crate) async fn ended(mut state: watch::Receiver<State>) -> Arc<Ended> {
 fn call_error(stage: Stage, what: &str, error: CallError) -> Error {
     let (kind, message) = match &error {
         CallError::Failed { kind, subject } => failed(*kind, subject, what),
+        CallError::Unimplemented => (
+            ErrorKind::Unsupported,
+            format!("cannot {what}: this agent does not offer it"),
+        ),
         CallError::NotFound => (ErrorKind::NotFound, format!("cannot {what}: it does not exist")),
         _ => (ErrorKind::Agent, format!("cannot {what}")),
     };
@@ -209,6 +218,22 @@ fn failed(kind: FailureKind, subject: &str, what: &str) -> (ErrorKind, String) {
         FailureKind::NoSuchGroup => (
             ErrorKind::NoSuchUser,
             format!("group {subject:?} does not exist in the container"),
+        ),
+        FailureKind::NoSuchFile => (
+            ErrorKind::NoSuchFile,
+            format!("cannot {what}: {subject} does not exist in the container"),
+        ),
+        FailureKind::NotADirectory => (
+            ErrorKind::NotADirectory,
+            format!("cannot {what}: in the container, {subject} is in the way"),
+        ),
+        FailureKind::NoSpace => (
+            ErrorKind::NoSpace,
+            format!("cannot {what}: in the container there is no space for {subject}"),
+        ),
+        FailureKind::File => (
+            ErrorKind::Agent,
+            format!("cannot {what}: in the container, {subject}"),
         ),
         FailureKind::Unsupported => (ErrorKind::Unsupported, format!("cannot {what}: {subject}")),
         FailureKind::Invalid => (ErrorKind::InvalidContainer, format!("cannot {what}: {subject}")),

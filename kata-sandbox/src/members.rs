@@ -27,7 +27,7 @@ use crate::events::Hub;
 use crate::limits::Limits;
 use crate::link::Link;
 use crate::output::ExitStatus;
-use crate::plan::{check_member, check_process};
+use crate::plan::{check_member, check_process, check_request};
 use crate::process::{Handle, Process, SIGKILL, Streams};
 use crate::report::{ContainerStats, Stage, Timings};
 use crate::signal::{self, SIGTERM};
@@ -171,7 +171,7 @@ impl Member {
     }
 
     /// The way to the agent, as long as the container is there.
-    fn present(&self) -> Result<&Arc<Link>, Error> {
+    pub(crate) fn present(&self) -> Result<&Arc<Link>, Error> {
         check_present(&self.gone, &self.id)?;
         Ok(self.link())
     }
@@ -310,7 +310,7 @@ pub(crate) async fn create_container(
     let container = defaults::apply(container, &ready.image.config);
     timings.mark(Stage::Image);
     check_member(&container, shared.vcpus)?;
-    let layers = shared.disks.serials(&container, &ready.image)?;
+    let layers = shared.disks.of(&container, &ready.image)?;
     let name = container.name.clone().unwrap_or_else(|| shared.fresh_name());
     let place = Place {
         id: &name,
@@ -319,6 +319,7 @@ pub(crate) async fn create_container(
         shares_pid: shared.shares_pid,
     };
     let request = spec::create_request(&container, place);
+    check_request(&request)?;
     timings.mark(Stage::Plan);
     let member = Member::create(Arc::clone(shared), container, request, timings).await?;
     Ok(ContainerHandle(Arc::new(member)))

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::receipt::Receipt;
 use crate::report::{Timings, Usage};
 
 /// How a process ended: its exit code, or 128 plus the number of the signal that killed it.
@@ -61,4 +62,6 @@ pub struct Output {
     pub timings: Timings,
     /// What it cost.
     pub usage: Usage,
+    /// What it used inside the guest; `None` where it did not end by itself, and for an agent that does not keep it.
+    pub receipt: Option<Receipt>,
 }

@@ -9,12 +9,13 @@ use kata_agent_proto::agent::CreateContainerRequest;
 use kata_image::guest;
 use kata_vmm::hypervisor::{Backend, Capabilities, Selection, select};
 use kata_vmm::machine::{Boot, Disk, FdIndex, Hypervisor, Machine, MiB};
+use protobuf::Message;
 
 use crate::container::{Container, Overrides, ProcessSettings, Writable};
 use crate::error::{Error, ErrorKind};
 use crate::report::Stage;
 use crate::signal;
-use crate::spec::{self, Place, WRITABLE_SERIAL};
+use crate::spec::{self, LayerDisk, Place, WRITABLE_SERIAL};
 
 /// What a machine has unless the caller said otherwise.
 const MEMORY: MiB = MiB(256);
@@ -37,6 +38,8 @@ pub(crate) enum Asset {
     Agent,
     /// The next layer of the image, from the lowest up.
     Layer,
+    /// The hash tree of the layer before it.
+    HashTree,
     /// The disk that a container writes to.
     Writable {
         size: MiB,
@@ -57,14 +60,29 @@ pub(crate) struct Plan {
     pub(crate) assets: Vec<Asset>,
     /// The first container, all but its stream ports.
     pub(crate) container: CreateContainerRequest,
-    /// Serials of its layers, the lowest first.
-    pub(crate) layers: Vec<String>,
+    /// The disks of its layers, the lowest first.
+    pub(crate) layers: Vec<LayerDisk>,
+}
+
+/// A layer of the image, as far as a plan depends on it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Layer {
+    /// What its every block is checked against, if it is.
+    pub(crate) proof: Option<Proof>,
+}
+
+/// What a hash tree is known by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Proof {
+    pub(crate) root_hash: [u8; 32],
+    pub(crate) salt: Vec<u8>,
+    pub(crate) data_blocks: u64,
 }
 
 /// Plans `container` as the first of the sandbox `name` on a host that can do `capabilities`.
 pub(crate) fn plan(
     container: &Container,
-    layers: usize,
+    layers: &[Layer],
     name: &str,
     capabilities: &Capabilities,
 ) -> Result<Plan, Error> {
@@ -88,7 +106,11 @@ pub(crate) fn plan(
         ),
         Hypervisor::Process => (Boot::Program { program: FdIndex(0) }, vec![Asset::Agent]),
     };
-    let layers: Vec<String> = (0..layers).map(spec::layer_serial).collect();
+    if selection.hypervisor == Hypervisor::Process && layers.iter().any(|layer| layer.proof.is_some()) {
+        let message = "hash trees are checked by a guest's kernel, and a process has none";
+        return Err(Error::new(ErrorKind::Unsupported, Stage::Plan, message));
+    }
+    let layers: Vec<LayerDisk> = layers.iter().enumerate().map(LayerDisk::new).collect();
     let disks = disks(&layers, &container.writable, &mut assets);
     let kvm = (selection.hypervisor == Hypervisor::Kvm).then_some(FdIndex(assets.len()));
     assets.extend(kvm.map(|_| Asset::Kvm));
@@ -111,11 +133,13 @@ pub(crate) fn plan(
         layers: &layers,
         shares_pid: container.shares_pid,
     };
+    let request = spec::create_request(container, place);
+    check_request(&request)?;
     Ok(Plan {
         selection,
         machine,
         assets,
-        container: spec::create_request(container, place),
+        container: request,
         layers,
     })
 }
@@ -151,8 +175,8 @@ pub(crate) fn check_member(container: &Container, vcpus: u8) -> Result<(), Error
     check_container(container, vcpus)
 }
 
-/// A disk for each layer, and one to write to if that is not memory.
-fn disks(layers: &[String], writable: &Writable, assets: &mut Vec<Asset>) -> Vec<Disk> {
+/// A disk for each layer and each hash tree, and one to write to if that is not memory.
+fn disks(layers: &[LayerDisk], writable: &Writable, assets: &mut Vec<Asset>) -> Vec<Disk> {
     let mut add = |asset, serial: String, read_only| {
         let image = FdIndex(assets.len());
         assets.push(asset);
@@ -162,10 +186,13 @@ fn disks(layers: &[String], writable: &Writable, assets: &mut Vec<Asset>) -> Vec
             read_only,
         }
     };
-    let mut disks: Vec<Disk> = layers
-        .iter()
-        .map(|serial| add(Asset::Layer, serial.clone(), true))
-        .collect();
+    let mut disks = Vec::new();
+    for (place, layer) in layers.iter().enumerate() {
+        disks.push(add(Asset::Layer, layer.serial.clone(), true));
+        if layer.verity.is_some() {
+            disks.push(add(Asset::HashTree, spec::tree_serial(place), true));
+        }
+    }
     if let Writable::Disk { size, name } = writable {
         let (size, name) = (*size, name.clone());
         disks.push(add(Asset::Writable { size, name }, WRITABLE_SERIAL.into(), false));
@@ -264,23 +291,54 @@ fn check_terminal(process: &ProcessSettings) -> Result<(), Error> {
 fn check_size(process: &ProcessSettings) -> Result<(), Error> {
     const STRING_BYTES_MAX: usize = (128 << 10) - 1;
     const TOTAL_BYTES_MAX: usize = 2 << 20;
-    let variables = process
-        .env
-        .iter()
-        .map(|(name, value)| name.len() + 1 + value.len());
-    let sizes: Vec<usize> = process.args.iter().map(String::len).chain(variables).collect();
-    match (
-        sizes.iter().max(),
-        sizes.iter().map(|size| size + 9).sum::<usize>(),
-    ) {
-        (Some(largest), _) if *largest > STRING_BYTES_MAX => Err(invalid(format!(
-            "an argument or environment variable of {largest} bytes is too long: {STRING_BYTES_MAX} are the most"
-        ))),
-        (_, total) if total > TOTAL_BYTES_MAX => Err(invalid(format!(
-            "arguments and environment of {total} bytes are too long: {TOTAL_BYTES_MAX} are the most"
-        ))),
-        _ => Ok(()),
+    let arguments = process.args.iter().enumerate();
+    let arguments = arguments.map(|(index, argument)| (format!("args[{index}]"), argument.len()));
+    let variables = process.env.iter();
+    let variables = variables.map(|(name, value)| (format!("env {name}"), name.len() + 1 + value.len()));
+    let mut total = 0;
+    for (name, size) in arguments.chain(variables) {
+        if size > STRING_BYTES_MAX {
+            let name: String = name.chars().take(80).collect();
+            return Err(invalid(format!(
+                "{name}: {size} bytes are too long: {STRING_BYTES_MAX} are the most"
+            )));
+        }
+        total += size + 9;
     }
+    match total > TOTAL_BYTES_MAX {
+        true => Err(invalid(format!(
+            "args and env: {total} bytes together are too long: {TOTAL_BYTES_MAX} are the most"
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// What ttrpc takes in one message (its protocol's `MESSAGE_LENGTH_MAX`), without what frames it.
+const REQUEST_BYTES_MAX: u64 = (4 << 20) - (64 << 10);
+
+/// Refuses what the agent's API has no room for, by the part that is largest.
+pub(crate) fn check_request(request: &CreateContainerRequest) -> Result<(), Error> {
+    if request.compute_size() <= REQUEST_BYTES_MAX {
+        return Ok(());
+    }
+    let spec = &request.oci;
+    let annotations = spec
+        .annotations
+        .iter()
+        .map(|(name, value)| name.len() + value.len());
+    let parts = [
+        ("process", spec.process.compute_size()),
+        ("mounts", spec.mounts.iter().map(Message::compute_size).sum()),
+        ("annotations", annotations.map(|size| size as u64).sum()),
+        ("linux", spec.linux.compute_size()),
+    ];
+    let (name, size) = parts
+        .into_iter()
+        .max_by_key(|(_, size)| *size)
+        .unwrap_or_default();
+    Err(invalid(format!(
+        "{name}: {size} bytes are too many: the agent takes {REQUEST_BYTES_MAX} for all of a container"
+    )))
 }
 
 fn invalid(message: impl Into<String>) -> Error {
@@ -304,14 +362,20 @@ mod tests {
     }
 
     fn reject(container: &Container) -> String {
-        let error = plan(container, 1, "t", &host(Ok(()))).unwrap_err();
+        let error = plan(container, &[Layer::default()], "t", &host(Ok(()))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidContainer);
         error.to_string()
     }
 
     #[test]
     fn kvm_is_used_where_it_works() {
-        let plan = plan(&Container::new("/i").args(["true"]), 1, "t", &host(Ok(()))).unwrap();
+        let plan = plan(
+            &Container::new("/i").args(["true"]),
+            &[Layer::default()],
+            "t",
+            &host(Ok(())),
+        )
+        .unwrap();
         assert_eq!(plan.selection.reason, Reason::BestAvailable);
         assert_eq!(plan.machine.hypervisor, Hypervisor::Kvm);
         assert_eq!(
@@ -325,7 +389,13 @@ mod tests {
     #[test]
     fn every_layer_is_a_disk_and_so_is_what_is_written() {
         let container = Container::new("/i").args(["true"]).disk(MiB(64));
-        let plan = plan(&container, 2, "t", &host(Ok(()))).unwrap();
+        let plan = plan(
+            &container,
+            &[Layer::default(), Layer::default()],
+            "t",
+            &host(Ok(())),
+        )
+        .unwrap();
         let disks: Vec<_> = plan
             .machine
             .disks
@@ -349,11 +419,44 @@ mod tests {
     }
 
     #[test]
+    fn a_hash_tree_is_a_disk_beside_its_layer() {
+        let proof = Proof {
+            root_hash: [0xab; 32],
+            salt: vec![1, 2],
+            data_blocks: 700,
+        };
+        let layers = [Layer { proof: Some(proof) }, Layer::default()];
+        let container = Container::new("/i").args(["true"]);
+        let planned = plan(&container, &layers, "t", &host(Ok(()))).unwrap();
+        let serials: Vec<_> = planned
+            .machine
+            .disks
+            .iter()
+            .map(|disk| disk.serial.as_str())
+            .collect();
+        assert_eq!(serials, ["layer-0", "tree-0", "layer-1"]);
+        assert_eq!(
+            planned.assets[2..5],
+            [Asset::Layer, Asset::HashTree, Asset::Layer]
+        );
+        assert!(planned.machine.disks.iter().all(|disk| disk.read_only));
+        let storages = &planned.container.storages;
+        let root = "ab".repeat(32);
+        assert_eq!(
+            storages[0].driver_options,
+            [format!("kata-rs.storage.dm-verity=tree-0 700 {root} 0102")]
+        );
+        assert!(storages[1].driver_options.is_empty());
+        let error = plan(&container.backend(Backend::Process), &layers, "t", &host(Ok(()))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+
+    #[test]
     fn software_emulation_is_never_silent() {
         let why = KvmUnusable::Permission;
         let plan = plan(
             &Container::new("/i").args(["true"]),
-            1,
+            &[Layer::default()],
             "t",
             &host(Err(why.clone())),
         )
@@ -364,7 +467,13 @@ mod tests {
     #[test]
     fn a_named_backend_that_cannot_run_is_an_error_that_says_what_to_do() {
         let container = Container::new("/i").args(["true"]).backend(Backend::QemuKvm);
-        let error = plan(&container, 1, "t", &host(Err(KvmUnusable::Missing))).unwrap_err();
+        let error = plan(
+            &container,
+            &[Layer::default()],
+            "t",
+            &host(Err(KvmUnusable::Missing)),
+        )
+        .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         let mut chain = error.to_string();
         let mut source = std::error::Error::source(&error);
@@ -387,7 +496,13 @@ mod tests {
                 program: "qemu-system-x86_64".into(),
             }),
         };
-        let error = plan(&Container::new("/i").args(["true"]), 1, "t", &capabilities).unwrap_err();
+        let error = plan(
+            &Container::new("/i").args(["true"]),
+            &[Layer::default()],
+            "t",
+            &capabilities,
+        )
+        .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
     }
 
@@ -415,8 +530,15 @@ mod tests {
             reject(&c().args(["a\0b"])),
             "plan: argument \"a\\0b\" contains a NUL byte"
         );
-        assert!(reject(&c().env("A", "x".repeat(200 << 10))).contains("204802 bytes is too long"));
+        assert!(reject(&c().env("A", "x".repeat(200 << 10))).contains("env A: 204802 bytes are too long"));
         assert!(reject(&c().args(vec!["x".repeat(100 << 10); 30])).contains("are too long"));
+        let large = r#"{"ociVersion": "1.0.0", "annotations": {"a": ""}}"#
+            .replace("\"\"", &format!("\"{}\"", "x".repeat(5 << 20)));
+        let large = Container::from_spec("/i", &large).unwrap();
+        assert_eq!(
+            reject(&large),
+            "plan: annotations: 5242881 bytes are too many: the agent takes 4128768 for all of a container"
+        );
         assert_eq!(reject(&c().args([""])), "plan: the program has no name");
         assert_eq!(
             reject(&c().timeout(Duration::ZERO)),
@@ -461,7 +583,10 @@ mod tests {
             .env("A", "1")
             .env("B", "2")
             .user("nobody");
-        let one = plan(&container, 1, "t", &host(Ok(()))).unwrap();
-        assert_eq!(one, plan(&container, 1, "t", &host(Ok(()))).unwrap());
+        let one = plan(&container, &[Layer::default()], "t", &host(Ok(()))).unwrap();
+        assert_eq!(
+            one,
+            plan(&container, &[Layer::default()], "t", &host(Ok(()))).unwrap()
+        );
     }
 }

@@ -7,12 +7,12 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use kata_image::guest::{self, AssetError, Assets};
-use kata_image::{ReadyImage, Store, WritableError};
+use kata_image::{ReadyImage, Rootfs, Store, StoredHashTree, WritableError};
 use kata_vmm::machine::{Machine, MiB};
 
 use crate::container::Container;
 use crate::error::{Error, ErrorKind};
-use crate::plan::{Asset, Plan};
+use crate::plan::{Asset, Layer, Plan, Proof};
 use crate::report::Stage;
 
 /// What the monitor needs, opened.
@@ -47,7 +47,12 @@ fn open_all(plan: Plan, image: ReadyImage, store: &Store, container: &Container)
     let overrides = &container.overrides;
     let monitor = find_monitor(overrides.monitor.as_deref())?;
     let mut boot: Option<Assets> = None;
-    let mut layers = image.layers.into_iter();
+    let (mut layers, mut trees) = (Vec::new(), Vec::new());
+    for layer in image.layers {
+        layers.push(layer.file);
+        trees.extend(layer.hash_tree.map(|tree| tree.file));
+    }
+    let (mut layers, mut trees) = (layers.into_iter(), trees.into_iter());
     let mut fds = Vec::with_capacity(plan.assets.len());
     for asset in &plan.assets {
         let file = match asset {
@@ -55,13 +60,8 @@ fn open_all(plan: Plan, image: ReadyImage, store: &Store, container: &Container)
             Asset::Initramfs => open(&boot_files(&mut boot, &overrides.guest)?.initramfs)?,
             Asset::Agent => open(&guest::Asset::Agent.find(&overrides.guest).map_err(missing)?)?,
             Asset::Kvm => open_kvm()?,
-            Asset::Layer => layers.next().map(|layer| layer.file).ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Image,
-                    Stage::Prepare,
-                    "the plan has a layer that the image has not",
-                )
-            })?,
+            Asset::Layer => layers.next().ok_or_else(|| lacking("a layer"))?,
+            Asset::HashTree => trees.next().ok_or_else(|| lacking("a hash tree"))?,
             Asset::Writable { size, name } => writable(store, *size, name.as_deref())?,
         };
         fds.push(OwnedFd::from(file));
@@ -72,6 +72,24 @@ fn open_all(plan: Plan, image: ReadyImage, store: &Store, container: &Container)
         monitor,
         kernel: boot.map(|assets| assets.kernel),
     })
+}
+
+fn lacking(what: &str) -> Error {
+    let message = format!("the plan has {what} that the image has not");
+    Error::new(ErrorKind::Image, Stage::Prepare, message)
+}
+
+/// What a plan has to know of the layers.
+pub(crate) fn layers(image: &ReadyImage) -> Vec<Layer> {
+    let proof = |tree: &StoredHashTree| Proof {
+        root_hash: tree.tree.root_hash,
+        salt: tree.salt.as_bytes().to_vec(),
+        data_blocks: tree.tree.data_blocks,
+    };
+    let layer = |layer: &Rootfs| Layer {
+        proof: layer.hash_tree.as_ref().map(proof),
+    };
+    image.layers.iter().map(layer).collect()
 }
 
 fn writable(store: &Store, size: MiB, name: Option<&str>) -> Result<File, Error> {

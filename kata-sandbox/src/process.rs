@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use kata_agent_proto::CallError;
 use kata_agent_proto::agent::{SignalProcessRequest, TtyWinResizeRequest};
+use kata_agent_proto::kata::ReceiptRequest;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -19,6 +21,7 @@ use crate::link::Link;
 use crate::members::{check_present, wait_request};
 pub use crate::output::ExitStatus;
 use crate::output::Output;
+pub use crate::receipt::{ContainerReceipt, Receipt};
 use crate::report::{Stage, Timings, Usage};
 pub use crate::terminal::TerminalSize;
 
@@ -104,14 +107,20 @@ async fn optional(link: &Link, is_needed: bool, stage: Stage) -> Result<(u32, Op
 /// ```
 pub struct Process {
     /// Standard input, where it was left open; dropping it is end of file, and ctrl-d for a terminal.
-    pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    pub stdin: Option<Box<dyn AsyncWrite + Send + Sync + Unpin>>,
     /// Standard output, and with a terminal all that is written to it. The process waits when nobody reads.
-    pub stdout: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    pub stdout: Option<Box<dyn AsyncRead + Send + Sync + Unpin>>,
     /// Standard error; none with a terminal. The process waits when nobody reads.
-    pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    pub stderr: Option<Box<dyn AsyncRead + Send + Sync + Unpin>>,
     pub(crate) handle: Handle,
     pub(crate) timings: Timings,
 }
+
+/// Tasks may wait for one process together.
+const _: fn() = || {
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<Process>();
+};
 
 impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -143,6 +152,34 @@ impl Handle {
         let call = self.link.client.wait_process(request);
         let response = self.link.call(Stage::Exit, "wait for the process", call).await?;
         Ok(ExitStatus(response.status))
+    }
+
+    /// The exit status, and what the process used where the agent keeps that.
+    pub(crate) async fn finish(&self) -> Result<(ExitStatus, Option<Receipt>), Error> {
+        check_present(&self.gone, &self.container_id)?;
+        let request = ReceiptRequest {
+            container_id: self.container_id.clone(),
+            exec_id: self.exec_id.clone(),
+            ..ReceiptRequest::default()
+        };
+        let asked = async {
+            match self.link.client.receipt(request).await {
+                Ok(answer) => Ok(Some(Receipt::of(&answer))),
+                // Kata's own agent.
+                Err(CallError::Unimplemented) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        match self.link.call(Stage::Exit, "wait for the process", asked).await? {
+            Some(receipt) => Ok((receipt.status, Some(receipt))),
+            None => Ok((self.wait().await?, None)),
+        }
+    }
+
+    pub(crate) async fn receipt(&self) -> Result<Receipt, Error> {
+        let (_, receipt) = self.finish().await?;
+        let message = "cannot tell what the process used: this agent does not keep it";
+        receipt.ok_or_else(|| Error::new(ErrorKind::Unsupported, Stage::Exit, message))
     }
 
     pub(crate) async fn signal(&self, signal: i32) -> Result<(), Error> {
@@ -225,7 +262,7 @@ impl Process {
             }
             // Only a terminal has a stream for this: closing it types the end.
             (_, Input::Closed) => None,
-            (stream, _) => stream.map(|stream| Box::new(stream) as Box<dyn AsyncWrite + Send + Unpin>),
+            (stream, _) => stream.map(|stream| Box::new(stream) as Box<dyn AsyncWrite + Send + Sync + Unpin>),
         };
         let stderr = streams.stderr.map(UnixStream::from_std).transpose()?;
         Ok(Self {
@@ -250,6 +287,24 @@ impl Process {
     /// When the sandbox ends first.
     pub async fn wait(&self) -> Result<ExitStatus, Error> {
         self.handle.wait().await
+    }
+
+    /// Waits for the process's end as [`wait`](Self::wait) does, and tells what it used until then: processor time,
+    /// memory, bytes of its streams. Any number of times.
+    ///
+    /// ```no_run
+    /// # async fn example(sandbox: &kata_sandbox::Sandbox) -> Result<(), kata_sandbox::Error> {
+    /// let process = sandbox.exec(kata_sandbox::Command::new("make")).await?;
+    /// let receipt = process.receipt().await?;
+    /// println!("{}: {:?} of processor time", receipt.status, receipt.cpu_time());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// When the sandbox ends first; [`ErrorKind::Unsupported`] for an agent that does not keep it.
+    pub async fn receipt(&self) -> Result<Receipt, Error> {
+        self.handle.receipt().await
     }
 
     /// Sends a signal by its Linux number, to this process alone.
@@ -335,8 +390,7 @@ impl Process {
         let limit = self.handle.output_limit_bytes;
         let mut out = Collector::new(self.stdout.take(), limit);
         let mut err = Collector::new(self.stderr.take(), limit);
-        let result =
-            tokio::try_join!(out.run(), err.run(), self.handle.wait()).map(|((), (), status)| status);
+        let result = tokio::try_join!(out.run(), err.run(), self.handle.finish()).map(|((), (), end)| end);
         let mut timings = self.timings;
         for first in [out.first, err.first].into_iter().flatten() {
             timings.mark_at(Stage::FirstOutput, first);
@@ -344,13 +398,15 @@ impl Process {
         if result.is_ok() {
             timings.mark(Stage::Exit);
         }
+        let receipt = result.as_ref().ok().and_then(|(_, receipt)| *receipt);
         (
             Collected {
                 stdout: out.bytes,
                 stderr: err.bytes,
                 timings,
+                receipt,
             },
-            result,
+            result.map(|(status, _)| status),
         )
     }
 }
@@ -367,6 +423,7 @@ pub(crate) struct Collected {
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: Vec<u8>,
     pub(crate) timings: Timings,
+    pub(crate) receipt: Option<Receipt>,
 }
 
 impl Collected {
@@ -374,6 +431,7 @@ impl Collected {
         let output_bytes = (self.stdout.len() + self.stderr.len()) as u64;
         let usage = Usage {
             output_bytes,
+            cpu_time: usage.cpu_time.or(self.receipt.map(|receipt| receipt.cpu_time())),
             ..usage
         };
         Output {
@@ -382,6 +440,7 @@ impl Collected {
             stderr: self.stderr,
             timings: self.timings,
             usage,
+            receipt: self.receipt,
         }
     }
 
@@ -397,14 +456,14 @@ pub(crate) fn too_large(limit_bytes: u64) -> Error {
 }
 
 struct Collector {
-    stream: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    stream: Option<Box<dyn AsyncRead + Send + Sync + Unpin>>,
     limit: u64,
     bytes: Vec<u8>,
     first: Option<Instant>,
 }
 
 impl Collector {
-    fn new(stream: Option<Box<dyn AsyncRead + Send + Unpin>>, limit: u64) -> Self {
+    fn new(stream: Option<Box<dyn AsyncRead + Send + Sync + Unpin>>, limit: u64) -> Self {
         Self {
             stream,
             limit,

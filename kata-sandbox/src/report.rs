@@ -9,8 +9,11 @@ use kata_image::ImageConfig;
 pub use kata_vmm::hypervisor::{Capabilities, KvmUnusable, QemuUnusable, Reason, Selection};
 pub use kata_vmm::machine::{Accelerator, DeviceInfo, Hypervisor, MachineInfo};
 
+pub use crate::copied::{Copied, CopyProgress, LeftOut, Omitted};
+pub use crate::copy::Copying;
 use crate::error::ErrorKind;
 pub use crate::events::Events;
+pub use crate::logs::{KernelRecord, Log, LogSource, Logs};
 use crate::output::ExitStatus;
 pub use crate::stats::Samples;
 
@@ -37,6 +40,10 @@ pub enum Stage {
     Machine,
     /// The guest kernel has started the agent.
     Kernel,
+    /// The agent has loaded the kernel's modules.
+    Modules,
+    /// The agent has mounted the guest's own file systems and set up its cgroups and loopback interface.
+    Mounts,
     /// The agent has dialed the host.
     Agent,
     /// The sandbox is set up: clock, entropy, name.
@@ -49,6 +56,8 @@ pub enum Stage {
     FirstOutput,
     /// It exited and its output is complete.
     Exit,
+    /// Files are copied into it or out of it; any number of times.
+    Copy,
     /// The machine is gone.
     Stop,
 }
@@ -62,12 +71,15 @@ impl fmt::Display for Stage {
             Self::Launch => "launch monitor",
             Self::Machine => "start machine",
             Self::Kernel => "guest kernel",
+            Self::Modules => "guest modules",
+            Self::Mounts => "guest mounts",
             Self::Agent => "guest agent",
             Self::Connect => "set up sandbox",
             Self::Create => "create container",
             Self::Start => "start container",
             Self::FirstOutput => "first output",
             Self::Exit => "exit",
+            Self::Copy => "copy",
             Self::Stop => "stop",
         })
     }
@@ -157,7 +169,8 @@ pub struct Usage {
     /// proportional set size (PSS, proc(5) `smaps_rollup`) when the container ended. `None` where the
     /// host does not let us read it.
     pub host_memory_bytes: Option<u64>,
-    /// Processor time of the container inside the guest; `None` for an exec, and where it was not asked.
+    /// Processor time inside the guest: of the whole container where it ran, of the process and its descendants for an
+    /// exec ([`Receipt::cpu_time`](crate::process::Receipt::cpu_time)); `None` where it was not asked.
     pub cpu_time: Option<Duration>,
     /// Most memory that the container used inside the guest, in bytes; `None` where the guest kernel
     /// does not keep it.

@@ -24,7 +24,7 @@ use crate::members::{ContainerHandle, Member, Shared, create_container, idle};
 use crate::output::Output;
 use crate::patience::Patience;
 use crate::plan::{Plan, plan};
-use crate::prepare::prepare;
+use crate::prepare::{layers, prepare};
 use crate::process::Process;
 use crate::questions::Question;
 use crate::report::{Events, Info, MachineInfo, Samples, Stage, Timings, Usage};
@@ -118,7 +118,7 @@ impl Sandbox {
             return Err(idle("run"));
         }
         timings.mark(Stage::Image);
-        let plan = plan(&container, image.layers.len(), &name, &capabilities)?;
+        let plan = plan(&container, &layers(&image), &name, &capabilities)?;
         timings.mark(Stage::Plan);
         tracing::info!(sandbox = name, backend = ?plan.selection.hypervisor, "{}", plan.selection.reason);
         let (image_digest, image_config) = (image.digest.clone(), image.config.clone());

@@ -1,7 +1,7 @@
 //! The container as the agent is told it: an OCI runtime specification and the storages under it. Pure.
 //!
-//! The defaults are those that people know from docker: the same mounts, capabilities, masked and
-//! read-only paths. Seccomp is not among them yet.
+//! The defaults are those that people know from docker: the same mounts, capabilities, filter of system calls, masked and
+//! read-only paths.
 
 use std::collections::HashMap;
 
@@ -10,10 +10,13 @@ use kata_agent_proto::annotation;
 use kata_agent_proto::oci::{
     Box as ConsoleSize, Linux, LinuxCapabilities, LinuxNamespace, Mount, POSIXRlimit, Process, Spec,
 };
+use kata_agent_proto::storage::VERITY;
 use protobuf::MessageField;
 
 use crate::container::{Container, ProcessSettings, Writable};
 use crate::limits::Limits;
+use crate::plan::{Layer, Proof};
+use crate::seccomp;
 use crate::terminal::TerminalSize;
 
 /// Serial of the disk that a container writes to.
@@ -81,8 +84,8 @@ pub(crate) struct Place<'a> {
     pub(crate) id: &'a str,
     /// Unless it has one of its own.
     pub(crate) hostname: &'a str,
-    /// Serials of the disks of its layers, the lowest first.
-    pub(crate) layers: &'a [String],
+    /// The disks of its layers, the lowest first.
+    pub(crate) layers: &'a [LayerDisk],
     /// Whether the containers of the sandbox share a PID namespace.
     pub(crate) shares_pid: bool,
 }
@@ -128,21 +131,48 @@ pub(crate) fn exec_request(
     }
 }
 
-/// Serial of the disk of a layer, counted from the lowest.
-pub(crate) fn layer_serial(layer: usize) -> String {
-    format!("layer-{layer}")
+/// A disk with a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LayerDisk {
+    pub(crate) serial: String,
+    /// The storage's option that has the agent check every block, if they are checked.
+    pub(crate) verity: Option<String>,
+}
+
+impl LayerDisk {
+    /// Of a layer, counted from the lowest.
+    pub(crate) fn new((place, layer): (usize, &Layer)) -> Self {
+        Self {
+            serial: format!("layer-{place}"),
+            verity: layer.proof.as_ref().map(|proof| verity(place, proof)),
+        }
+    }
+}
+
+/// Serial of the disk with a layer's hash tree.
+pub(crate) fn tree_serial(layer: usize) -> String {
+    format!("tree-{layer}")
+}
+
+fn verity(layer: usize, proof: &Proof) -> String {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let (root_hash, salt) = (hex(&proof.root_hash), hex(&proof.salt));
+    format!(
+        "{VERITY}{} {} {root_hash} {salt}",
+        tree_serial(layer),
+        proof.data_blocks
+    )
 }
 
 /// The layers read-only below an overlay, whose upper half is memory or a disk.
 fn storages(rootfs: &str, place: Place<'_>, writable: &Writable) -> Vec<Storage> {
     let base = format!("{GUEST_DIRECTORY}/{}", place.id);
     let lower = |layer: usize| format!("{base}/lower-{layer}");
-    let mut storages: Vec<Storage> = place
-        .layers
-        .iter()
-        .enumerate()
-        .map(|(layer, serial)| disk(serial.clone(), "erofs", "ro", lower(layer)))
-        .collect();
+    let mount = |(layer, layer_disk): (usize, &LayerDisk)| Storage {
+        driver_options: layer_disk.verity.iter().cloned().collect(),
+        ..disk(layer_disk.serial.clone(), "erofs", "ro", lower(layer))
+    };
+    let mut storages: Vec<Storage> = place.layers.iter().enumerate().map(mount).collect();
     let upper_half = format!("{base}/writable");
     storages.push(match writable {
         Writable::Memory => Storage {
@@ -212,16 +242,27 @@ fn spec(container: &Container, place: Place<'_>, rootfs: String) -> Spec {
     spec.root.mut_or_insert_default().path = rootfs;
     if let Some(name) = &container.hostname {
         spec.hostname.clone_from(name);
-    } else if spec.hostname.is_empty() {
+    } else if spec.hostname.is_empty() && has_names(&spec) {
         spec.hostname = place.hostname.to_owned();
     }
     spec.annotations.extend(directories(&container.volumes));
     let linux = spec.linux.mut_or_insert_default();
     linux.cgroups_path = format!("/{}", place.id);
+    if container.is_unconfined {
+        linux.seccomp = MessageField::none();
+    }
     if container.limits != Limits::default() {
         container.limits.apply(linux.resources.mut_or_insert_default());
     }
     spec
+}
+
+/// Whether it has host names of its own: a specification need not.
+fn has_names(spec: &Spec) -> bool {
+    spec.linux
+        .namespaces
+        .iter()
+        .any(|namespace| namespace.type_ == "uts")
 }
 
 fn default_spec() -> Spec {
@@ -232,6 +273,7 @@ fn default_spec() -> Spec {
             namespaces: NAMESPACES.map(namespace).into(),
             masked_paths: strings(&MASKED_PATHS),
             readonly_paths: strings(&READONLY_PATHS),
+            seccomp: MessageField::some(seccomp::profile(&strings(&CAPABILITIES))),
             ..Linux::default()
         }),
         ..Spec::default()
@@ -384,7 +426,8 @@ mod tests {
     use super::*;
 
     fn request(container: &Container, layers: usize) -> CreateContainerRequest {
-        let layers: Vec<String> = (0..layers).map(layer_serial).collect();
+        let layers = vec![Layer::default(); layers];
+        let layers: Vec<_> = layers.iter().enumerate().map(LayerDisk::new).collect();
         let place = Place {
             id: "main",
             hostname: "sb",

@@ -31,6 +31,7 @@ on_every_backend! {
     within std::time::Duration::from_secs(900);
 
     #[allow(clippy::await_holding_lock, reason = "the lock is there to keep the other backend's test waiting")]
+    /// Conformance: semantics 19
     async fn a_hundred_one_after_another_grow_nothing(bed: Bed) {
         let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let run = async || {

@@ -11,6 +11,7 @@ use bed::{Bed, script, text};
 use kata_sandbox::{Container, MiB, Sandbox};
 
 on_every_backend! {
+    /// Conformance: semantics 17
     async fn the_clock_is_the_hosts_to_a_part_of_a_second(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let host = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
@@ -21,6 +22,7 @@ on_every_backend! {
         assert!((before - 0.25..after + 0.25).contains(&guest), "guest {guest}, host {before} to {after}");
     }
 
+    /// Conformance: semantics 17
     async fn each_sandbox_has_a_name_and_entropy_of_its_own(bed: Bed) {
         let ask = "hostname; head -c 16 /dev/urandom | od -An -tx1";
         let (a, b) = tokio::join!(Sandbox::run(bed.shell(ask)), Sandbox::run(bed.shell(ask)));
@@ -31,6 +33,7 @@ on_every_backend! {
         assert_eq!(text(&named.unwrap()), "box\nbox");
     }
 
+    /// Conformance: semantics 18
     async fn resolv_conf_and_hosts_are_there_also_when_the_image_lacks_them(bed: Bed) {
         let directory = tempfile::tempdir().unwrap();
         let image = without_network_files(&bed, directory.path());
@@ -41,6 +44,7 @@ on_every_backend! {
         assert!(text(&output).contains("localhost"), "{}", text(&output));
     }
 
+    /// Conformance: semantics 22
     async fn configuration_does_not_travel_on_the_kernel_command_line(bed: Bed) {
         if !bed.has_guest() {
             return;

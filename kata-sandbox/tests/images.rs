@@ -63,6 +63,7 @@ on_every_backend! {
         assert_eq!(text(&output), "1777\nchanged\n", "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Conformance: semantics 26
     async fn a_disk_has_its_size_and_is_gone_afterwards(bed: Bed) {
         let script = "head -c 8000000 /dev/zero > /a && echo fits; head -c 80000000 /dev/zero > /b && echo more; \
                       stat -f -c %T / >/dev/null; df -k / | tail -1 | awk '{print ($2 < 40000 && $2 > 20000)}'";
@@ -84,6 +85,7 @@ on_every_backend! {
         store.remove_kept(&name).unwrap();
     }
 
+    /// Conformance: semantics 21
     async fn a_disk_that_is_in_use_is_an_error_that_says_so(bed: Bed) {
         let name = repository(&bed, "busy");
         let sandbox = Sandbox::boot(bed.idle().kept_disk(&name, MiB(16))).await.unwrap();

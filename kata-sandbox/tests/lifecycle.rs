@@ -39,6 +39,7 @@ on_every_backend! {
         sandbox.ended().await.unwrap();
     }
 
+    /// Conformance: semantics 6
     async fn a_boot_that_is_given_up_at_any_moment_leaves_nothing(bed: Bed) {
         let me = std::process::id();
         for ms in [0, 5, 20, 60, 150, 400, 900, 1500] {
@@ -61,6 +62,7 @@ on_every_backend! {
         all_gone(&descendants(std::process::id())).await;
     }
 
+    /// Conformance: semantics 19
     async fn a_monitor_killed_by_9_is_an_error_and_takes_the_machine_along(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let process = sandbox.exec(sh("sleep 1000")).await.unwrap();
@@ -75,6 +77,7 @@ on_every_backend! {
         assert_eq!(sandbox.ended().await.unwrap_err().kind(), ErrorKind::Monitor);
     }
 
+    /// Conformance: semantics 19
     async fn a_hypervisor_killed_by_9_is_an_error(bed: Bed) {
         if bed.processes() < 2 {
             // The monitor is the hypervisor: `a_monitor_killed_by_9_is_an_error_and_takes_the_machine_along`.
@@ -88,6 +91,7 @@ on_every_backend! {
         assert!(chain(&error).contains("killed by signal 9"), "{}", chain(&error));
     }
 
+    /// Conformance: semantics 19
     async fn a_caller_killed_by_9_leaves_nothing(bed: Bed) {
         drop(Sandbox::boot(bed.idle()).await.unwrap());
         let before = traces();
@@ -127,6 +131,7 @@ on_every_backend! {
         assert_eq!(seen.len(), 20);
     }
 
+    /// Conformance: semantics 23
     async fn a_monitor_of_another_version_is_one_clear_error(bed: Bed) {
         let directory = tempfile::tempdir().unwrap();
         let monitor = directory.path().join("kata-vmm");

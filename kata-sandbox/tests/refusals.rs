@@ -36,6 +36,7 @@ on_every_backend! {
         }
     }
 
+    /// Conformance: semantics 20
     async fn a_guest_that_panics_is_an_error_with_its_console(bed: Bed) {
         if !bed.has_guest() {
             return;

@@ -38,6 +38,18 @@ lo";
 on_every_backend! {
     /// Conformance: oci ociVersion
     /// Conformance: oci root.path
+    /// Conformance: semantics 30
+    /// Conformance: oci root.readonly
+    /// Conformance: oci hostname
+    /// Conformance: oci process.args
+    /// Conformance: oci process.env
+    /// Conformance: oci process.user.additionalGids
+    /// Conformance: oci process.rlimits
+    /// Conformance: oci process.oomScoreAdj
+    /// Conformance: oci process.noNewPrivileges
+    /// Conformance: oci process.capabilities
+    /// Conformance: oci linux.maskedPaths
+    /// Conformance: oci linux.readonlyPaths
     async fn a_bundle_as_runc_writes_it_runs(bed: Bed) {
         let directory = tempfile::tempdir().unwrap();
         let mut spec = full();
@@ -53,6 +65,8 @@ on_every_backend! {
     /// Conformance: oci annotations
     /// Conformance: oci process.terminal
     /// Conformance: oci process.consoleSize
+    /// Conformance: semantics 15
+    /// Conformance: semantics 30
     async fn the_callers_words_lie_on_top_of_a_specification(bed: Bed) {
         let mut spec = full();
         spec["annotations"] = json!({"org.opencontainers.image.stopSignal": "SIGUSR1"});
@@ -100,6 +114,44 @@ on_every_backend! {
             assert!(error.to_string().contains(named), "{error}");
             assert!(!error.is_sandbox_lost());
         }
+        assert_eq!(text(&bed::script(&sandbox, "echo goes on").await), "goes on");
+        sandbox.stop().await.unwrap();
+    }
+
+    async fn what_is_far_too_much_is_named_and_the_sandbox_goes_on(bed: Bed) {
+        let of_spec = |spec: &Value| Container::from_spec(&bed.rootfs, &spec.to_string());
+        let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
+        let mount = |n| json!({"destination": format!("/mnt/{n}"), "type": "tmpfs", "source": "tmpfs"});
+        let mut many = full();
+        many["mounts"].as_array_mut().unwrap().extend((0..10_000).map(mount));
+        let error = of_spec(&many).unwrap_err();
+        assert_eq!(error.to_string(), "plan: mounts: 10007 are too many: 4096 are the most");
+
+        let text_of = |bytes| "x".repeat(bytes);
+        let variables: Vec<String> = (0..1000).map(|n| format!("V{n}={}", text_of(4000))).collect();
+        let cases = [
+            ("process", json!({"args": ["env"], "cwd": "/", "env": variables}), "plan: args and env: "),
+            ("process", json!({"args": ["env"], "cwd": "/", "env": [format!("V={}", text_of(1 << 20))]}), "plan: env V: "),
+            ("annotations", json!({"a": text_of(8 << 20)}), "plan: annotations: 8388609 bytes are too many"),
+        ];
+        for (field, value, named) in cases {
+            let mut spec = full();
+            spec[field] = value;
+            let error = sandbox.create_container(of_spec(&spec).unwrap()).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidContainer, "{error}");
+            assert!(error.to_string().starts_with(named), "{error}");
+        }
+
+        // A good deal is not too much.
+        let mut some = full();
+        some["root"]["readonly"] = json!(false);
+        some["process"]["args"] = json!(["sh", "-c", "grep -c /mnt/ /proc/mounts; echo $#${#LARGE}", "sh", text_of(100_000)]);
+        some["process"]["env"] = json!(["PATH=/usr/bin:/bin", format!("LARGE={}", text_of(100_000))]);
+        some["mounts"].as_array_mut().unwrap().extend((0..200).map(mount));
+        let some = sandbox.create_container(of_spec(&some).unwrap()).await.unwrap();
+        let output = some.spawn().await.unwrap().output().await.unwrap();
+        assert_eq!(text(&output), "200\n1100000", "{}", String::from_utf8_lossy(&output.stderr));
+        some.remove().await.unwrap();
         assert_eq!(text(&bed::script(&sandbox, "echo goes on").await), "goes on");
         sandbox.stop().await.unwrap();
     }

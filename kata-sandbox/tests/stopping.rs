@@ -59,6 +59,7 @@ async fn stopped(mut process: Process, grace: Duration) -> (String, i32) {
 }
 
 on_every_backend! {
+    /// Conformance: semantics 28
     async fn the_stop_signal_is_the_callers_else_the_images_else_sigterm(bed: Bed) {
         let directory = tempfile::tempdir().unwrap();
         let Some(image) = image(directory.path()) else { return };
@@ -75,6 +76,7 @@ on_every_backend! {
         }
     }
 
+    /// Conformance: semantics 28
     async fn what_does_not_heed_the_signal_is_killed_after_the_grace(bed: Bed) {
         // The first process of a container does not even have to ignore it.
         let container = bed.shell("echo ready; read never");
@@ -84,6 +86,7 @@ on_every_backend! {
         sandbox.stop().await.unwrap();
     }
 
+    /// Conformance: semantics 28
     async fn a_process_of_exec_is_stopped_by_sigterm_and_the_sandbox_goes_on(bed: Bed) {
         let directory = tempfile::tempdir().unwrap();
         let Some(image) = image(directory.path()) else { return };

@@ -11,12 +11,14 @@ use kata_sandbox::{Command, Sandbox};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 on_every_backend! {
+    /// Conformance: semantics 9
     async fn without_stdin_a_reader_sees_end_of_file(bed: Bed) {
         let output = Sandbox::run(bed.idle().args(["cat"])).await.unwrap();
         assert!(output.status.success());
         assert!(output.stdout.is_empty());
     }
 
+    /// Conformance: semantics 10
     async fn streams_are_pipes_that_can_be_opened_again_also_by_a_user(bed: Bed) {
         let script = "echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin; test -p /dev/stdout";
         let output = Sandbox::run(bed.shell(script).user("nobody").stdin("in\n")).await.unwrap();
@@ -33,6 +35,7 @@ on_every_backend! {
         assert_eq!(output.stdout.iter().fold(0u32, |sum, byte| sum.wrapping_add(u32::from(*byte))), sum);
     }
 
+    /// Conformance: semantics 12
     async fn a_container_that_does_not_read_slows_the_writer_down(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let mut process = sandbox.exec(sh("until test -e /tmp/go; do sleep 0.05; done; exec wc -c").stdin_piped()).await.unwrap();
@@ -52,6 +55,7 @@ on_every_backend! {
         assert_eq!(text(&process.output().await.unwrap()), (accepted + 5).to_string());
     }
 
+    /// Conformance: semantics 12
     async fn a_caller_that_does_not_read_slows_the_container_down(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let size = 64u64 << 20;
@@ -71,6 +75,7 @@ on_every_backend! {
         assert!(process.wait().await.unwrap().success());
     }
 
+    /// Conformance: semantics 13
     async fn a_caller_that_goes_away_costs_the_container_nothing(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let process = sandbox.exec(sh("head -c 4000000 /dev/zero && touch /tmp/done")).await.unwrap();

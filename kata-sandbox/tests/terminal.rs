@@ -54,6 +54,7 @@ fn lossy(bytes: &[u8]) -> String {
 }
 
 on_every_backend! {
+    /// Conformance: semantics 11
     async fn a_terminal_has_its_size_and_name_and_merges_the_outputs(bed: Bed) {
         let script = "stty size; echo error >&2; for fd in 0 1 2; do test -t $fd || exit 9; done; echo $TERM; exit 3";
         let output = Sandbox::run(bed.shell(script).terminal(SIZE)).await.unwrap();
@@ -76,6 +77,7 @@ on_every_backend! {
         assert!(output.status.success());
     }
 
+    /// Conformance: semantics 10
     async fn a_user_can_open_the_terminal_again(bed: Bed) {
         let script = "echo out >/dev/stdout; echo err >/dev/stderr; stat -c %U $(tty)";
         let expected = "out\r\nerr\r\nnobody\r\n";
@@ -86,6 +88,7 @@ on_every_backend! {
         assert_eq!(lossy(&process.output().await.unwrap().stdout), expected);
     }
 
+    /// Conformance: semantics 11
     async fn a_resize_is_told_to_the_programs(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let script = "trap 'stty size; kill $!; exit 4' WINCH; sleep 1000 & echo ready; wait";
@@ -96,6 +99,7 @@ on_every_backend! {
         assert_eq!(process.wait().await.unwrap().code(), 4);
     }
 
+    /// Conformance: semantics 11
     async fn a_resize_without_a_terminal_or_after_the_end_is_an_error_that_says_so(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let process = sandbox.exec(Command::new("cat").stdin_piped()).await.unwrap();
@@ -115,6 +119,7 @@ on_every_backend! {
         assert_eq!(error.kind(), ErrorKind::InvalidContainer, "nobody would have it");
     }
 
+    /// Conformance: semantics 11
     async fn the_keys_of_a_terminal_interrupt_and_end(bed: Bed) {
         let script = "trap : INT; sh -c 'echo begun; exec sleep 1000'; echo interrupted $?; exec cat";
         let sandbox = Sandbox::boot(bed.shell(script).terminal(SIZE).stdin_piped()).await.unwrap();
@@ -130,6 +135,7 @@ on_every_backend! {
         assert!(process.wait().await.unwrap().success());
     }
 
+    /// Conformance: semantics 11
     async fn a_shell_with_a_terminal_is_interactive_and_has_jobs(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let mut process = sandbox.exec(Command::new("sh").terminal(SIZE).stdin_piped()).await.unwrap();
@@ -145,6 +151,7 @@ on_every_backend! {
         assert_eq!(process.wait().await.unwrap().code(), 6);
     }
 
+    /// Conformance: semantics 9
     async fn closed_input_ends_a_terminal_as_it_ends_a_pipe(bed: Bed) {
         let ends = |output: kata_sandbox::Output| (lossy(&output.stdout), output.status.code());
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();

@@ -10,6 +10,7 @@
 //!   │  ◄──────── Launched | LaunchFailed    │
 //!   │ Connect{..} + stream             ──►  │   host → guest connection
 //!   │  ◄──────────── Dialed{port} + stream  │   guest → host connection
+//!   │ FollowConsole + socket           ──►  │   the console, as it is written
 //!   │ Console, Info, Pause{paused}     ──►  │
 //!   │  ◄── Console{tail}, Info(..), Paused  │   or Refused{..}; one to each, Paused when it is so
 //!   │  ◄──────────── Exited{reason, tail}   │   then EOF
@@ -30,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::machine::{Machine, MachineInfo, Running, VmExit};
 
 /// Version of this protocol; both sides refuse another one.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Most descriptors in one message.
 pub const MAX_FDS: usize = 32;
@@ -60,6 +61,11 @@ pub enum Request {
     },
     /// Ask for [`Event::Console`].
     Console,
+    /// Send the guest's console to the `SOCK_SEQPACKET` socket beside this message: what is kept of it, and then
+    /// everything that comes, until the socket is closed. No reply. Each message is a position in all that was ever
+    /// written to the console (`u64`, little endian) and the bytes from there. A reader that lags loses what is not
+    /// kept any more, which the next position shows.
+    FollowConsole,
     /// Hold the machine's processors and devices, or let them go on. Answered by [`Event::Paused`] or
     /// [`Event::Refused`].
     Pause {

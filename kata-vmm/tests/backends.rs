@@ -12,10 +12,11 @@ mod harness;
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::{DEADLINE, Guest, Monitor, Watch, process, qemu};
+use harness::{DEADLINE, Guest, Monitor, Watch, process, qemu, readable_within};
 use kata_vmm::control::{Event, Request};
 use kata_vmm::machine::VmExit;
 
@@ -43,6 +44,7 @@ on_every_backend! {
     a_guest_that_powers_off_is_reported("poweroff");
     a_guest_is_killed_when_the_caller_leaves("wait");
     the_console_can_be_read_while_the_guest_runs("wait");
+    the_console_can_be_followed("wait");
     a_machine_killed_at_once_leaves_nothing("wait");
     streams_go_both_ways("vsock");
 }
@@ -85,6 +87,31 @@ fn the_console_can_be_read_while_the_guest_runs(guest: &Guest) {
             Event::Console { .. } => assert!(Instant::now() < deadline, "no console"),
             other => panic!("{other:?}"),
         }
+    }
+}
+
+fn the_console_can_be_followed(guest: &Guest) {
+    let (monitor, _) = Monitor::running(guest);
+    let (ours, theirs) = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    monitor
+        .socket()
+        .send(&Request::FollowConsole, &[theirs.as_fd()])
+        .unwrap();
+    drop(theirs);
+    let (mut heard, mut message) = (Vec::new(), vec![0; 64 << 10]);
+    while !String::from_utf8_lossy(&heard).contains("init: up") {
+        assert!(readable_within(&ours, DEADLINE), "no console");
+        let count = rustix::io::read(&ours, &mut message).unwrap();
+        assert!(count > 8, "it ended: {}", String::from_utf8_lossy(&heard));
+        let position = u64::from_le_bytes(message[..8].try_into().unwrap());
+        assert_eq!(position, heard.len() as u64, "nothing is left out");
+        heard.extend_from_slice(&message[8..count]);
     }
 }
 

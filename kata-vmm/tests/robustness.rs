@@ -228,9 +228,10 @@ fn a_boot_that_does_not_fit_the_hypervisor_is_refused() {
 
 #[test]
 fn a_first_message_that_is_not_a_launch_is_refused() {
-    for message in [&b"not json"[..], b"{\"Launch\":{\"protocol\":2}}", b"\"Console\""] {
+    let half = format!("{{\"Launch\":{{\"protocol\":{PROTOCOL}}}}}");
+    for message in ["not json", &half, "\"Console\""] {
         let monitor = Monitor::start();
-        rustix::io::write(monitor.socket(), message).unwrap();
+        rustix::io::write(monitor.socket(), message.as_bytes()).unwrap();
         let event = monitor.event();
         let Event::LaunchFailed(LaunchError::Monitor { operation, .. }) = &event else {
             panic!("{event:?}");

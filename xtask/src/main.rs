@@ -64,6 +64,9 @@ enum Task {
         /// What it is for
         #[arg(long, value_enum, default_value = "default")]
         variant: kernel::Variant,
+        /// Build it once more, and fail unless every byte is the same
+        #[arg(long)]
+        reproduce: bool,
     },
     /// Say what this machine has of what sandboxes need, and how to mend what it has not
     Doctor(doctor::Options),
@@ -93,7 +96,12 @@ fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
         Task::Guest => {
             guest::make(&workspace)?;
         }
-        Task::Kernel { variant } => setup::provide_tailored_kernel(&workspace, variant)?,
+        Task::Kernel { variant, reproduce } => {
+            setup::provide_tailored_kernel(&workspace, variant)?;
+            if reproduce {
+                setup::reproduce_kernel(variant)?;
+            }
+        }
         Task::Doctor(options) => return Ok(doctor::run(&options)),
         Task::Tidy => {
             tidy::check(&workspace)?;

@@ -124,6 +124,19 @@ pub(crate) fn provide_tailored_kernel(workspace: &Workspace, variant: Variant) -
     Ok(())
 }
 
+/// Builds a kernel that is there once more, and compares.
+///
+/// # Errors
+/// When it cannot be built, or is another.
+pub(crate) fn reproduce_kernel(variant: Variant) -> Result<(), SetupError> {
+    kernel::reproduce(&kata_image::cache_directory()?, variant)?;
+    progress::note(format!(
+        "a second build of the {} kernel has the same bytes",
+        variant.name()
+    ));
+    Ok(())
+}
+
 /// The directory that the kernel was built into, and the file that guests boot.
 fn tailor(workspace: &Workspace, variant: Variant) -> Result<(PathBuf, PathBuf), SetupError> {
     let tailored = kernel::tailor(&kata_image::cache_directory()?, variant)?;

@@ -7,10 +7,10 @@
 //! ```
 //!
 //! The container is joined by its init's pidfd, so that no other process can be taken for it. Owns the
-//! fork; must not know names of processes or connections. What is not done here (user namespaces,
-//! AppArmor) is left to libcontainer in a worker.
+//! fork; must not know names of processes or connections.
 
-mod inside;
+pub(crate) mod identity;
+pub(crate) mod inside;
 mod plan;
 mod words;
 
@@ -19,11 +19,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use kata_agent_proto::{Failed, FailureKind};
+use kata_agent_proto::{Failed, FailureKind, oci};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -31,36 +32,56 @@ use tokio::net::unix::pipe;
 use crate::launch::Streams;
 use crate::order::Outcome;
 use crate::reaper::{Child, Reaper};
+use crate::seccomp::Filter;
 use crate::sys::{self, Birth};
 use inside::Door;
 pub(crate) use plan::Plan;
 
-/// The namespaces that a container has for itself and that can be joined here.
+/// The namespaces that are a container's and not the agent's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NameSpaces(ThreadNameSpaceType);
 
 impl NameSpaces {
-    /// Those of an OCI specification; none when the container must be joined in another way.
-    pub(crate) fn of(spec: &Value) -> Option<Self> {
-        let list = spec["linux"]["namespaces"].as_array()?;
-        let types = list.iter().map(|item| name_space(item["type"].as_str()?));
-        let types = types.collect::<Option<Vec<_>>>()?;
-        let all = types
-            .into_iter()
-            .fold(ThreadNameSpaceType::empty(), |all, one| all | one);
-        // Without a mount namespace the root is not the container's.
-        all.contains(ThreadNameSpaceType::MOUNT)
-            .then_some(NameSpaces(all))
+    /// Those of an OCI specification.
+    ///
+    /// # Errors
+    /// Invalid: a type that there is not, or that is there twice.
+    pub(crate) fn of(spec: &Value) -> Result<Self, Failed> {
+        let list = spec["linux"]["namespaces"].as_array().into_iter().flatten();
+        let mut all = ThreadNameSpaceType::empty();
+        for (index, item) in list.enumerate() {
+            let word = item["type"].as_str().unwrap_or_default();
+            let one = name_space(word).filter(|one| !all.contains(*one));
+            all |= one.ok_or_else(|| {
+                Failed::new(
+                    FailureKind::Invalid,
+                    format!("linux.namespaces[{index}].type: {word:?}"),
+                )
+            })?;
+        }
+        Ok(NameSpaces(all))
+    }
+
+    pub(crate) fn all(self) -> ThreadNameSpaceType {
+        self.0
     }
 
     /// The namespace that only a child is born into.
     fn has_pid(self) -> bool {
         self.0.contains(ThreadNameSpaceType::PROCESS_ID)
     }
+
+    fn has_mount(self) -> bool {
+        self.0.contains(ThreadNameSpaceType::MOUNT)
+    }
+
+    fn has_user(self) -> bool {
+        self.0.contains(ThreadNameSpaceType::USER)
+    }
 }
 
-/// A user namespace is not known here: entering it takes more than this.
-fn name_space(word: &str) -> Option<ThreadNameSpaceType> {
+/// A type of namespaces by its word.
+pub(crate) fn name_space(word: &str) -> Option<ThreadNameSpaceType> {
     Some(match word {
         "mount" => ThreadNameSpaceType::MOUNT,
         "pid" => ThreadNameSpaceType::PROCESS_ID,
@@ -69,8 +90,29 @@ fn name_space(word: &str) -> Option<ThreadNameSpaceType> {
         "network" => ThreadNameSpaceType::NETWORK,
         "cgroup" => ThreadNameSpaceType::CONTROL_GROUP,
         "time" => ThreadNameSpaceType::TIME,
+        "user" => ThreadNameSpaceType::USER,
         _ => return None,
     })
+}
+
+/// What all processes of a container have in common.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Traits {
+    /// An execution domain (personality(2)).
+    pub(crate) personality: Option<u64>,
+    pub(crate) filter: Option<Filter>,
+}
+
+impl Traits {
+    /// Those of a request.
+    ///
+    /// # Errors
+    /// By the field.
+    pub(crate) fn of(linux: &oci::Linux) -> Result<Self, Failed> {
+        let personality = linux.personality.as_ref().map(words::personality).transpose()?;
+        let filter = linux.seccomp.as_ref().map(Filter::of).transpose()?;
+        Ok(Traits { personality, filter })
+    }
 }
 
 /// Where a process is to be.
@@ -204,11 +246,13 @@ async fn hear(report: OwnedFd) -> io::Result<Result<(), Failed>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
 
     use super::*;
 
-    fn joined(types: &[&str]) -> Option<ThreadNameSpaceType> {
+    fn joined(types: &[&str]) -> Result<ThreadNameSpaceType, Failed> {
         let list: Vec<_> = types.iter().map(|word| json!({ "type": word })).collect();
         NameSpaces::of(&json!({ "linux": { "namespaces": list } })).map(|spaces| spaces.0)
     }
@@ -216,10 +260,20 @@ mod tests {
     #[test]
     fn the_namespaces_of_a_container_are_joined_and_no_others() {
         let expected = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::PROCESS_ID;
-        assert_eq!(joined(&["pid", "mount"]), Some(expected));
+        assert_eq!(joined(&["pid", "mount"]), Ok(expected));
         let expected =
             ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::NETWORK | ThreadNameSpaceType::CONTROL_GROUP;
-        assert_eq!(joined(&["mount", "network", "cgroup"]), Some(expected));
+        assert_eq!(joined(&["mount", "network", "cgroup"]), Ok(expected));
+        assert_eq!(joined(&[]), Ok(ThreadNameSpaceType::empty()));
+    }
+
+    #[test]
+    fn a_namespace_that_there_is_not_or_is_there_twice_is_invalid() {
+        for types in [&["mount", "what"][..], &["mount", "mount"]] {
+            let failed = joined(types).expect_err("invalid");
+            assert_eq!(failed.kind, FailureKind::Invalid, "{types:?}");
+            assert!(failed.subject.starts_with("linux.namespaces[1].type"), "{failed}");
+        }
     }
 
     #[tokio::test]
@@ -238,20 +292,10 @@ mod tests {
             namespaces: NameSpaces(ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::PROCESS_ID),
             cgroup: Path::new("/"),
         };
-        let plan = Plan::new(&json!({ "args": ["true"] }), None)
-            .expect("valid")
-            .expect("done here");
+        let plan = Plan::new(&json!({ "args": ["true"] }), None, &Arc::default()).expect("valid");
         let joiner = Joiner::new().expect("joiner");
         let streams = Streams::null().expect("streams");
         let started = joiner.start(&reaper, target, plan, streams).await;
         assert_eq!(started.map(drop), Err(Failed::new(FailureKind::NotRunning, "c1")));
-    }
-
-    #[test]
-    fn a_container_with_a_user_namespace_or_without_a_root_of_its_own_is_not_joined_here() {
-        for types in [&["mount", "user"][..], &["pid"], &["mount", "what"], &[]] {
-            assert_eq!(joined(types), None, "{types:?}");
-        }
-        assert_eq!(NameSpaces::of(&json!({})), None);
     }
 }

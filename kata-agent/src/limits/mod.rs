@@ -10,6 +10,7 @@
 
 mod write;
 
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::path::Path;
 
@@ -55,6 +56,8 @@ struct Change {
 enum Setting {
     /// One text in one file.
     Text { file: String, text: String },
+    /// Nothing: only that so much is not in use already.
+    NotAbove { file: String, limit: u64 },
     /// A part of cpu.max; the other stays.
     CpuMax {
         quota: Option<String>,
@@ -115,11 +118,23 @@ impl Limits {
         for limit in &resources.hugepage_limits {
             plan.huge_pages(limit)?;
         }
+        plan.rdma(&resources.rdma);
+        plan.unified(&resources.unified)?;
         let devices = (!resources.devices.is_empty()).then(|| Rules::of(&resources.devices));
         Ok(Limits {
             changes: plan.0,
             devices: devices.transpose()?,
         })
+    }
+
+    /// Those that hold from a first process's birth, and those on devices, which hold only once its nodes are made.
+    pub(crate) fn in_two_steps(mut self) -> [Self; 2] {
+        let devices = self.devices.take();
+        let later = Limits {
+            changes: Vec::new(),
+            devices,
+        };
+        [self, later]
     }
 
     /// Writes them all, or none: each is checked first, and what was written is put back when one fails.
@@ -169,7 +184,12 @@ impl Plan {
             (memory.kernel_tcp != 0, "memory.kernel_tcp"),
             (memory.swappiness != 0, "memory.swappiness"),
             (memory.disable_oom_killer, "memory.disable_oom_killer"),
+            (memory.use_hierarchy == Some(false), "memory.use_hierarchy"),
         ])?;
+        if let (true, Ok(limit @ 1..)) = (memory.check_before_update, u64::try_from(memory.limit)) {
+            let file = "memory.current".to_owned();
+            self.add("memory.check_before_update", Setting::NotAbove { file, limit });
+        }
         self.count("memory.limit", "memory.max", memory.limit)?;
         self.count("memory.reservation", "memory.low", memory.reservation)?;
         let field = "memory.swap";
@@ -215,6 +235,20 @@ impl Plan {
         if quota.is_some() || period.is_some() {
             self.add(field, Setting::CpuMax { quota, period });
         }
+        if let Some(burst) = cpu.burst {
+            if cpu.quota > 0 && burst > cpu.quota.unsigned_abs() {
+                return Err(invalid(
+                    "cpu.burst",
+                    format_args!("{burst} is more than the quota"),
+                ));
+            }
+            self.text("cpu.burst", "cpu.max.burst", burst.to_string());
+        }
+        match cpu.idle {
+            None => {}
+            Some(idle @ 0..=1) => self.text("cpu.idle", "cpu.idle", idle.to_string()),
+            Some(other) => return Err(invalid("cpu.idle", other)),
+        }
         for (field, file, list) in [
             ("cpu.cpus", "cpuset.cpus", &cpu.cpus),
             ("cpu.mems", "cpuset.mems", &cpu.mems),
@@ -240,6 +274,43 @@ impl Plan {
         }
         let field = format!("hugepage_limits.{size}");
         self.text(&field, format!("hugetlb.{size}.max"), limit.limit.to_string());
+        Ok(())
+    }
+
+    /// By device, in one order.
+    fn rdma(&mut self, devices: &HashMap<String, oci::LinuxRdma>) {
+        let mut names: Vec<_> = devices.keys().collect();
+        names.sort();
+        for (name, limit) in names
+            .into_iter()
+            .filter_map(|name| Some((name, devices.get(name)?)))
+        {
+            let part = |key: &str, limit: Option<u32>| limit.map(|limit| format!(" {key}={limit}"));
+            let handles = part("hca_handle", limit.hca_handles).unwrap_or_default();
+            let objects = part("hca_object", limit.hca_objects).unwrap_or_default();
+            self.text(
+                &format!("rdma.{name}"),
+                "rdma.max",
+                format!("{name}{handles}{objects}"),
+            );
+        }
+    }
+
+    /// Files by their names, line by line: some of them take no more at once.
+    fn unified(&mut self, files: &HashMap<String, String>) -> Result<(), Failed> {
+        let mut names: Vec<_> = files.iter().collect();
+        names.sort();
+        for (name, text) in names {
+            let field = format!("unified.{name}");
+            // What is the cgroup itself is the agent's.
+            let plain = !name.contains(['/', '\0']) && name.contains('.') && !name.starts_with("cgroup.");
+            if !plain || name.starts_with('.') {
+                return Err(invalid(&field, "is no limit"));
+            }
+            for line in text.lines() {
+                self.text(&field, name, line);
+            }
+        }
         Ok(())
     }
 

@@ -3,7 +3,11 @@ use std::fs;
 use super::*;
 
 /// The files of a fresh cgroup with every controller, as Linux 6.12 shows them.
-const FRESH: [(&str, &str); 11] = [
+const FRESH: [(&str, &str); 15] = [
+    ("memory.current", "4096\n"),
+    ("memory.high", "max\n"),
+    ("cpu.max.burst", "0\n"),
+    ("cpu.idle", "0\n"),
     ("memory.max", "max\n"),
     ("memory.low", "0\n"),
     ("memory.swap.max", "max\n"),
@@ -383,4 +387,98 @@ fn a_value_without_meaning_is_invalid_by_its_field() {
         FailureKind::Invalid,
         "block_io.throttle_read_bps_device: device -1:0",
     );
+}
+
+fn written(cgroup: &tempfile::TempDir, file: &str) -> String {
+    fs::read_to_string(cgroup.path().join(file)).expect("read")
+}
+
+#[test]
+fn what_newer_specifications_have_is_written() {
+    let cgroup = cgroup();
+    let cpu = oci::LinuxCPU {
+        quota: 5000,
+        burst: Some(5000),
+        idle: Some(1),
+        ..Default::default()
+    };
+    let resources = oci::LinuxResources {
+        cpu: Some(cpu).into(),
+        unified: [
+            ("memory.high".into(), "4096".into()),
+            ("io.max".into(), "8:0 rbps=1\n8:16 rbps=2\n".into()),
+        ]
+        .into(),
+        ..Default::default()
+    };
+    Limits::of(&resources)
+        .expect("limits")
+        .apply(cgroup.path())
+        .expect("applied");
+    let files = ["cpu.max.burst", "cpu.idle", "memory.high", "io.max"].map(|file| written(&cgroup, file));
+    assert_eq!(
+        files,
+        ["5000", "1", "4096", "8:16 rbps=2"],
+        "a file of the test keeps the last line"
+    );
+}
+
+#[test]
+fn a_limit_below_what_is_in_use_can_be_refused() {
+    let cgroup = cgroup();
+    let limit = |limit, check_before_update| {
+        let mut resources = memory(limit, 0);
+        resources.memory.mut_or_insert_default().check_before_update = check_before_update;
+        Limits::of(&resources).expect("limits").apply(cgroup.path())
+    };
+    let failed = limit(4095, true).expect_err("in use");
+    assert_eq!(failed.kind, FailureKind::Invalid);
+    assert!(
+        failed.subject.starts_with("memory.check_before_update: 4096"),
+        "{failed}"
+    );
+    assert_eq!(written(&cgroup, "memory.max"), "max\n");
+    assert_eq!((limit(4096, true), limit(1, false)), (Ok(()), Ok(())));
+}
+
+#[test]
+fn what_is_no_limit_or_has_no_file_is_refused_by_name() {
+    let unified = |name: &str| oci::LinuxResources {
+        unified: [(name.to_owned(), "1".to_owned())].into(),
+        ..Default::default()
+    };
+    for name in ["cgroup.procs", "../x.y", "a/b.c", ".", "memory"] {
+        let failed = Limits::of(&unified(name)).expect_err("no limit");
+        assert_eq!(failed.kind, FailureKind::Invalid, "{name}");
+        assert!(failed.subject.starts_with(&format!("unified.{name}")), "{failed}");
+    }
+    let rdma = oci::LinuxResources {
+        rdma: [("mlx4_0".into(), Default::default())].into(),
+        ..Default::default()
+    };
+    for (resources, field) in [
+        (unified("memory.nosuch"), "unified.memory.nosuch"),
+        (rdma, "rdma.mlx4_0"),
+    ] {
+        let failed = Limits::of(&resources)
+            .expect("limits")
+            .apply(cgroup().path())
+            .expect_err("no file");
+        assert_eq!(failed.kind, FailureKind::Unsupported);
+        assert!(failed.subject.starts_with(field), "{failed}");
+    }
+    let flat = oci::LinuxMemory {
+        use_hierarchy: Some(false),
+        ..Default::default()
+    };
+    let resources = oci::LinuxResources {
+        memory: Some(flat).into(),
+        ..Default::default()
+    };
+    let failed = Limits::of(&resources).expect_err("no such cgroups");
+    assert!(failed.subject.starts_with("memory.use_hierarchy"), "{failed}");
+    let mut resources = cpu(1000, 0);
+    resources.cpu.mut_or_insert_default().burst = Some(1001);
+    let failed = Limits::of(&resources).expect_err("more than the quota");
+    assert!(failed.subject.starts_with("cpu.burst"), "{failed}");
 }

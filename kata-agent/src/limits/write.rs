@@ -92,6 +92,13 @@ fn settle<'a>(cgroup: &Path, change: &'a Change) -> Result<Option<Write<'a>>, Fa
     };
     match &change.setting {
         Setting::Text { file, text } => write(file, text.clone(), read(file)?),
+        Setting::NotAbove { file, limit } => {
+            let used = read(file)?;
+            match used.parse::<u64>() {
+                Ok(used) if used > *limit => Err(invalid(field, format_args!("{used} bytes are in use"))),
+                _ => Ok(None),
+            }
+        }
         Setting::CpuMax { quota, period } => {
             let old = read("cpu.max")?;
             let (old_quota, old_period) = old.split_once(' ').unwrap_or((&old, "100000"));

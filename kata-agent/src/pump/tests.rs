@@ -24,6 +24,7 @@ fn bench() -> Bench {
         end(source, Interest::READABLE).expect("an end"),
         Some(sink),
         false,
+        Moved::default(),
     );
     let pump = tokio::spawn(output.run(watched, tell));
     Bench {

@@ -27,7 +27,8 @@ impl Server {
     }
 
     pub(super) async fn start_container(&self, request: StartContainerRequest) -> ttrpc::Result<Empty> {
-        self.0.container(&request.container_id)?.start()?;
+        let sandbox = self.0.clone();
+        to_the_end(async move { sandbox.start(&request.container_id).await }).await?;
         Ok(Empty::new())
     }
 

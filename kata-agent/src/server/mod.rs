@@ -4,6 +4,7 @@
 //! in the list answers UNIMPLEMENTED. A request goes on when its connection is lost, so that nothing is left
 //! half done.
 
+mod additions;
 mod containers;
 mod guest;
 mod measurements;
@@ -55,7 +56,8 @@ const API_VERSION: &str = "0.0.1";
 pub(crate) fn services(sandbox: &Arc<Sandbox>) -> HashMap<String, Service> {
     let server = Arc::new(Server(sandbox.clone()));
     let mut services = offered(create_agent_service(server.clone()), &METHODS);
-    services.extend(create_health(server));
+    services.extend(create_health(server.clone()));
+    services.extend(kata_agent_proto::kata_ttrpc::create_guest(server));
     services
 }
 

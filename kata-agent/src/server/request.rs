@@ -7,6 +7,7 @@ use kata_agent_proto::types::FSGroupChangePolicy;
 use kata_agent_proto::{Failed, FailureKind, agent, oci};
 use rustix::termios::Winsize;
 
+use crate::exec::Traits;
 use crate::limits::Limits;
 use crate::order::{Device, Group, Storage, User};
 use crate::process::Ports;
@@ -103,9 +104,11 @@ pub(super) fn limits(resources: Option<&oci::LinuxResources>) -> Result<Limits, 
 pub(super) fn creation(request: CreateContainerRequest) -> Result<Creation, Error> {
     let oci = request.oci.as_ref().unwrap_or_default();
     let process = oci.process.as_ref();
+    let linux = oci.linux.as_ref().unwrap_or_default();
     Ok(Creation {
         spec: spec::convert(oci)?,
-        limits: limits(oci.linux.as_ref().and_then(|linux| linux.resources.as_ref()))?,
+        traits: Traits::of(linux)?,
+        limits: limits(linux.resources.as_ref())?,
         user: user(request.string_user.into_option(), process),
         terminal: process.map(terminal).transpose()?.unwrap_or(false),
         init_id: match request.exec_id {
@@ -128,9 +131,9 @@ pub(super) fn creation(request: CreateContainerRequest) -> Result<Creation, Erro
 
 pub(super) fn execution(request: ExecProcessRequest) -> Result<Execution, Error> {
     let process = request.process.as_ref().unwrap_or_default();
+    terminal(process)?;
     Ok(Execution {
         process: spec::convert_process(process)?,
-        terminal: terminal(process)?,
         user: user(request.string_user.into_option(), request.process.as_ref()),
         container_id: request.container_id,
         exec_id: request.exec_id,

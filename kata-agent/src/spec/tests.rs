@@ -171,40 +171,121 @@ fn refused(spec: &oci::Spec, kind: FailureKind, subject: &str) {
 }
 
 #[test]
-fn what_cannot_be_done_is_refused_by_name() {
+fn what_can_never_be_done_is_refused_by_its_field() {
     let unsupported = |spec: oci::Spec, subject| refused(&spec, FailureKind::Unsupported, subject);
     unsupported(
         with_linux(oci::Linux {
-            seccomp: Some(Default::default()).into(),
+            intel_rdt: Some(Default::default()).into(),
             ..Default::default()
         }),
-        "seccomp",
+        "linux.intelRdt",
     );
     unsupported(
         with_linux(oci::Linux {
             mount_label: "l".into(),
             ..Default::default()
         }),
-        "SELinux",
+        "linux.mountLabel",
     );
-    unsupported(
-        with_process(oci::Process {
-            selinux_label: "l".into(),
+}
+
+#[test]
+fn what_the_published_specification_lacks_arrives() {
+    let mut spec = minimal();
+    spec.domainname = "d".into();
+    let hook = || {
+        vec![oci::Hook {
+            path: "/h".into(),
             ..Default::default()
-        }),
-        "SELinux",
-    );
-    let hooks = oci::Hooks {
-        poststop: vec![Default::default()],
+        }]
+    };
+    spec.hooks = Some(oci::Hooks {
+        create_runtime: hook(),
+        create_container: hook(),
+        start_container: hook(),
+        poststop: hook(),
+        ..Default::default()
+    })
+    .into();
+    let process = spec.process.mut_or_insert_default();
+    process.user.mut_or_insert_default().umask = Some(0);
+    process.selinux_label = "s".into();
+    process.scheduler = Some(oci::Scheduler {
+        policy: "SCHED_IDLE".into(),
+        ..Default::default()
+    })
+    .into();
+    process.io_priority = Some(oci::LinuxIOPriority {
+        class: "IOPRIO_CLASS_IDLE".into(),
+        ..Default::default()
+    })
+    .into();
+    process.exec_cpu_affinity = Some(oci::ExecCPUAffinity {
+        final_: "0".into(),
+        ..Default::default()
+    })
+    .into();
+    let linux = spec.linux.mut_or_insert_default();
+    linux.personality = Some(oci::LinuxPersonality {
+        domain: "LINUX32".into(),
+        ..Default::default()
+    })
+    .into();
+    let offset = oci::LinuxTimeOffset {
+        secs: -1,
         ..Default::default()
     };
-    unsupported(
-        oci::Spec {
-            hooks: Some(hooks).into(),
-            ..minimal()
-        },
-        "poststop",
+    linux.time_offsets = [("boottime".into(), offset)].into();
+    let value = convert(&spec).expect("converted");
+    assert_eq!(value["domainname"], json!("d"));
+    let hook = json!([{ "path": "/h" }]);
+    let expected =
+        json!({ "createRuntime": hook, "createContainer": hook, "startContainer": hook, "poststop": hook });
+    assert_eq!(value["hooks"], expected);
+    let process = &value["process"];
+    assert_eq!(
+        (&process["user"]["umask"], &process["selinuxLabel"]),
+        (&json!(0), &json!("s"))
     );
+    let expected = json!({
+        "policy": "SCHED_IDLE", "nice": 0, "priority": 0, "flags": [], "runtime": 0, "deadline": 0, "period": 0,
+    });
+    assert_eq!(process["scheduler"], expected);
+    assert_eq!(
+        process["ioPriority"],
+        json!({ "class": "IOPRIO_CLASS_IDLE", "priority": 0 })
+    );
+    assert_eq!(process["execCPUAffinity"], json!({ "final": "0" }));
+    assert_eq!(value["linux"]["personality"], json!({ "domain": "LINUX32" }));
+    assert_eq!(
+        value["linux"]["timeOffsets"],
+        json!({ "boottime": { "secs": -1, "nanosecs": 0 } })
+    );
+}
+
+#[test]
+fn a_profile_stands_in_the_configuration_as_it_was_given() {
+    let mut rule = oci::LinuxSyscall {
+        names: vec!["read".into()],
+        action: "SCMP_ACT_ERRNO".into(),
+        ..Default::default()
+    };
+    rule.set_errnoret(0);
+    let profile = oci::LinuxSeccomp {
+        default_action: "SCMP_ACT_ALLOW".into(),
+        default_errno_ret: Some(1),
+        syscalls: vec![rule],
+        ..Default::default()
+    };
+    let value = convert(&with_linux(oci::Linux {
+        seccomp: Some(profile).into(),
+        ..Default::default()
+    }));
+    let expected = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 1,
+        "syscalls": [{ "names": ["read"], "action": "SCMP_ACT_ERRNO", "errnoRet": 0 }],
+    });
+    assert_eq!(value.expect("converted")["linux"]["seccomp"], expected);
 }
 
 #[test]
@@ -216,6 +297,6 @@ fn what_has_no_meaning_is_invalid() {
             cwd: "relative".into(),
             ..Default::default()
         }),
-        "relative",
+        "process.cwd",
     );
 }

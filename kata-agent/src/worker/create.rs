@@ -1,91 +1,75 @@
-//! Creating a container: storages, checks, configuration, libcontainer, limits.
+//! Creating a container: storages, checks, configuration, cgroup, limits, and its first process.
 //!
-//! Owns the order of these steps. A failure leaves nothing mounted. An init that cannot get its limits is
-//! left to be killed with its cgroup.
+//! Owns the order of these steps. A failure leaves nothing mounted; what it leaves of the cgroup goes with the place.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use kata_agent_proto::{Failed, FailureKind, annotation};
-use libcontainer::container::ContainerStatus;
-use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::oci_spec::runtime::Spec;
-use libcontainer::syscall::syscall::SyscallType;
 use serde_json::{Value, json};
 
-use super::executor::Workload;
 use super::root::Root;
-use super::{
-    check_program, container_failure, etc, file_failure, given, own_streams, settle_user, shares, storage,
-    strings, write_checked,
-};
+use super::{cgroup, etc, file_failure, given, number, shares, storage, strings};
+use crate::birth::{self, Place};
 use crate::order::Create;
 use crate::sys;
 
 /// Creates the container and returns the id of its init, which waits to be started.
 pub(super) fn create(mut order: Create) -> Result<i32, Failed> {
+    let start = inherited(order.start).map_err(|error| file_failure(Path::new("start"), &error))?;
     let mounted = storage::mount_all(&order.storages)?;
     given::give(&order.devices, &mut order.spec, &mut order.limits)?;
     let root = open_root(&order.spec)?;
-    let workload = settle_process(&mut order, &root)?;
     make_directories(&order.spec, &root)?;
     etc::complete(&root, &order.hostname, &order.dns)?;
-    write_checked::<Spec>(&order.bundle.join("config.json"), &order.spec)?;
-    let pid = build(&order, workload)?;
-    // The init waits to be started, so nothing has run without its limits.
-    order.limits.apply(&order.cgroup)?;
+    let config = order.bundle.join("config.json");
+    std::fs::write(&config, order.spec.to_string()).map_err(|error| file_failure(&config, &error))?;
+    cgroup::make(&order.cgroup)?;
+    // Nothing runs without its limits, and no program without its device rules.
+    let [figures, devices] = std::mem::take(&mut order.limits).in_two_steps();
+    figures.apply(&order.cgroup)?;
+    give_cgroup(&order)?;
+    let idle = strings(&order.spec["process"]["args"]).is_empty();
+    if idle {
+        order.spec["process"]["args"] = json!(["pause"]);
+    }
+    let place = Place {
+        state: &order.state,
+        user: order.user.as_ref(),
+        traits: Arc::new(order.traits),
+        bundle: &order.bundle,
+        cgroup: &order.cgroup,
+        start,
+        console: order.console.as_deref(),
+        idle,
+    };
+    let pid = birth::make(&order.spec, place).map_err(|failed| explain(failed, &order.cgroup))?;
+    devices.apply(&order.cgroup)?;
     shares::give(pid, &order.shares)?;
     mounted.keep();
     Ok(pid)
+}
+
+/// A descriptor that came with the order and goes no further than the process that is made.
+fn inherited(number: i32) -> std::io::Result<OwnedFd> {
+    let descriptor = sys::take_fd(number)?;
+    rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(descriptor)
 }
 
 fn open_root(spec: &Value) -> Result<Root, Failed> {
     let path = spec["root"]["path"].as_str().unwrap_or_default();
     Root::open(Path::new(path)).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Failed::new(FailureKind::NoSuchDirectory, path),
-        _ => file_failure(Path::new(path), &error),
+        _ => Failed::new(FailureKind::Invalid, format!("root.path: {path:?}: {error}")),
     })
-}
-
-fn settle_process(order: &mut Create, root: &Root) -> Result<Workload, Failed> {
-    let mounts = mount_destinations(&order.spec);
-    let hidden = |path: &Path| mounts.iter().any(|mount| path.starts_with(mount));
-    let process = &mut order.spec["process"];
-    let (uid, gid) = settle_user(process, order.user.as_ref(), root)?;
-    make_working_directory(process, root, hidden)?;
-    check_program(process, root, hidden)?;
-    own_streams(uid, gid)?;
-    if strings(&process["args"]).is_empty() {
-        // libcontainer wants arguments, even where its executor does not.
-        process["args"] = json!(["pause"]);
-        return Ok(Workload::Idle);
-    }
-    Ok(Workload::Program)
-}
-
-fn mount_destinations(spec: &Value) -> Vec<String> {
-    let mounts = spec["mounts"].as_array().into_iter().flatten();
-    mounts
-        .filter_map(|mount| mount["destination"].as_str().map(str::to_owned))
-        .collect()
-}
-
-/// An init's working directory is made, as docker does.
-fn make_working_directory(
-    process: &Value,
-    root: &Root,
-    hidden: impl Fn(&Path) -> bool,
-) -> Result<(), Failed> {
-    let cwd = Path::new(process["cwd"].as_str().unwrap_or("/"));
-    if hidden(cwd) || root.is_directory(cwd) {
-        return Ok(());
-    }
-    root.create_directories(cwd)
-        .map_err(|_| Failed::new(FailureKind::NoSuchDirectory, cwd.to_string_lossy()))
 }
 
 /// What an image calls its volumes: here the root is writable, and they are directories in it.
 fn make_directories(spec: &Value, root: &Root) -> Result<(), Failed> {
-    let mounts = mount_destinations(spec);
+    let mounts = spec["mounts"].as_array().into_iter().flatten();
+    let mounts: Vec<&str> = mounts.filter_map(|mount| mount["destination"].as_str()).collect();
     let asked = spec["annotations"][annotation::DIRECTORIES]
         .as_str()
         .unwrap_or_default();
@@ -99,31 +83,70 @@ fn make_directories(spec: &Value, root: &Root) -> Result<(), Failed> {
     Ok(())
 }
 
-fn build(order: &Create, workload: Workload) -> Result<i32, Failed> {
-    let failure = |error: libcontainer::error::LibcontainerError| container_failure(&error);
-    if matches!(workload, Workload::Idle) {
-        // The init inherits this: what comes before it idles waits for it.
-        sys::block_idle_signals().map_err(|error| container_failure(&error))?;
+/// A process that was killed for want of memory could not say so.
+fn explain(failed: Failed, cgroup: &Path) -> Failed {
+    let events = std::fs::read_to_string(cgroup.join("memory.events")).unwrap_or_default();
+    match crate::watched::number_of(&events, "oom_kill") {
+        None | Some(0) => failed,
+        Some(_) => Failed::new(
+            FailureKind::Invalid,
+            "linux.resources.memory.limit: the first process was killed for want of memory",
+        ),
     }
-    let mut container = ContainerBuilder::new(order.id.clone(), SyscallType::default())
-        .with_root_path(&order.bundle)
-        .map_err(failure)?
-        .with_executor(workload)
-        .with_console_socket(order.console.as_ref())
-        .as_init(&order.bundle)
-        .with_systemd(false)
-        .with_detach(true)
-        .as_sibling(true)
-        .build()
-        .map_err(failure)?;
-    // Which state a process is in is the agent's to know; libcontainer's own record only has to let
-    // further processes in.
-    container
-        .set_status(ContainerStatus::Running)
-        .save()
-        .map_err(failure)?;
-    let pid = container
-        .pid()
-        .ok_or_else(|| Failed::new(FailureKind::Container, "no process was made"))?;
-    Ok(pid.as_raw())
+}
+
+/// Gives the cgroup to the user of its first process, where that sees it as its own and may write to it.
+fn give_cgroup(order: &Create) -> Result<(), Failed> {
+    let linux = &order.spec["linux"];
+    let has_new = |kind: &str| {
+        let mut list = linux["namespaces"].as_array().into_iter().flatten();
+        list.any(|one| one["type"] == kind && one["path"].is_null())
+    };
+    let mut mounts = order.spec["mounts"].as_array().into_iter().flatten();
+    let writable = mounts.any(|mount| {
+        let read_only = strings(&mount["options"]).iter().any(|option| option == "ro");
+        mount["source"] == "cgroup" && mount["destination"] == "/sys/fs/cgroup" && !read_only
+    });
+    if !writable || !has_new("cgroup") {
+        return Ok(());
+    }
+    let uid = match &order.user {
+        Some(user) => {
+            let root = order.spec["root"]["path"].as_str().unwrap_or_default();
+            super::accounts_of(Path::new(root), true)?.resolve(user)?.uid
+        }
+        None => number(&order.spec["process"]["user"]["uid"]),
+    };
+    let mapped = if has_new("user") {
+        outside(&linux["uidMappings"], uid)
+    } else {
+        Some(uid)
+    };
+    match mapped {
+        None | Some(0) => Ok(()),
+        Some(uid) => cgroup::give(&order.cgroup, uid),
+    }
+}
+
+/// A user of a namespace as others know it.
+fn outside(mappings: &Value, uid: u32) -> Option<u32> {
+    let mut mappings = mappings.as_array()?.iter();
+    mappings.find_map(|one| {
+        let above = uid.checked_sub(number(&one["containerID"]))?;
+        (above < number(&one["size"])).then(|| number(&one["hostID"]).saturating_add(above))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_found_outside_of_its_namespace() {
+        let mappings = json!([
+            { "containerID": 0, "hostID": 1000, "size": 10 }, { "containerID": 20, "hostID": 5, "size": 1 },
+        ]);
+        let found = [0, 9, 10, 20, 21].map(|uid| outside(&mappings, uid));
+        assert_eq!(found, [Some(1000), Some(1009), None, Some(5), None]);
+    }
 }

@@ -1,13 +1,13 @@
 //! The agent's short-lived child: everything that can block or must not happen in the agent.
 //!
-//! A fresh process of one thread for each order. It mounts, looks into root file systems and calls
-//! libcontainer, whose processes become the agent's own children. Must not know connections or RPC.
+//! A fresh process of one thread for each order. It mounts, looks into root file systems and makes containers, whose
+//! first processes become the agent's own children. Must not know connections or RPC.
 
 mod call;
+mod cgroup;
+mod copy;
 mod create;
 mod etc;
-mod exec;
-mod executor;
 mod given;
 pub(crate) mod machine;
 mod network;
@@ -18,19 +18,21 @@ pub(crate) mod program;
 mod remove;
 pub(crate) mod root;
 mod shares;
-mod storage;
+pub(crate) mod storage;
 mod tables;
+mod verity;
 mod volumes;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::path::Path;
 
 use kata_agent_proto::{Failed, FailureKind};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::order::{OUTCOME_MAX_BYTES, Order, Outcome, User};
+use crate::birth::hooks;
+use crate::order::{Hooks, OUTCOME_MAX_BYTES, Order, Outcome};
 use crate::sys;
 use passwd::Accounts;
 use root::Root;
@@ -58,17 +60,29 @@ fn line(outcome: &Outcome) -> Vec<u8> {
 }
 
 /// A failure as an outcome that is written in one piece.
-pub(crate) fn failure_line(mut failed: Failed) -> Vec<u8> {
+pub(crate) fn failure_line(failed: Failed) -> Vec<u8> {
+    line(&Outcome::failed(&shortened(&failed)))
+}
+
+/// A failure that fits into an outcome.
+pub(crate) fn shortened(failed: &Failed) -> Failed {
+    let mut failed = failed.clone();
     truncate(&mut failed.subject);
-    line(&Outcome::failed(&failed))
+    failed
 }
 
 fn carry_out(order: Order) -> Result<Outcome, Failed> {
     match order {
-        Order::Create(create) => create::create(create).map(Outcome::Process),
-        Order::Exec(exec) => exec::exec(exec).map(Outcome::Process),
+        Order::Create(create) => create::create(*create).map(Outcome::Process),
+        Order::Hooks(Hooks {
+            list,
+            state,
+            status,
+            pid,
+        }) => hooks::run(&list, &state, &status, pid).map(|()| Outcome::Done),
         Order::Update(update) => update.limits.apply(&update.cgroup).map(|()| Outcome::Done),
         Order::Remove(remove) => remove::remove(&remove).map(|()| Outcome::Done),
+        Order::Copy(order) => copy::copy(&order).map(|()| Outcome::Done),
         Order::Pause => pause::start().map(Outcome::Process),
         Order::Mount(storages) => {
             storage::mount_all(&storages)?.keep();
@@ -88,27 +102,9 @@ fn truncate(text: &mut String) {
     }
 }
 
-/// A failure that is only text, with its causes.
+/// A failure that is only text.
 fn container_failure(error: &dyn std::error::Error) -> Failed {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    Failed::new(FailureKind::Container, text)
-}
-
-/// Writes a part of an OCI specification and has it read again as libcontainer reads it.
-///
-/// The same reader is used on purpose: another one would be half a megabyte of further code.
-fn write_checked<T: serde::de::DeserializeOwned>(path: &Path, value: &Value) -> Result<(), Failed> {
-    let file = std::fs::write(path, value.to_string()).and_then(|()| File::open(path));
-    let file = file.map_err(|error| file_failure(path, &error))?;
-    let checked = serde_json::from_reader::<_, T>(io::BufReader::new(file));
-    checked
-        .map(drop)
-        .map_err(|error| Failed::new(FailureKind::Invalid, error.to_string()))
+    Failed::new(FailureKind::Container, error.to_string())
 }
 
 /// What the guest could not do, with what it was about.
@@ -119,23 +115,6 @@ fn guest_failure(what: impl std::fmt::Display, error: &io::Error) -> Failed {
 /// A failure of the agent's own files.
 fn file_failure(path: &Path, error: &io::Error) -> Failed {
     Failed::new(FailureKind::Container, format!("{}: {error}", path.display()))
-}
-
-/// Gives a process of an OCI specification its user in numbers, and a home. Returns user and group.
-fn settle_user(process: &mut Value, user: Option<&User>, root: &Root) -> Result<(u32, u32), Failed> {
-    let accounts = accounts(root, true)?;
-    let home = match user {
-        Some(user) => {
-            let resolved = accounts.resolve(user)?;
-            process["user"]["uid"] = json!(resolved.uid);
-            process["user"]["gid"] = json!(resolved.gid);
-            process["user"]["additionalGids"] = json!(resolved.additional_gids);
-            resolved.home
-        }
-        None => accounts.home(number(&process["user"]["uid"])),
-    };
-    set_home(process, home);
-    Ok((number(&process["user"]["uid"]), number(&process["user"]["gid"])))
 }
 
 /// The accounts of a root that is a path, with or without its groups.
@@ -167,19 +146,6 @@ pub(crate) fn number(value: &Value) -> u32 {
         .unwrap_or(0)
 }
 
-fn set_home(process: &mut Value, home: Option<String>) {
-    let home = home.filter(|home| !home.is_empty()).unwrap_or_else(|| "/".into());
-    match &mut process["env"] {
-        Value::Array(env) if env.iter().any(is_home) => {}
-        Value::Array(env) => env.push(json!(format!("HOME={home}"))),
-        env => *env = json!([format!("HOME={home}")]),
-    }
-}
-
-fn is_home(entry: &Value) -> bool {
-    entry.as_str().is_some_and(|entry| entry.starts_with("HOME="))
-}
-
 /// The strings of a JSON array.
 pub(crate) fn strings(value: &Value) -> Vec<String> {
     value
@@ -190,40 +156,55 @@ pub(crate) fn strings(value: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Fails with a kind when the program of a process is not there or cannot be executed.
-fn check_program(process: &Value, root: &Root, hidden: impl Fn(&Path) -> bool) -> Result<(), Failed> {
-    let args = strings(&process["args"]);
-    let env = strings(&process["env"]);
-    let Some(name) = args.first() else {
-        return Ok(());
-    };
-    let cwd = Path::new(process["cwd"].as_str().unwrap_or("/"));
-    let candidates = program::candidates(name, program::search_path(&env), cwd);
-    program::find(name, &candidates, |path| root.is_executable(path), hidden)
-}
-
 /// Makes the standard streams that are pipes or a terminal the user's own, so that `/dev/stdout` can be opened.
 pub(crate) fn own_streams(uid: u32, gid: u32) -> Result<(), Failed> {
-    let streams = [
-        rustix::stdio::stdin(),
-        rustix::stdio::stdout(),
-        rustix::stdio::stderr(),
-    ];
-    for stream in streams {
-        own_stream(stream, uid, gid).map_err(|error| container_failure(&io::Error::from(error)))?;
-    }
-    Ok(())
+    give_streams(uid, gid).map_err(|error| match error {
+        rustix::io::Errno::INVAL => {
+            let text =
+                format!("process.user.uid, process.user.gid: {uid}:{gid} is nobody in the user namespace");
+            Failed::new(FailureKind::Invalid, text)
+        }
+        error => Failed::new(FailureKind::Container, format!("standard streams: {error}")),
+    })
 }
 
-fn own_stream(stream: impl std::os::fd::AsFd, uid: u32, gid: u32) -> rustix::io::Result<()> {
-    let mode = rustix::fs::fstat(&stream)?.st_mode;
+/// Gives the standard streams to a user, by the numbers that this process sees.
+pub(crate) fn give_streams(uid: u32, gid: u32) -> rustix::io::Result<()> {
+    own_stream(&rustix::stdio::stdin(), uid, gid)?;
+    own_stream(&rustix::stdio::stdout(), uid, gid)?;
+    own_stream(&rustix::stdio::stderr(), uid, gid)
+}
+
+/// Gives one stream that is a pipe or a terminal to a user.
+pub(crate) fn own_stream(stream: &impl AsFd, uid: u32, gid: u32) -> rustix::io::Result<()> {
+    let mode = rustix::fs::fstat(stream)?.st_mode;
     let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
     match rustix::fs::FileType::from_raw_mode(mode) {
         rustix::fs::FileType::Fifo => rustix::fs::fchown(stream, Some(uid), Some(gid)),
         // Its group is that of terminals.
-        _ if rustix::termios::isatty(&stream) => rustix::fs::fchown(stream, Some(uid), None),
+        _ if rustix::termios::isatty(stream) => rustix::fs::fchown(stream, Some(uid), None),
         _ => Ok(()),
     }
+}
+
+/// The user and group that a process's namespace knows as root, as this process knows them.
+pub(crate) fn host_root(pid: i32) -> rustix::io::Result<(u32, u32)> {
+    let root = |file: &str| {
+        let map = std::fs::read_to_string(format!("/proc/{pid}/{file}"));
+        let map =
+            map.map_err(|error| rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO))?;
+        root_of(&map).ok_or(rustix::io::Errno::INVAL)
+    };
+    Ok((root("uid_map")?, root("gid_map")?))
+}
+
+/// Who is 0 inside, in the text of a map (user_namespaces(7)).
+fn root_of(map: &str) -> Option<u32> {
+    let mut lines = map
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let line = lines.find(|line| line.first() == Some(&"0"))?;
+    line.get(1)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -231,28 +212,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn home_is_set_only_when_it_is_not() {
-        let mut process = json!({ "env": ["A=1"] });
-        set_home(&mut process, Some("/home/web".into()));
-        set_home(&mut process, Some("/other".into()));
-        assert_eq!(process["env"], json!(["A=1", "HOME=/home/web"]));
-        let mut process = json!({});
-        set_home(&mut process, None);
-        assert_eq!(process["env"], json!(["HOME=/"]));
-    }
-
-    #[test]
-    fn words_that_the_oci_specification_does_not_know_are_invalid() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("process.json");
-        let write = |bounding: &str| {
-            let process = json!({ "user": { "uid": 0, "gid": 0 }, "cwd": "/", "capabilities": { "bounding": [bounding] } });
-            write_checked::<libcontainer::oci_spec::runtime::Process>(&path, &process)
-        };
-        assert_eq!(write("CAP_KILL"), Ok(()));
-        let failed = write("CAP_FLY").expect_err("no such capability");
-        assert_eq!(failed.kind, FailureKind::Invalid);
-        assert!(failed.subject.contains("CAP_FLY"), "{failed}");
+    fn root_is_found_in_a_map() {
+        assert_eq!(root_of("         0     100000      65536\n"), Some(100_000));
+        assert_eq!(root_of("1 5 1\n0 7 1\n"), Some(7));
+        assert_eq!(root_of("1 5 1\n"), None);
     }
 
     #[test]

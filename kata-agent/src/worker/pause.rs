@@ -26,7 +26,7 @@ fn born() -> io::Result<i32> {
 
 fn pause() -> ! {
     // The worker's end is told by the end of its pipe, which nobody may hold.
-    let idled = sys::close_all_but(&rustix::stdio::stdin()).and_then(|()| {
+    let idled = sys::close_all_but(&[rustix::stdio::stdin()]).and_then(|()| {
         // The name is for people; without it the process still waits.
         let _ = rustix::thread::set_name(c"pause");
         sys::idle()

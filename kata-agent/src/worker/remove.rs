@@ -1,7 +1,7 @@
 //! Releasing what a container had: its cgroup, mounts and files.
 //!
 //! Runs after every process of the container was killed; waits until the cgroup is empty, which is the
-//! kernel's word that they are gone.
+//! kernel's word that they are gone. The hooks that follow a container's end run when all of it but its record is gone.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -10,15 +10,18 @@ use std::path::Path;
 use kata_agent_proto::Failed;
 use rustix::event::{PollFd, PollFlags};
 
-use super::{file_failure, storage};
+use super::{cgroup, file_failure, storage};
+use crate::birth::hooks;
 use crate::order::Remove;
 
 /// Removes all of it; goes on after a failure and reports the first.
 pub(super) fn remove(order: &Remove) -> Result<(), Failed> {
-    let mut results = vec![remove_cgroup(&order.cgroup).map_err(|error| file_failure(&order.cgroup, &error))];
+    let mut results =
+        vec![remove_cgroup(&order.cgroup, &order.base).map_err(|error| file_failure(&order.cgroup, &error))];
     for mount_point in order.mount_points.iter().rev().map(Path::new) {
         results.push(storage::unmount(mount_point).map_err(|error| file_failure(mount_point, &error)));
     }
+    hooks::run_all(&order.poststop, &order.state, "stopped");
     // A mount that is still there must not be emptied.
     if results.iter().all(Result::is_ok) {
         results.push(remove_directory(&order.bundle).map_err(|error| file_failure(&order.bundle, &error)));
@@ -33,13 +36,22 @@ fn remove_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-fn remove_cgroup(path: &Path) -> io::Result<()> {
+fn remove_cgroup(path: &Path, base: &Path) -> io::Result<()> {
     match File::open(path.join("cgroup.events")) {
         Ok(events) => wait_until_empty(events)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     }
-    remove_tree(path)
+    remove_tree(path)?;
+    // Those above it that were made on the way, unless another container is in them.
+    let above = path
+        .ancestors()
+        .skip(1)
+        .take_while(|above| above.starts_with(cgroup::ROOT));
+    for above in above.take_while(|above| *above != base) {
+        let _ = fs::remove_dir(above);
+    }
+    Ok(())
 }
 
 /// cgroup.events is signalled as a priority event whenever it changes (cgroup-v2.rst, `[Un]populated

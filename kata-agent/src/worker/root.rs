@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,9 @@ use rustix::io::Errno;
 
 /// Longest file that is read whole, in bytes.
 const READ_MAX_BYTES: u64 = 4 << 20;
+
+/// Most links that are followed to what is not there (path_resolution(7)).
+const LINKS_MAX: usize = 40;
 
 /// The root of a container.
 pub(crate) struct Root(OwnedFd);
@@ -25,29 +29,57 @@ impl Root {
         Ok(Root(rustix::fs::open(path, flags, Mode::empty())?))
     }
 
-    fn resolve(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    /// A root that is open already.
+    pub(crate) fn from_fd(root: OwnedFd) -> Self {
+        Root(root)
+    }
+
+    /// What a path leads to, under further conditions.
+    pub(crate) fn resolve(
+        &self,
+        path: &Path,
+        flags: OFlags,
+        further: ResolveFlags,
+    ) -> Result<OwnedFd, Errno> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | further;
         rustix::fs::openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    }
+
+    fn open_in(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        self.resolve(path, flags, ResolveFlags::empty())
+    }
+
+    /// Makes an empty file where there is none, also where a link of the root leads to.
+    pub(crate) fn touch(&self, path: &Path) -> io::Result<()> {
+        if self.exists(path) {
+            // Opening a device would mean more.
+            return Ok(());
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        rustix::fs::openat2(&self.0, path, flags, Mode::from_raw_mode(0o644), resolve)?;
+        Ok(())
     }
 
     /// Opens a device.
     pub(crate) fn open_device(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-        Ok(self.resolve(path, flags)?)
+        Ok(self.open_in(path, flags)?)
     }
 
     /// Whether the path leads to a directory.
-    pub(crate) fn is_directory(&self, path: &Path) -> bool {
-        self.resolve(path, OFlags::PATH | OFlags::DIRECTORY).is_ok()
+    #[cfg(test)]
+    fn is_directory(&self, path: &Path) -> bool {
+        self.open_in(path, OFlags::PATH | OFlags::DIRECTORY).is_ok()
     }
 
     /// Whether the path leads anywhere.
     pub(crate) fn exists(&self, path: &Path) -> bool {
-        self.resolve(path, OFlags::PATH).is_ok()
+        self.open_in(path, OFlags::PATH).is_ok()
     }
 
     /// Whether the path leads to a regular file that somebody may execute; `None` when it leads nowhere.
     pub(crate) fn is_executable(&self, path: &Path) -> Option<bool> {
-        let metadata = File::from(self.resolve(path, OFlags::PATH).ok()?)
+        let metadata = File::from(self.open_in(path, OFlags::PATH).ok()?)
             .metadata()
             .ok()?;
         Some(metadata.is_file() && metadata.mode() & 0o111 != 0)
@@ -55,7 +87,7 @@ impl Root {
 
     /// The text of a file; nothing when it does not exist.
     pub(crate) fn read(&self, path: &Path) -> io::Result<String> {
-        let file = match self.resolve(path, OFlags::RDONLY | OFlags::NONBLOCK) {
+        let file = match self.open_in(path, OFlags::RDONLY | OFlags::NONBLOCK) {
             Ok(file) => File::from(file),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(String::new()),
             Err(error) => return Err(error.into()),
@@ -65,19 +97,33 @@ impl Root {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Makes a directory and those above it.
+    /// Makes a directory and those above it, also where links of the root lead to what is not there yet.
     pub(crate) fn create_directories(&self, path: &Path) -> io::Result<()> {
-        let mut parent = self.resolve(Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)?;
+        Ok(self.make_way(path, LINKS_MAX)?)
+    }
+
+    fn make_way(&self, path: &Path, links: usize) -> Result<(), Errno> {
+        let mut parent = self.open_in(Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)?;
         let mut reached = PathBuf::from("/");
         for name in path
             .components()
             .filter(|part| !matches!(part, std::path::Component::RootDir))
         {
+            let above = reached.clone();
             reached.push(name);
-            parent = match self.resolve(&reached, OFlags::PATH | OFlags::DIRECTORY) {
+            parent = match self.open_in(&reached, OFlags::PATH | OFlags::DIRECTORY) {
                 Err(Errno::NOENT) => {
-                    rustix::fs::mkdirat(&parent, name.as_os_str(), Mode::from_raw_mode(0o755))?;
-                    self.resolve(&reached, OFlags::PATH | OFlags::DIRECTORY)?
+                    let made = rustix::fs::mkdirat(&parent, name.as_os_str(), Mode::from_raw_mode(0o755));
+                    match made {
+                        // A link that leads nowhere: to there.
+                        Err(Errno::EXIST) => {
+                            let target = rustix::fs::readlinkat(&parent, name.as_os_str(), Vec::new())?;
+                            let target = above.join(std::ffi::OsStr::from_bytes(target.as_bytes()));
+                            self.make_way(&target, links.checked_sub(1).ok_or(Errno::LOOP)?)?;
+                        }
+                        other => other?,
+                    }
+                    self.open_in(&reached, OFlags::PATH | OFlags::DIRECTORY)?
                 }
                 other => other?,
             };
@@ -88,7 +134,7 @@ impl Root {
     /// Writes a new file in place of whatever leads nowhere under that name, such as a broken link.
     pub(crate) fn create_file(&self, directory: &Path, name: &str, text: &str) -> io::Result<()> {
         self.create_directories(directory)?;
-        let directory = self.resolve(directory, OFlags::PATH | OFlags::DIRECTORY)?;
+        let directory = self.open_in(directory, OFlags::PATH | OFlags::DIRECTORY)?;
         match rustix::fs::unlinkat(&directory, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
@@ -140,6 +186,13 @@ mod tests {
         root.create_directories(Path::new("/alias/deep/er"))
             .expect("made");
         assert!(dir.path().join("root/etc/deep/er").is_dir());
+        symlink("/new/../made", dir.path().join("root/dangling")).expect("linked");
+        symlink("../../../outer", dir.path().join("root/etc/out")).expect("linked");
+        symlink("loop", dir.path().join("root/loop")).expect("linked");
+        root.create_directories(Path::new("/dangling/a")).expect("made");
+        root.create_directories(Path::new("/etc/out/b")).expect("made");
+        assert!(dir.path().join("root/made/a").is_dir() && dir.path().join("root/outer/b").is_dir());
+        assert!(root.create_directories(Path::new("/loop/c")).is_err());
         assert!(root.is_directory(Path::new("/etc/deep/er")));
     }
 

@@ -7,10 +7,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use kata_agent_proto::storage::VERITY;
 use kata_agent_proto::{Failed, FailureKind};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::ownership;
+use super::verity::{Table, Verified};
 use crate::order::{Storage, Storages};
 use crate::sys;
 
@@ -38,6 +40,12 @@ impl Drop for Mounted {
             let _ = unmount(path);
         }
     }
+}
+
+/// Whether nothing has to be waited for: no disk, no other file system.
+pub(crate) fn are_memory(storages: &Storages) -> bool {
+    let is_memory = |storage: &Storage| storage.driver == "ephemeral" && storage.fstype == "tmpfs";
+    storages.list.iter().all(is_memory)
 }
 
 /// Mounts the storages in order.
@@ -111,6 +119,13 @@ fn mount_disk(storage: &Storage, storages: &Storages) -> Result<(), Failed> {
         .disks
         .iter()
         .find(|(serial, _)| *serial == storage.source);
+    let words = storage
+        .driver_options
+        .iter()
+        .find_map(|option| option.strip_prefix(VERITY));
+    if let Some(words) = words {
+        return mount_verified(storage, words, inherited.is_some());
+    }
     let source = match inherited {
         Some((_, fd)) => format!("/proc/self/fd/{fd}"),
         None => wait_for_disk(&storage.source)?,
@@ -120,6 +135,20 @@ fn mount_disk(storage: &Storage, storages: &Storages) -> Result<(), Failed> {
         Err(_) if inherited.is_some() => mount_by_loop(storage, &source),
         other => other,
     }
+}
+
+/// Mounts a disk whose every block is checked when it is read. What keeps the checking device is the mount alone.
+fn mount_verified(storage: &Storage, words: &str, is_inherited: bool) -> Result<(), Failed> {
+    if is_inherited {
+        let what = "a disk that is read through dm-verity, without a guest's kernel";
+        return Err(Failed::new(FailureKind::Unsupported, what));
+    }
+    let table = Table::parse(words)?;
+    let (data, hashes) = (wait_for_disk(&storage.source)?, wait_for_disk(&table.hashes)?);
+    // One for each mount: containers that share a disk come and go on their own.
+    let name = storage.mount_point.replace('/', ":");
+    let device = Verified::open(&name, &data, &hashes, &table)?;
+    mount_options(storage, device.path(), &storage.fstype)
 }
 
 fn mount_by_loop(storage: &Storage, source: &str) -> Result<(), Failed> {

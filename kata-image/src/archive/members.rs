@@ -106,6 +106,28 @@ fn checksum_matches(block: &[u8; BLOCK]) -> bool {
         .is_ok_and(|stored| stored == checksum)
 }
 
+/// Writes a zero into every number that was left out: some writers leave out what is 0, and all readers take it so.
+fn fill_in_blanks(header: &mut Header) {
+    let fill = |field: &mut [u8]| {
+        if field.iter().all(|byte| matches!(byte, 0 | b' ')) {
+            field[0] = b'0';
+        }
+    };
+    let old = header.as_old_mut();
+    fill(&mut old.mode);
+    fill(&mut old.uid);
+    fill(&mut old.gid);
+    fill(&mut old.size);
+    fill(&mut old.mtime);
+    if let Some(ustar) = header.as_ustar_mut() {
+        fill(&mut ustar.dev_major);
+        fill(&mut ustar.dev_minor);
+    } else if let Some(gnu) = header.as_gnu_mut() {
+        fill(&mut gnu.dev_major);
+        fill(&mut gnu.dev_minor);
+    }
+}
+
 pub(super) fn path_of(bytes: &[u8]) -> PathBuf {
     std::ffi::OsString::from_vec(bytes.to_vec()).into()
 }
@@ -166,6 +188,7 @@ impl<R: Read> Members<R> {
         if !checksum_matches(header.as_bytes()) {
             return Err(ArchiveError::Checksum { offset });
         }
+        fill_in_blanks(&mut header);
         Ok(Some(header))
     }
 

@@ -4,7 +4,6 @@
 //! Links are taken as links and never followed. Holes of sparse files become zeros, which pack well.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -16,6 +15,7 @@ use tar::{EntryType, Header};
 
 use super::BuildError;
 use super::packing::CopyError;
+use crate::file_xattrs;
 
 const BLOCK_BYTES: u64 = 512;
 /// The end marker: two blocks of zeros.
@@ -284,23 +284,12 @@ fn push(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
 }
 
 fn xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let names = match ::xattr::list(path) {
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(Vec::new()),
-        names => names?,
-    };
-    let mut pairs = Vec::new();
-    for name in names.filter(|name| is_portable(name)) {
-        // One that vanished since it was listed is not there.
-        if let Some(value) = ::xattr::get(path, &name)? {
-            pairs.push((name.into_vec(), value));
-        }
-    }
+    let mut pairs = file_xattrs::read(path, is_portable)?;
     pairs.sort_unstable();
     Ok(pairs)
 }
 
-fn is_portable(name: &OsStr) -> bool {
-    let name = name.as_bytes();
+fn is_portable(name: &[u8]) -> bool {
     !HOST_XATTRS.contains(&name)
         && XATTR_NAMESPACES
             .iter()

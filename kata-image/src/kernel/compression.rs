@@ -75,7 +75,10 @@ pub(super) fn decompress(format: Format, bytes: &[u8]) -> Result<Vec<u8>, Decomp
             })?;
             read("zstd", decoder.single_frame())
         }
-        Format::Lz4 => lz4(bytes).map_err(|source| DecompressError::Broken { format: "lz4", source }),
+        Format::Lz4 => lz4(bytes).map_err(|source| DecompressError::Broken {
+            format: "lz4",
+            source,
+        }),
         Format::Other(format) => Err(DecompressError::Unsupported { format }),
     }
 }

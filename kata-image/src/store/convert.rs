@@ -76,6 +76,7 @@ impl Store {
             digest: digest.to_string(),
             size_bytes,
             cached: false,
+            hash_tree: None,
         };
         Ok((rootfs, record))
     }
@@ -111,7 +112,7 @@ impl Store {
     }
 }
 
-fn publish(temporary: NamedTempFile, path: &Path, directory: &Path) -> io::Result<()> {
+pub(super) fn publish(temporary: NamedTempFile, path: &Path, directory: &Path) -> io::Result<()> {
     temporary
         .as_file()
         .set_permissions(Permissions::from_mode(0o644))?;

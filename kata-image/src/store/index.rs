@@ -45,6 +45,11 @@ impl Key {
         Self::hash(b"layer", &[diff_id.as_str().as_bytes()])
     }
 
+    /// Of the hash tree of an image.
+    pub(super) fn of_tree(image: &oci::Digest) -> Self {
+        Self::hash(b"tree", &[image.as_str().as_bytes()])
+    }
+
     fn hash(kind: &[u8], words: &[&[u8]]) -> Self {
         let mut hasher = Sha256::new();
         hasher.update(FORMAT_VERSION.to_le_bytes());

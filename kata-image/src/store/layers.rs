@@ -96,11 +96,8 @@ impl Store {
     }
 
     /// The layers of a record, opened; `None` when one of them is gone or not what it was.
-    pub(super) fn stored_layers(&self, diff_ids: &[Digest]) -> Result<Option<Vec<Rootfs>>, StoreError> {
-        diff_ids
-            .iter()
-            .map(|id| Ok(self.stored_layer(id)?.map(|layer| layer.rootfs)))
-            .collect()
+    pub(super) fn stored_layers(&self, diff_ids: &[Digest]) -> Result<Option<Vec<StoredLayer>>, StoreError> {
+        diff_ids.iter().map(|id| self.stored_layer(id)).collect()
     }
 
     fn stored_layer(&self, diff_id: &Digest) -> Result<Option<StoredLayer>, StoreError> {

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!  images/
+//!    sha256-<hex>.verity    the hash tree of an image, where one was asked for
 //!    sha256-<hex>.erofs     an image or a layer; only ever appears whole, by rename; who uses it shares its lock
 //!    index/<key>.json       what a source was when its image was made, and which image that is
 //!    layers/<key>.json      what a layer became, and what it leaves to the layers below
 //!    names/<key>.json       which manifest, configuration and layers an image consists of
+//!    trees/<key>.json       the root hash of an image's tree
 //!    writable/<name>.ext4   what a container wrote that was asked to be kept
 //!    lock/<key>             whoever converts this source or layer holds it; lock/sweep: who sweeps, or opens
 //!    tmp/<random>           an image that is being written; its writer holds a lock on it
@@ -24,6 +26,7 @@ mod index;
 mod layers;
 mod lock;
 mod sweep;
+mod trees;
 mod writable;
 
 use std::fs::File;
@@ -37,11 +40,13 @@ use crate::oci::Digest;
 use crate::progress::Progress;
 use crate::source::Source;
 use crate::transfer::TransferError;
+use crate::verity::VerityError;
 use fingerprint::Fingerprint;
 use index::{FileState, Key, Record, Stored};
 
 pub use image::{Pull, PullPolicy, ReadyImage};
 pub use sweep::{Pruned, StoredImage};
+pub use trees::StoredHashTree;
 pub use writable::{Writable, WritableError, find_mke2fs};
 
 /// Name of the lock that sweeps take alone.
@@ -74,6 +79,8 @@ pub struct Rootfs {
     pub size_bytes: u64,
     /// Whether it was there already: nothing was converted or hashed.
     pub cached: bool,
+    /// What proves its every block, where that was [asked for](Pull::hash_trees).
+    pub hash_tree: Option<StoredHashTree>,
 }
 
 /// Why the store has no image of a source.
@@ -123,6 +130,15 @@ pub enum StoreError {
         #[source]
         source: SuperblockError,
     },
+    /// The image can have no hash tree.
+    #[error("cannot make a hash tree of {}", .path.display())]
+    HashTree {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: VerityError,
+    },
     /// The image cannot be fetched, or is not what its documents say.
     #[error("cannot fetch {name}")]
     Transfer {
@@ -169,7 +185,7 @@ impl Store {
             directory: directory.into(),
             limit_bytes: None,
         };
-        for name in ["index", "layers", "lock", "names", "tmp", "writable"] {
+        for name in ["index", "layers", "lock", "names", "tmp", "trees", "writable"] {
             let path = store.directory.join(name);
             std::fs::create_dir_all(&path).map_err(|source| store.io_error(&path, source))?;
         }
@@ -301,6 +317,7 @@ impl Store {
             digest,
             size_bytes: state.size_bytes,
             cached: true,
+            hash_tree: None,
         }))
     }
 
@@ -336,6 +353,7 @@ impl Store {
             digest: digest.to_string(),
             size_bytes: image.size_bytes,
             cached: false,
+            hash_tree: None,
         })
     }
 

@@ -25,7 +25,7 @@ pub struct StoredImage {
     pub digest: String,
     /// How many layers it has here; merged ones count as one.
     pub layers: usize,
-    /// What its layers occupy on the disk. A layer that other images have too counts for each of them.
+    /// What its layers occupy on the disk, with their hash trees. A layer that other images have too counts for each of them.
     pub size_bytes: u64,
     /// When it was last asked for.
     pub last_used: SystemTime,
@@ -55,8 +55,8 @@ struct Entry {
     last_used: SystemTime,
 }
 
-/// An image's file.
-#[derive(Debug, Clone, Copy)]
+/// An image's file, its hash tree, or both.
+#[derive(Debug, Clone, Copy, Default)]
 struct ImageFile {
     bytes: u64,
     in_use: bool,
@@ -226,9 +226,9 @@ impl Store {
             let path = entry?.path();
             let Some(digest) = digest_of(&path) else { continue };
             let file = File::open(&path)?;
-            let bytes = file.metadata()?.blocks() * 512;
-            let in_use = lock::is_locked(&file);
-            files.insert(digest, ImageFile { bytes, in_use });
+            let found: &mut ImageFile = files.entry(digest).or_default();
+            found.bytes += file.metadata()?.blocks() * 512;
+            found.in_use |= lock::is_locked(&file);
         }
         Ok(files)
     }
@@ -250,6 +250,7 @@ impl Store {
             .map(|(digest, _)| digest.clone())
             .collect();
         for digest in dead {
+            self.remove_tree(&digest)?;
             let path = self.image_path(&digest);
             lock::remove(&path).map_err(|source| self.io_error(&path, source))?;
             pruned.freed_bytes += inventory.files.remove(&digest).map_or(0, |file| file.bytes);
@@ -308,8 +309,11 @@ fn modified(path: &Path) -> io::Result<SystemTime> {
     std::fs::metadata(path)?.modified()
 }
 
-/// The digest that an image's file is named after.
+/// The digest that an image's file, or its tree, is named after.
 fn digest_of(path: &Path) -> Option<Digest> {
-    let name = path.file_name()?.to_str()?.strip_suffix(".erofs")?;
+    let name = path.file_name()?.to_str()?;
+    let name = name
+        .strip_suffix(".erofs")
+        .or_else(|| name.strip_suffix(".verity"))?;
     name.replacen("sha256-", "sha256:", 1).parse().ok()
 }

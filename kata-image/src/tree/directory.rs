@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use super::host_file::HostFile;
 use super::{Body, EntryError, Metadata, NodeId, Time, Tree, XattrPair, Xattrs, xattr};
 use crate::erofs::{Error, Image, StoreFileError};
+use crate::file_xattrs;
 
 /// Reads everything in the directory `root`.
 pub(crate) fn read(root: &Path, image: &mut Image<'_>) -> Result<Tree, Error> {
@@ -186,21 +187,14 @@ impl Walk<'_, '_> {
     /// All attributes that an image can hold; the others belong to the host's filesystem (`btrfs.`, `system.`)
     /// and are counted.
     fn xattrs(&mut self, path: &Path) -> Result<Vec<XattrPair>, Error> {
-        let names = match ::xattr::list(path) {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(Vec::new()),
-            names => names.map_err(read_error(path))?,
-        };
-        let mut pairs = Vec::new();
-        for name in names {
-            if !xattr::is_supported(name.as_bytes()) {
-                self.image.skip_xattr(path, &name);
-                continue;
+        let image = &mut self.image;
+        file_xattrs::read(path, |name| {
+            let is_supported = xattr::is_supported(name);
+            if !is_supported {
+                image.skip_xattr(path, OsStr::from_bytes(name));
             }
-            // One that vanished since it was listed is not there.
-            if let Some(value) = ::xattr::get(path, &name).map_err(read_error(path))? {
-                pairs.push((name.into_vec(), value));
-            }
-        }
-        Ok(pairs)
+            is_supported
+        })
+        .map_err(read_error(path))
     }
 }

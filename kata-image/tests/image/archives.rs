@@ -10,7 +10,7 @@ use kata_image::{Source, Stage, erofs};
 use crate::oracle::{Image, Listing, assert_same, can_mount, list, run};
 use crate::trees::make_everything;
 
-fn pack(tree: &Path, archive: &Path, options: &[&str]) {
+pub(crate) fn pack(tree: &Path, archive: &Path, options: &[&str]) {
     let mut tar = Command::new("tar");
     tar.args(options)
         .args(["--numeric-owner", "--warning=no-file-ignored", "-C"])
@@ -46,7 +46,7 @@ fn plain(archive: &Path) -> PathBuf {
     archive.to_path_buf()
 }
 
-const PAX: [&str; 5] = [
+pub(crate) const PAX: [&str; 5] = [
     "--format=posix",
     "--xattrs",
     "--xattrs-include=*",

@@ -314,6 +314,34 @@ fn what_is_odd_but_harmless_is_contained() {
 }
 
 #[test]
+fn numbers_that_were_left_out_are_zero() {
+    if !can_mount("numbers_that_were_left_out_are_zero") {
+        return;
+    }
+    let mut header = Header::new_ustar();
+    header.set_path("blank").unwrap();
+    header.set_cksum();
+    let mut spaces = Header::new_gnu();
+    spaces.set_path("spaces").unwrap();
+    spaces.set_entry_type(EntryType::Char);
+    let fields = spaces.as_gnu_mut().unwrap();
+    for field in [&mut fields.mode, &mut fields.uid, &mut fields.gid] {
+        field.fill(b' ');
+    }
+    fields.mtime.fill(b' ');
+    spaces.set_cksum();
+    let image = write(&forged().raw(&header, b"").raw(&spaces, b"").end()).unwrap();
+    let mounted = image.mount();
+    let listing = list(mounted.path());
+    let facts = |name: &[u8]| {
+        let facts = &listing[name];
+        (facts.mode, facts.owner, facts.mtime.0, facts.device)
+    };
+    assert_eq!(facts(b"./blank"), (0o100_000, (0, 0), 0, 0));
+    assert_eq!(facts(b"./spaces"), (0o020_000, (0, 0), 0, 0));
+}
+
+#[test]
 fn nothing_is_made_on_the_host() {
     let directory = tempfile::tempdir().unwrap();
     let target = directory.path().join("made");

@@ -14,3 +14,4 @@ mod oracle;
 mod random;
 mod store;
 mod trees;
+mod unprivileged;

@@ -292,6 +292,7 @@ fn processes_that_ask_at_once_convert_once() {
     assert_eq!((made, found), (1, 3), "{outputs:?}");
 }
 
+/// Conformance: semantics 25
 #[test]
 fn a_process_that_is_killed_while_it_converts_leaves_a_valid_store() {
     let bench = Bench::new();
@@ -343,7 +344,7 @@ fn a_source_that_is_refused_leaves_nothing() {
     assert_eq!(chain(&error), expected);
     assert_eq!(
         bench.names(),
-        ["index", "layers", "lock", "names", "tmp", "writable"]
+        ["index", "layers", "lock", "names", "tmp", "trees", "writable"]
     );
     assert_eq!(names(&bench.images().join("tmp")), [""; 0]);
     assert_eq!(names(&bench.images().join("index")), [""; 0]);
@@ -391,7 +392,7 @@ fn a_full_disk_is_an_error_that_says_how_much_is_missing() {
     assert!(*available_bytes <= 4 << 20, "{available_bytes}");
     assert_eq!(
         names(tmpfs.0.path()),
-        ["index", "layers", "lock", "names", "tmp", "writable"]
+        ["index", "layers", "lock", "names", "tmp", "trees", "writable"]
     );
     assert_eq!(names(&tmpfs.0.path().join("tmp")), [""; 0]);
     fs::remove_file(bench.tree().join("large")).unwrap();

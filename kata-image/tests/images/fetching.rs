@@ -122,6 +122,7 @@ fn a_changed_layout_is_fetched_again() {
     assert_eq!((after.layers.len(), after.cached), (2, false));
 }
 
+/// Conformance: semantics 25
 #[test]
 fn many_at_once_convert_each_layer_once() {
     let bench = Bench::new();
@@ -186,6 +187,7 @@ fn check_refused(bench: &Bench, layout: &Path, expected: &str) {
     assert_eq!(bench.store().list().unwrap(), []);
 }
 
+/// Conformance: semantics 25
 #[test]
 fn broken_blobs_are_not_kept_and_say_what_is_wrong() {
     let long: String = (0..4000).map(|number| format!("{number} ")).collect();

@@ -5,3 +5,4 @@
 mod bench;
 mod fetching;
 mod sweeping;
+mod verifying;

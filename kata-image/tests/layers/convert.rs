@@ -11,7 +11,7 @@ use tar::EntryType::{Char, Directory, Link as HardLink, Symlink};
 
 use crate::forged::Forged;
 use crate::oracle::{can_mount, chain, list};
-use crate::stack::{Layers, convert};
+use crate::stack::{Layers, convert, create};
 
 pub(crate) fn forged() -> Forged {
     Forged::default()
@@ -78,6 +78,34 @@ fn the_digest_is_that_of_the_whole_unpacked_stream() {
         images.push(fs::read(&path).unwrap());
     }
     assert!(images.windows(2).all(|pair| pair[0] == pair[1]), "images differ");
+}
+
+/// What every machine has to get, of any maker and at any time: whoever changes the form changes these, and the number
+/// in the store's keys (`store/index.rs`).
+const EVERYWHERE: [(&str, &str); 2] = [
+    (
+        "layer/everything.tar",
+        "7465e5388234f3da9802b83a31d0a6d1c01bea5f9ea0d9c3e6e2dea39928b8ab",
+    ),
+    (
+        "archive/everything-pax.tar",
+        "701f0d904de58641b90c63fce058652f72c293729673b544f91189d096d44fd2",
+    ),
+];
+
+#[test]
+fn a_layer_gives_the_same_bytes_on_every_machine() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
+    for (name, expected) in EVERYWHERE {
+        let archive = fs::read(corpus.join(name)).unwrap();
+        for stream in [gzip(&archive), zstd::encode_all(&*archive, 3).unwrap(), archive] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("image");
+            convert(&stream, &create(&path)).unwrap();
+            let found = hex::encode(Sha256::digest(fs::read(&path).unwrap()));
+            assert_eq!(found, expected, "{name}");
+        }
+    }
 }
 
 #[test]

@@ -69,6 +69,7 @@ fn kinds_replace_each_other() {
     assert!(has(&found, "./link/f") && !has(&found, "./dir/sub"));
 }
 
+/// Conformance: semantics 24
 #[test]
 fn implied_directories_keep_what_is_below() {
     let mut header = tar::Header::new_gnu();

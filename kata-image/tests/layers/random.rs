@@ -174,6 +174,7 @@ fn without_link_counts(mut listing: Listing) -> Listing {
     listing
 }
 
+/// Conformance: semantics 24
 #[test]
 fn stacked_merged_and_unpacked_are_the_same() {
     let test = "stacked_merged_and_unpacked_are_the_same";

@@ -13,6 +13,7 @@ mod build;
 mod corpus;
 mod docker_registry;
 mod faults;
+mod processes;
 mod programs;
 mod pushing;
 mod server;

@@ -130,7 +130,7 @@ fn serve(mut connection: TcpStream, log: &Mutex<Vec<Heard>>, handler: &Handler, 
     connection.read_to_end(&mut Vec::new()).ok();
 }
 
-fn hear(lines: &mut impl BufRead) -> Option<Heard> {
+pub(crate) fn hear(lines: &mut impl BufRead) -> Option<Heard> {
     let mut line = String::new();
     lines.read_line(&mut line).ok()?;
     let mut words = line.split(' ');
@@ -181,7 +181,11 @@ pub(crate) const MANIFEST_TYPE: &str = "Content-Type: application/vnd.oci.image.
 impl Served {
     /// One layer of bytes that repeat after no small number.
     pub(crate) fn new() -> Self {
-        let layer: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+        Self::of((0..200_000_u32).flat_map(u32::to_le_bytes).collect())
+    }
+
+    /// One layer of these bytes.
+    pub(crate) fn of(layer: Vec<u8>) -> Self {
         let config = json!({
             "architecture": "amd64", "os": "linux",
             "rootfs": {"type": "layers", "diff_ids": [Digest::of(&layer).to_string()]},

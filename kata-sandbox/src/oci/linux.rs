@@ -1,6 +1,10 @@
 //! `linux` (config-linux.md), but its resources and its seccomp filter.
 
-use kata_agent_proto::oci::{Linux, LinuxDevice, LinuxIDMapping, LinuxIntelRdt, LinuxNamespace};
+use std::collections::HashMap;
+
+use kata_agent_proto::oci::{
+    Linux, LinuxDevice, LinuxIDMapping, LinuxIntelRdt, LinuxNamespace, LinuxPersonality, LinuxTimeOffset,
+};
 
 use super::reader::{Node, quoted};
 use super::{resources, seccomp};
@@ -30,8 +34,6 @@ pub(super) fn linux(node: Node) -> Result<Linux, Error> {
             "the agent chooses a container's cgroup, in the guest",
         ),
         ("netDevices", "the devices are the host's"),
-        ("personality", "the agent cannot set it"),
-        ("timeOffsets", "the agent cannot set them"),
         ("memoryPolicy", "the agent cannot set it"),
     ] {
         fields.refuse(name, why)?;
@@ -52,6 +54,10 @@ pub(super) fn linux(node: Node) -> Result<Linux, Error> {
         masked_paths: fields.read("maskedPaths", |node| node.list(Node::absolute))?,
         readonly_paths: fields.read("readonlyPaths", |node| node.list(Node::absolute))?,
         mount_label: fields.read("mountLabel", Node::string)?,
+        personality: fields.take("personality").map(personality).transpose()?.into(),
+        time_offsets: fields
+            .take("timeOffsets")
+            .map_or_else(|| Ok(HashMap::new()), time_offsets)?,
         intel_rdt: fields.take("intelRdt").map(intel_rdt).transpose()?.into(),
         ..Linux::default()
     };
@@ -59,7 +65,7 @@ pub(super) fn linux(node: Node) -> Result<Linux, Error> {
     Ok(linux)
 }
 
-fn id_mapping(node: Node) -> Result<LinuxIDMapping, Error> {
+pub(super) fn id_mapping(node: Node) -> Result<LinuxIDMapping, Error> {
     let mut fields = node.object()?;
     let mapping = LinuxIDMapping {
         container_id: fields.need("containerID")?.number()?,
@@ -119,6 +125,37 @@ fn device(node: Node) -> Result<LinuxDevice, Error> {
     };
     fields.finish()?;
     Ok(device)
+}
+
+fn personality(node: Node) -> Result<LinuxPersonality, Error> {
+    let mut fields = node.object()?;
+    let personality = LinuxPersonality {
+        domain: fields.need("domain")?.word(&["LINUX", "LINUX32"])?,
+        flags: fields.read("flags", Node::strings)?,
+        ..LinuxPersonality::default()
+    };
+    fields.finish()?;
+    Ok(personality)
+}
+
+/// The two clocks that a time namespace can move (time_namespaces(7)).
+fn time_offsets(node: Node) -> Result<HashMap<String, LinuxTimeOffset>, Error> {
+    let mut clocks = node.object()?;
+    let mut offsets = HashMap::new();
+    for clock in ["monotonic", "boottime"] {
+        if let Some(node) = clocks.take(clock) {
+            let mut fields = node.object()?;
+            let offset = LinuxTimeOffset {
+                secs: fields.read("secs", Node::number)?,
+                nanosecs: fields.read("nanosecs", |node| node.within(0..=999_999_999))?,
+                ..LinuxTimeOffset::default()
+            };
+            fields.finish()?;
+            offsets.insert(clock.to_owned(), offset);
+        }
+    }
+    clocks.finish()?;
+    Ok(offsets)
 }
 
 fn intel_rdt(node: Node) -> Result<LinuxIntelRdt, Error> {

@@ -31,7 +31,7 @@ mod tests;
 use kata_agent_proto::oci::{Hook, Hooks, Spec};
 use protobuf::MessageField;
 
-use self::reader::{Node, Object, quoted};
+use self::reader::{Node, quoted};
 use crate::error::Error;
 
 /// The annotation by which images hand on their stop signal (image-spec conversion.md).
@@ -66,13 +66,13 @@ pub(crate) fn convert(json: &str) -> Result<Converted, Error> {
         process: process.into(),
         root: root.into(),
         hostname: fields.read("hostname", name)?,
-        mounts: fields.read("mounts", |node| node.list(mounts::mount))?,
+        domainname: fields.read("domainname", name)?,
+        mounts: fields.read("mounts", mounts::mounts)?,
         hooks: fields.take("hooks").map(hooks).transpose()?.flatten().into(),
         annotations: fields.read("annotations", Node::texts)?,
         linux: MessageField::some(fields.read("linux", linux::linux)?),
         ..Spec::default()
     };
-    fields.refuse("domainname", "the agent cannot set it")?;
     fields.finish()?;
     Ok(Converted { spec, root_path })
 }
@@ -117,39 +117,31 @@ fn name(node: Node) -> Result<String, Error> {
 
 /// Only what runs inside of the container is a program that a guest has.
 fn hooks(node: Node) -> Result<Option<Hooks>, Error> {
-    let mut fields = node.object()?;
-    for moment in [
+    const OF_THE_HOST: [&str; 5] = [
         "prestart",
         "createRuntime",
         "createContainer",
         "poststart",
         "poststop",
-    ] {
-        refuse_hooks(
-            &mut fields,
-            moment,
-            "its programs are the host's, and nothing of a sandbox runs there",
-        )?;
+    ];
+    let mut fields = node.object()?;
+    for moment in OF_THE_HOST {
+        let Some(node) = fields.take(moment) else {
+            continue;
+        };
+        let unsupported =
+            node.unsupported("its programs are the host's, and nothing of a sandbox runs there");
+        // An empty list asks for nothing.
+        if !node.list(hook)?.is_empty() {
+            return Err(unsupported);
+        }
     }
-    refuse_hooks(
-        &mut fields,
-        "startContainer",
-        "the agent does not run these hooks",
-    )?;
+    let start_container = fields.read("startContainer", |node| node.list(hook))?;
     fields.finish()?;
-    Ok(None)
-}
-
-/// An empty list asks for nothing.
-fn refuse_hooks(fields: &mut Object, moment: &str, why: &str) -> Result<(), Error> {
-    let Some(node) = fields.take(moment) else {
-        return Ok(());
-    };
-    let unsupported = node.unsupported(why);
-    match node.list(hook)?.is_empty() {
-        true => Ok(()),
-        false => Err(unsupported),
-    }
+    Ok((!start_container.is_empty()).then(|| Hooks {
+        start_container,
+        ..Hooks::default()
+    }))
 }
 
 fn hook(node: Node) -> Result<Hook, Error> {

@@ -2,6 +2,7 @@
 
 use kata_agent_proto::oci::Mount;
 
+use super::linux::id_mapping;
 use super::reader::{Node, quoted};
 use crate::error::Error;
 
@@ -27,10 +28,20 @@ const KERNELS: [&str; 16] = [
 
 const SHARED: &str = "is the host's, and nothing of the host is shared with a sandbox";
 
-pub(super) fn mount(node: Node) -> Result<Mount, Error> {
+/// The most mounts of a container: making each looks at those before it.
+const MOUNTS_MAX: usize = 4096;
+
+pub(super) fn mounts(node: Node) -> Result<Vec<Mount>, Error> {
+    match node.len() {
+        Some(count) if count > MOUNTS_MAX => {
+            Err(node.invalid(format_args!("{count} are too many: {MOUNTS_MAX} are the most")))
+        }
+        _ => node.list(mount),
+    }
+}
+
+fn mount(node: Node) -> Result<Mount, Error> {
     let mut fields = node.object()?;
-    fields.refuse("uidMappings", "the agent cannot map a mount's owners")?;
-    fields.refuse("gidMappings", "the agent cannot map a mount's owners")?;
     let destination = fields.need("destination")?.absolute()?;
     let source = fields.take("source");
     let options = fields.read("options", Node::strings)?;
@@ -62,6 +73,8 @@ pub(super) fn mount(node: Node) -> Result<Mount, Error> {
             .transpose()?
             .unwrap_or_else(|| name.to_owned()),
         options,
+        uid_mappings: fields.read("uidMappings", |node| node.list(id_mapping))?,
+        gid_mappings: fields.read("gidMappings", |node| node.list(id_mapping))?,
         ..Mount::default()
     };
     fields.finish()?;

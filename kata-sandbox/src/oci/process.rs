@@ -1,6 +1,9 @@
 //! `process` (config.md#process).
 
-use kata_agent_proto::oci::{Box as ConsoleSize, LinuxCapabilities, POSIXRlimit, Process, User};
+use kata_agent_proto::oci::{
+    Box as ConsoleSize, ExecCPUAffinity, LinuxCapabilities, LinuxIOPriority, POSIXRlimit, Process, Scheduler,
+    User,
+};
 use protobuf::MessageField;
 
 use super::reader::{Node, Object, quoted};
@@ -71,16 +74,34 @@ const RLIMITS: [&str; 16] = [
     "RLIMIT_STACK",
 ];
 
+const SCHEDULERS: [&str; 7] = [
+    "SCHED_OTHER",
+    "SCHED_FIFO",
+    "SCHED_RR",
+    "SCHED_BATCH",
+    "SCHED_ISO",
+    "SCHED_IDLE",
+    "SCHED_DEADLINE",
+];
+
+const SCHEDULER_FLAGS: [&str; 7] = [
+    "SCHED_FLAG_RESET_ON_FORK",
+    "SCHED_FLAG_RECLAIM",
+    "SCHED_FLAG_DL_OVERRUN",
+    "SCHED_FLAG_KEEP_POLICY",
+    "SCHED_FLAG_KEEP_PARAMS",
+    "SCHED_FLAG_UTIL_CLAMP_MIN",
+    "SCHED_FLAG_UTIL_CLAMP_MAX",
+];
+
+const IO_CLASSES: [&str; 3] = ["IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE", "IOPRIO_CLASS_IDLE"];
+
+/// The bits of a mask (umask(2)).
+const UMASK_MAX: u32 = 0o777;
+
 pub(super) fn process(node: Node) -> Result<Process, Error> {
     let mut fields = node.object()?;
-    for (name, why) in [
-        ("commandLine", "is for Windows"),
-        ("scheduler", "the agent cannot set it"),
-        ("ioPriority", "the agent cannot set it"),
-        ("execCPUAffinity", "the agent cannot set it"),
-    ] {
-        fields.refuse(name, why)?;
-    }
+    fields.refuse("commandLine", "is for Windows")?;
     let process = Process {
         terminal: fields.read("terminal", Node::bool)?,
         console_size: fields.take("consoleSize").map(console_size).transpose()?.into(),
@@ -94,6 +115,9 @@ pub(super) fn process(node: Node) -> Result<Process, Error> {
         apparmor_profile: fields.read("apparmorProfile", Node::string)?,
         oom_score_adj: fields.read("oomScoreAdj", |node| node.within(-1000..=1000))?,
         selinux_label: fields.read("selinuxLabel", Node::string)?,
+        scheduler: fields.take("scheduler").map(scheduler).transpose()?.into(),
+        io_priority: fields.take("ioPriority").map(io_priority).transpose()?.into(),
+        exec_cpu_affinity: fields.take("execCPUAffinity").map(affinity).transpose()?.into(),
         ..Process::default()
     };
     fields.finish()?;
@@ -132,15 +156,56 @@ fn console_size(node: Node) -> Result<ConsoleSize, Error> {
 fn user(node: Node) -> Result<User, Error> {
     let mut fields = node.object()?;
     fields.refuse("username", "is for Windows")?;
-    fields.refuse("umask", "the agent cannot set it")?;
     let user = User {
         uid: fields.need("uid")?.number()?,
         gid: fields.need("gid")?.number()?,
         additional_gids: fields.read("additionalGids", |node| node.list(Node::number))?,
+        umask: fields
+            .take("umask")
+            .map(|node| node.within(0..=UMASK_MAX))
+            .transpose()?,
         ..User::default()
     };
     fields.finish()?;
     Ok(user)
+}
+
+fn scheduler(node: Node) -> Result<Scheduler, Error> {
+    let mut fields = node.object()?;
+    let scheduler = Scheduler {
+        policy: fields.need("policy")?.word(&SCHEDULERS)?,
+        nice: fields.read("nice", |node| node.within(-20..=19))?,
+        priority: fields.read("priority", |node| node.within(0..=99))?,
+        flags: fields.read("flags", |node| node.list(|item| item.word(&SCHEDULER_FLAGS)))?,
+        runtime: fields.read("runtime", Node::number)?,
+        deadline: fields.read("deadline", Node::number)?,
+        period: fields.read("period", Node::number)?,
+        ..Scheduler::default()
+    };
+    fields.finish()?;
+    Ok(scheduler)
+}
+
+fn io_priority(node: Node) -> Result<LinuxIOPriority, Error> {
+    let mut fields = node.object()?;
+    let priority = LinuxIOPriority {
+        class: fields.need("class")?.word(&IO_CLASSES)?,
+        priority: fields.read("priority", |node| node.within(0..=7))?,
+        ..LinuxIOPriority::default()
+    };
+    fields.finish()?;
+    Ok(priority)
+}
+
+fn affinity(node: Node) -> Result<ExecCPUAffinity, Error> {
+    let mut fields = node.object()?;
+    let affinity = ExecCPUAffinity {
+        initial: fields.read("initial", Node::string)?,
+        final_: fields.read("final", Node::string)?,
+        ..ExecCPUAffinity::default()
+    };
+    fields.finish()?;
+    Ok(affinity)
 }
 
 fn capabilities(node: Node) -> Result<LinuxCapabilities, Error> {

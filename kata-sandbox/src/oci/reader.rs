@@ -102,6 +102,11 @@ impl Node {
         }
     }
 
+    /// How many items an array has; none where it is none.
+    pub(super) fn len(&self) -> Option<usize> {
+        self.value.as_array().map(Vec::len)
+    }
+
     /// The items of an array, each read by `read`.
     pub(super) fn list<T>(self, read: impl FnMut(Node) -> Result<T, Error>) -> Result<Vec<T>, Error> {
         self.array()?.into_iter().map(read).collect()
@@ -173,8 +178,15 @@ impl Node {
 
     /// An object of texts by names that nobody can foresee.
     pub(super) fn texts(self) -> Result<HashMap<String, String>, Error> {
-        let object = self.object()?;
-        let path = object.path;
+        self.entries(Node::string)
+    }
+
+    /// An object by names that nobody can foresee, each value read by `read`.
+    pub(super) fn entries<T>(
+        self,
+        mut read: impl FnMut(Node) -> Result<T, Error>,
+    ) -> Result<HashMap<String, T>, Error> {
+        let Object { path, fields } = self.object()?;
         let entry = |(name, value): (String, Value)| {
             if name.is_empty() || name.contains('\0') {
                 let what = format_args!("{} is no name", quoted(&name));
@@ -184,9 +196,9 @@ impl Node {
                 path: format!("{path}.{name}"),
                 value,
             };
-            Ok((name, node.string()?))
+            Ok((name, read(node)?))
         };
-        object.fields.into_iter().map(entry).collect()
+        fields.into_iter().map(entry).collect()
     }
 }
 

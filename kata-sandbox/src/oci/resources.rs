@@ -4,18 +4,14 @@
 
 use kata_agent_proto::oci::{
     LinuxBlockIO, LinuxCPU, LinuxDeviceCgroup, LinuxHugepageLimit, LinuxInterfacePriority, LinuxMemory,
-    LinuxNetwork, LinuxPids, LinuxResources, LinuxThrottleDevice, LinuxWeightDevice,
+    LinuxNetwork, LinuxPids, LinuxRdma, LinuxResources, LinuxThrottleDevice, LinuxWeightDevice,
 };
 
 use super::reader::{Node, Object, quoted};
 use crate::error::Error;
 
-const UNKNOWN: &str = "the agent's API has no word for it";
-
 pub(super) fn resources(node: Node) -> Result<LinuxResources, Error> {
     let mut fields = node.object()?;
-    fields.refuse("rdma", UNKNOWN)?;
-    fields.refuse("unified", UNKNOWN)?;
     let resources = LinuxResources {
         devices: fields.read("devices", |node| node.list(device_rule))?,
         memory: fields.take("memory").map(memory).transpose()?.into(),
@@ -23,6 +19,8 @@ pub(super) fn resources(node: Node) -> Result<LinuxResources, Error> {
         pids: fields.take("pids").map(pids).transpose()?.into(),
         block_io: fields.take("blockIO").map(block_io).transpose()?.into(),
         hugepage_limits: fields.read("hugepageLimits", |node| node.list(huge_pages))?,
+        unified: fields.read("unified", Node::texts)?,
+        rdma: fields.read("rdma", |node| node.entries(rdma))?,
         network: fields.take("network").map(network).transpose()?.into(),
         ..LinuxResources::default()
     };
@@ -63,15 +61,6 @@ fn amount(node: Node) -> Result<i64, Error> {
 
 fn memory(node: Node) -> Result<LinuxMemory, Error> {
     let mut fields = node.object()?;
-    fields.refuse("checkBeforeUpdate", UNKNOWN)?;
-    let hierarchy = fields.take("useHierarchy");
-    // The only way of cgroup v2.
-    if let Some(node) = hierarchy
-        && let flat = node.invalid("a guest's cgroups are always hierarchies")
-        && !node.bool()?
-    {
-        return Err(flat);
-    }
     let memory = LinuxMemory {
         limit: fields.read("limit", amount)?,
         reservation: fields.read("reservation", amount)?,
@@ -79,6 +68,8 @@ fn memory(node: Node) -> Result<LinuxMemory, Error> {
         kernel: fields.read("kernel", amount)?,
         kernel_tcp: fields.read("kernelTCP", amount)?,
         swappiness: fields.read("swappiness", |node| node.within(0..=100))?,
+        use_hierarchy: fields.take("useHierarchy").map(Node::bool).transpose()?,
+        check_before_update: fields.read("checkBeforeUpdate", Node::bool)?,
         disable_oom_killer: fields.read("disableOOMKiller", Node::bool)?,
         ..LinuxMemory::default()
     };
@@ -88,20 +79,31 @@ fn memory(node: Node) -> Result<LinuxMemory, Error> {
 
 fn cpu(node: Node) -> Result<LinuxCPU, Error> {
     let mut fields = node.object()?;
-    fields.refuse("burst", UNKNOWN)?;
-    fields.refuse("idle", UNKNOWN)?;
     let cpu = LinuxCPU {
         shares: fields.read("shares", Node::number)?,
         quota: fields.read("quota", amount)?,
         period: fields.read("period", Node::number)?,
         realtime_runtime: fields.read("realtimeRuntime", Node::number)?,
         realtime_period: fields.read("realtimePeriod", Node::number)?,
+        burst: fields.take("burst").map(Node::number).transpose()?,
+        idle: fields.take("idle").map(|node| node.within(0..=1)).transpose()?,
         cpus: fields.read("cpus", Node::string)?,
         mems: fields.read("mems", Node::string)?,
         ..LinuxCPU::default()
     };
     fields.finish()?;
     Ok(cpu)
+}
+
+fn rdma(node: Node) -> Result<LinuxRdma, Error> {
+    let mut fields = node.object()?;
+    let rdma = LinuxRdma {
+        hca_handles: fields.take("hcaHandles").map(Node::number).transpose()?,
+        hca_objects: fields.take("hcaObjects").map(Node::number).transpose()?,
+        ..LinuxRdma::default()
+    };
+    fields.finish()?;
+    Ok(rdma)
 }
 
 fn pids(node: Node) -> Result<LinuxPids, Error> {

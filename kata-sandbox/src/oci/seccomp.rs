@@ -68,12 +68,12 @@ pub(super) fn seccomp(node: Node) -> Result<LinuxSeccomp, Error> {
     let mut fields = node.object()?;
     fields.refuse("listenerPath", "who listens is on the host")?;
     fields.refuse("listenerMetadata", "who listens is on the host")?;
-    fields.refuse("defaultErrnoRet", "the agent's API has no word for it")?;
     let seccomp = LinuxSeccomp {
         default_action: fields.need("defaultAction")?.word(&ACTIONS)?,
         architectures: fields.read("architectures", |node| {
             node.list(|item| item.word(&ARCHITECTURES))
         })?,
+        default_errno_ret: fields.take("defaultErrnoRet").map(Node::number).transpose()?,
         flags: fields.read("flags", |node| node.list(|item| item.word(&FLAGS)))?,
         syscalls: fields.read("syscalls", |node| node.list(syscall))?,
         ..LinuxSeccomp::default()

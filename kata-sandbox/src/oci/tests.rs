@@ -124,6 +124,10 @@ fn what_is_there_keeps_its_value() {
         json!([{"pageSize": "2MB", "limit": 9}]),
     );
     assert_eq!(made.linux.resources.hugepage_limits[0].pagesize, "2MB");
+}
+
+#[test]
+fn devices_filters_names_and_versions_keep_their_values() {
     let device = json!({"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 438, "uid": 1, "gid": 2});
     let made = accept("linux.devices", json!([device]));
     let device = &made.linux.devices[0];
@@ -165,6 +169,9 @@ fn what_is_there_keeps_its_value() {
             .rootfs_propagation,
         "rslave"
     );
+    let hook = json!([{"path": "/bin/true", "args": ["true"], "timeout": 3}]);
+    let made = accept("hooks", json!({ "startContainer": hook }));
+    assert_eq!(made.hooks.start_container[0].timeout, 3);
     // Hooks that are not there ask for nothing, and a process is not needed.
     assert!(
         accept("hooks", json!({"poststop": [], "prestart": []}))
@@ -184,7 +191,7 @@ fn what_is_there_keeps_its_value() {
 }
 
 #[test]
-fn what_makes_no_sense_is_named_by_its_path() {
+fn what_makes_no_sense_of_a_process_is_named_by_its_path() {
     check(
         ErrorKind::InvalidContainer,
         &[
@@ -254,6 +261,15 @@ fn what_makes_no_sense_is_named_by_its_path() {
                 json!(2048),
                 "process.rlimits[0]: the soft limit 2048 is above the hard one 1024",
             ),
+        ],
+    );
+}
+
+#[test]
+fn a_senseless_mount_namespace_or_device_is_named() {
+    check(
+        ErrorKind::InvalidContainer,
+        &[
             (
                 "mounts[2].destination",
                 json!("dev"),
@@ -279,6 +295,15 @@ fn what_makes_no_sense_is_named_by_its_path() {
                 json!([{"path": "/dev/fuse", "type": "c"}]),
                 "linux.devices[0]: device \"/dev/fuse\" has no major and minor number",
             ),
+        ],
+    );
+}
+
+#[test]
+fn a_senseless_limit_filter_or_name_is_named() {
+    check(
+        ErrorKind::InvalidContainer,
+        &[
             (
                 "linux.resources.blockIO.weight",
                 json!(5),
@@ -300,9 +325,24 @@ fn what_makes_no_sense_is_named_by_its_path() {
                 "linux.resources.hugepageLimits[0].pageSize: \"2M\" is no size such as 2MB",
             ),
             (
-                "linux.resources.memory.useHierarchy",
-                json!(false),
-                "linux.resources.memory.useHierarchy: a guest's cgroups are always hierarchies",
+                "linux.timeOffsets",
+                json!({"realtime": {"secs": 1}}),
+                "linux.timeOffsets.realtime: is no field that is known",
+            ),
+            (
+                "process.user.umask",
+                json!(512),
+                "process.user.umask: 512 is not within 0 and 511",
+            ),
+            (
+                "process.scheduler",
+                json!({"policy": "SCHED_RR", "priority": 100}),
+                "process.scheduler.priority: 100 is not within 0 and 99",
+            ),
+            (
+                "process.ioPriority",
+                json!({"class": "IOPRIO_CLASS_BE", "priority": 8}),
+                "process.ioPriority.priority: 8 is not within 0 and 7",
             ),
             (
                 "linux.seccomp",
@@ -328,8 +368,17 @@ fn what_makes_no_sense_is_named_by_its_path() {
                 "hostname: is 65 bytes long, and 64 are the most",
             ),
             ("linux", json!([]), "linux: is an array, not an object"),
+            (
+                "mounts",
+                json!(vec![Value::Null; 10_000]),
+                "mounts: 10000 are too many: 4096 are the most",
+            ),
         ],
     );
+}
+
+#[test]
+fn what_is_no_specification_at_all_is_told() {
     let error = convert("{").unwrap_err();
     assert_eq!(error.to_string(), "plan: the specification: is no JSON");
     assert_eq!(
@@ -356,11 +405,6 @@ fn what_is_the_hosts_or_cannot_be_done_is_unsupported_by_its_path() {
                 "mounts[1]",
                 json!({"destination": "/x", "type": "none", "source": "/etc", "options": ["ro", "bind"]}),
                 "mounts[1].source: is the host's, and nothing of the host is shared with a sandbox",
-            ),
-            (
-                "mounts[0].uidMappings",
-                json!([]),
-                "mounts[0].uidMappings: the agent cannot map a mount's owners",
             ),
             (
                 "linux.namespaces[1].path",
@@ -415,5 +459,78 @@ fn what_is_the_hosts_or_cannot_be_done_is_unsupported_by_its_path() {
         error
             .to_string()
             .starts_with("plan: mounts[0].type: a file system \"ext4\" would be the host's")
+    );
+}
+
+#[test]
+fn what_newer_specifications_have_is_handed_on() {
+    assert_eq!(accept("domainname", json!("d")).domainname, "d");
+    let mapping = json!([{"containerID": 0, "hostID": 7, "size": 1}]);
+    assert_eq!(
+        accept("mounts[0].uidMappings", mapping).mounts[0].uid_mappings[0].host_id,
+        7
+    );
+    let made = accept("linux.resources.rdma", json!({"mlx5_1": {"hcaHandles": 3}}));
+    assert_eq!(made.linux.resources.rdma["mlx5_1"].hca_handles, Some(3));
+    assert_eq!(accept("process.user.umask", json!(0)).process.user.umask, Some(0));
+    let made = accept("process.scheduler", json!({"policy": "SCHED_BATCH", "nice": -5}));
+    assert_eq!(made.process.scheduler.nice, -5);
+    let made = accept(
+        "process.ioPriority",
+        json!({"class": "IOPRIO_CLASS_BE", "priority": 7}),
+    );
+    assert_eq!(made.process.io_priority.priority, 7);
+    let made = accept("process.execCPUAffinity", json!({"initial": "0", "final": "1"}));
+    assert_eq!(made.process.exec_cpu_affinity.final_, "1");
+    assert_eq!(
+        accept("linux.personality", json!({"domain": "LINUX32"}))
+            .linux
+            .personality
+            .domain,
+        "LINUX32"
+    );
+    let made = accept(
+        "linux.timeOffsets",
+        json!({"boottime": {"secs": -7, "nanosecs": 1}}),
+    );
+    assert_eq!(made.linux.time_offsets["boottime"].secs, -7);
+    let made = accept(
+        "linux.seccomp",
+        json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38}),
+    );
+    assert_eq!(made.linux.seccomp.default_errno_ret, Some(38));
+    let made = accept("linux.resources.cpu", json!({"burst": 5, "idle": 1}));
+    assert_eq!(
+        (made.linux.resources.cpu.burst, made.linux.resources.cpu.idle),
+        (Some(5), Some(1))
+    );
+    let made = accept("linux.resources.unified", json!({"memory.high": "1000"}));
+    assert_eq!(made.linux.resources.unified["memory.high"], "1000");
+    assert!(
+        accept("linux.resources.memory.checkBeforeUpdate", json!(true))
+            .linux
+            .resources
+            .memory
+            .check_before_update
+    );
+    check(
+        ErrorKind::InvalidContainer,
+        &[
+            (
+                "process.scheduler",
+                json!({"policy": "SCHED_OTHER", "nice": 20}),
+                "process.scheduler.nice: 20 is not within -20 and 19",
+            ),
+            (
+                "linux.timeOffsets",
+                json!({"realtime": {}}),
+                "linux.timeOffsets.realtime: is no field that is known",
+            ),
+            (
+                "linux.resources.cpu.idle",
+                json!(2),
+                "linux.resources.cpu.idle: 2 is not within 0 and 1",
+            ),
+        ],
     );
 }

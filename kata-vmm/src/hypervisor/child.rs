@@ -94,9 +94,7 @@ impl Child {
 
     /// What to wait on: its end and its output.
     pub(super) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        [Some(self.pidfd.as_fd()), self.output.source()]
-            .into_iter()
-            .flatten()
+        std::iter::once(self.pidfd.as_fd()).chain(self.output.sources())
     }
 
     /// Takes in its output, and answers how it ended if it has.
@@ -108,6 +106,11 @@ impl Child {
         let status = self.process.try_wait()?;
         self.output.drain();
         Ok(status.map(Status::from))
+    }
+
+    /// Has its output followed, see [`Tail::follow`](super::tail::Tail::follow).
+    pub(super) fn follow_output(&mut self, socket: OwnedFd) -> io::Result<()> {
+        self.output.follow(socket)
     }
 
     /// The end of its output, see [`Tail::text`](super::tail::Tail::text).

@@ -13,6 +13,7 @@ use crate::machine::{Accelerator, Hypervisor};
 mod channel;
 mod child;
 mod devices;
+mod followers;
 mod guest_memory;
 mod inherit;
 mod kvm;

@@ -9,36 +9,76 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
+use super::followers::{Followers, Kept};
+
 /// How much is kept, in bytes.
 const KEPT_BYTES: usize = 64 << 10;
 
 /// How much [`Tail::text`] gives at most, in bytes: with JSON's escapes it fits a control message twice.
 pub(crate) const TEXT_BYTES: usize = 16 << 10;
 
-/// The end of a byte stream.
+/// The end of a byte stream, which others may follow.
 #[derive(Debug, Default)]
-pub(crate) struct Tail(VecDeque<u8>);
+pub(crate) struct Tail {
+    kept: VecDeque<u8>,
+    /// Bytes of the whole stream.
+    total: u64,
+    followers: Followers,
+}
 
 impl Tail {
     /// Appends, and forgets the oldest bytes beyond the bound.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.total += bytes.len() as u64;
         let bytes = &bytes[bytes.len().saturating_sub(KEPT_BYTES)..];
-        let excess = (self.0.len() + bytes.len()).saturating_sub(KEPT_BYTES);
-        self.0.drain(..excess);
-        self.0.extend(bytes);
+        let excess = (self.kept.len() + bytes.len()).saturating_sub(KEPT_BYTES);
+        self.kept.drain(..excess);
+        self.kept.extend(bytes);
+        let (followers, kept) = self.parts();
+        followers.tell(&kept);
+    }
+
+    /// Has everything that is kept, and what comes, sent to a socket; see [`Followers`].
+    pub(crate) fn follow(&mut self, socket: OwnedFd) -> io::Result<()> {
+        let (followers, kept) = self.parts();
+        followers.add(socket, &kept)
+    }
+
+    /// What to wait on for those who follow; may change with every call.
+    pub(crate) fn source(&self) -> Option<BorrowedFd<'_>> {
+        self.followers.source()
+    }
+
+    /// Goes on with those who follow and were not ready.
+    pub(crate) fn advance(&mut self) {
+        let (followers, kept) = self.parts();
+        followers.advance(&kept);
+    }
+
+    fn parts(&mut self) -> (&mut Followers, Kept<'_>) {
+        let kept = Kept {
+            bytes: &self.kept,
+            total: self.total,
+        };
+        (&mut self.followers, kept)
+    }
+
+    #[cfg(test)]
+    pub(super) fn followers(&self) -> usize {
+        self.followers.count()
     }
 
     /// The last lines as text of at most [`TEXT_BYTES`]: no partial first line when something was cut off,
     /// no control characters but line feeds and tabs, so that a guest cannot drive the reader's terminal.
     pub(crate) fn text(&self) -> String {
-        let (a, b) = self.0.as_slices();
+        let (a, b) = self.kept.as_slices();
         let bytes = [a, b].concat();
         let text: String = String::from_utf8_lossy(&bytes)
             .chars()
             .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
             .collect();
         let cut = text.ceil_char_boundary_at(text.len().saturating_sub(TEXT_BYTES));
-        if cut == 0 && self.0.len() < KEPT_BYTES {
+        if cut == 0 && self.kept.len() < KEPT_BYTES {
             return text;
         }
         let rest = &text[cut..];
@@ -76,13 +116,20 @@ impl TailReader {
         })
     }
 
-    /// What to wait on, until the end of the stream.
-    pub(crate) fn source(&self) -> Option<BorrowedFd<'_>> {
-        self.source.as_ref().map(AsFd::as_fd)
+    /// What to wait on: the stream until its end, and those who follow it.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let stream = self.source.as_ref().map(AsFd::as_fd);
+        stream.into_iter().chain(self.tail.source())
+    }
+
+    /// See [`Tail::follow`].
+    pub(crate) fn follow(&mut self, socket: OwnedFd) -> io::Result<()> {
+        self.tail.follow(socket)
     }
 
     /// Takes in what is there, up to as much as is kept: a writer that never pauses cannot hold the caller.
     pub(crate) fn drain(&mut self) {
+        self.tail.advance();
         let mut bytes = [0; 4096];
         for _ in 0..KEPT_BYTES / bytes.len() {
             let Some(source) = &self.source else { return };
@@ -121,7 +168,7 @@ mod tests {
         for line in 0..100_000 {
             tail.push(format!("line {line}\n").as_bytes());
         }
-        assert!(tail.0.len() <= KEPT_BYTES);
+        assert!(tail.kept.len() <= KEPT_BYTES);
         let text = tail.text();
         assert!(
             text.len() <= TEXT_BYTES && text.len() > TEXT_BYTES - 20,
@@ -156,10 +203,10 @@ mod tests {
         let mut reader = TailReader::new(read).unwrap();
         rustix::io::write(&write, b"last words").unwrap();
         reader.drain();
-        assert!(reader.source().is_some(), "the writer lives");
+        assert!(reader.sources().next().is_some(), "the writer lives");
         drop(write);
         reader.drain();
-        assert!(reader.source().is_none());
+        assert!(reader.sources().next().is_none());
         assert_eq!(reader.text(), "last words");
     }
 }

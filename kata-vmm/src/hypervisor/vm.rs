@@ -63,6 +63,13 @@ pub(crate) trait Vm {
     /// The end of what the guest wrote to its console, at most 16 KiB.
     fn console_tail(&self) -> String;
 
+    /// Has the guest's console followed from the beginning of what is kept of it, by a `SOCK_SEQPACKET` socket: see
+    /// [`Request::FollowConsole`](crate::control::Request::FollowConsole).
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    fn follow_console(&mut self, socket: OwnedFd) -> std::io::Result<()>;
+
     /// Holds the processors and devices of a running machine, or lets them go on. The answer is
     /// [`Occurrence::Paused`], or is one of the machine's end.
     ///

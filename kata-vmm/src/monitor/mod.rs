@@ -229,6 +229,17 @@ fn answer(socket: &Socket, vm: &mut dyn Vm) -> Result<Next, ServeError> {
             send(socket, &Event::Console { tail }, None)?;
             Ok(Next::Continue)
         }
+        Some((Request::FollowConsole, mut sockets)) => {
+            let Some(socket) = sockets.pop() else {
+                return Err(ServeError::Protocol {
+                    reason: "a FollowConsole came without its socket",
+                });
+            };
+            if let Err(cause) = vm.follow_console(socket) {
+                log::warn!("nobody follows the console: {cause}");
+            }
+            Ok(Next::Continue)
+        }
         Some((Request::Info, _)) => {
             send(socket, &Event::Info(vm.info()), None)?;
             Ok(Next::Continue)

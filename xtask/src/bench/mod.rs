@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: whole-system measurements. It sets up and builds; the package `benches` measures.
 
 mod devices;
+mod exec;
 mod image;
 mod nested;
 
@@ -37,6 +38,8 @@ pub(crate) enum Bench {
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
     },
+    /// Processes and containers in a sandbox that runs, against runc inside of the same guest
+    Exec,
     /// From an image in a registry to what a machine can boot, against skopeo, umoci and mkfs.erofs
     Image,
 }
@@ -78,6 +81,7 @@ pub(crate) fn run(workspace: &Workspace, what: &Bench) -> Result<(), BenchError>
     match what {
         Bench::Boot { peers, nested_only } => boot(workspace, peers.as_deref(), *nested_only),
         Bench::Devices { only } => devices::run(workspace, only.as_deref()),
+        Bench::Exec => exec::run(workspace),
         Bench::Image => image::run(workspace),
     }
 }

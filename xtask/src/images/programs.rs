@@ -95,6 +95,13 @@ pub(super) const PROGRAMS: &[Program] = &[
         ..PLAIN
     },
     Program {
+        // What containers of a sandbox are measured against, in the same guest.
+        name: "runc",
+        package: "runc",
+        cmd: &["runc"],
+        ..PLAIN
+    },
+    Program {
         name: "redis",
         package: "redis-server",
         after: "mkdir /data\nchown redis:redis /data",

@@ -73,6 +73,14 @@ pub(crate) enum TailorError {
         /// Option, value asked, value it has.
         lost: Vec<String>,
     },
+    /// The same inputs gave other bytes.
+    #[error("{} of a second build differs from byte {at} on", file.display())]
+    Differs {
+        /// The first build's file.
+        file: PathBuf,
+        /// The first byte that is not the same.
+        at: u64,
+    },
     /// A program or a file of the cache failed.
     #[error(transparent)]
     Making(#[from] MakingError),
@@ -109,27 +117,86 @@ const FOREIGN: [&str; 12] = [
 /// # Errors
 /// When it cannot be built; nothing half made stays.
 pub(crate) fn tailor(cache_directory: &Path, variant: Variant) -> Result<Tailored, TailorError> {
-    if !cfg!(target_arch = "x86_64") {
-        return Err(TailorError::Architecture {
-            architecture: std::env::consts::ARCH,
-        });
+    let order = Order::new(cache_directory, variant)?;
+    if !order.tailored.directory.is_dir() {
+        order.build(&order.tailored.directory)?;
     }
-    let kernels = cache_directory.join("kernel");
-    let asked = Asked::of(variant)?;
-    let source = source::provide(&kernels)?;
-    let inputs = [
-        source.version.clone(),
-        variant.name().to_owned(),
-        asked.text(),
-        version_of("gcc")?,
-        version_of("ld")?,
-    ];
-    let directory = kernels.join(format!("tailored-{}", name_of(&inputs)));
-    let tailored = Tailored { variant, directory };
-    if !tailored.directory.is_dir() {
-        build(&kernels, &source, &asked, &tailored)?;
+    Ok(order.tailored)
+}
+
+/// Builds a kernel once more, in a directory of another name, and compares: the same inputs have to give the same bytes.
+///
+/// # Errors
+/// [`TailorError::Differs`] when they do not, and as [`tailor`].
+pub(crate) fn reproduce(cache_directory: &Path, variant: Variant) -> Result<(), TailorError> {
+    Order::new(cache_directory, variant)?.compare_with_another()
+}
+
+fn compare(first: &Path, second: &Path) -> Result<(), TailorError> {
+    let read = |path: &Path| fs::read(path).map_err(file("read", path));
+    let (one, other) = (read(first)?, read(second)?);
+    if one == other {
+        return Ok(());
     }
-    Ok(tailored)
+    let same = one
+        .iter()
+        .zip(&other)
+        .take_while(|(one, other)| one == other)
+        .count();
+    Err(TailorError::Differs {
+        file: first.to_path_buf(),
+        at: same as u64,
+    })
+}
+
+/// Everything that a build needs.
+struct Order {
+    kernels: PathBuf,
+    source: Source,
+    asked: Asked,
+    tailored: Tailored,
+}
+
+impl Order {
+    fn new(cache_directory: &Path, variant: Variant) -> Result<Self, TailorError> {
+        if !cfg!(target_arch = "x86_64") {
+            return Err(TailorError::Architecture {
+                architecture: std::env::consts::ARCH,
+            });
+        }
+        let kernels = cache_directory.join("kernel");
+        let asked = Asked::of(variant)?;
+        let source = source::provide(&kernels)?;
+        let inputs = [
+            source.version.clone(),
+            variant.name().to_owned(),
+            asked.text(),
+            version_of("gcc")?,
+            version_of("ld")?,
+        ];
+        let directory = kernels.join(format!("tailored-{}", name_of(&inputs)));
+        let tailored = Tailored { variant, directory };
+        Ok(Self {
+            kernels,
+            source,
+            asked,
+            tailored,
+        })
+    }
+
+    fn compare_with_another(&self) -> Result<(), TailorError> {
+        let again = Partial::new(&self.kernels, "-again").map_err(file("write into", &self.kernels))?;
+        self.build(again.path())?;
+        for name in [UNSTRIPPED, VMLINUX, CONFIG] {
+            compare(&self.tailored.directory.join(name), &again.path().join(name))?;
+        }
+        Ok(())
+    }
+
+    fn build(&self, directory: &Path) -> Result<(), TailorError> {
+        let step = Step::start(format!("tailored kernel ({})", self.tailored.variant.name()));
+        build(step, &self.kernels, &self.source, &self.asked, directory)
+    }
 }
 
 /// The first 16 hexadecimal digits of the hash of all inputs.
@@ -149,8 +216,13 @@ fn version_of(tool: &str) -> Result<String, TailorError> {
     Ok(said.lines().next().unwrap_or_default().to_owned())
 }
 
-fn build(kernels: &Path, source: &Source, asked: &Asked, tailored: &Tailored) -> Result<(), TailorError> {
-    let step = Step::start(format!("tailored kernel ({})", tailored.variant.name()));
+fn build(
+    step: Step,
+    kernels: &Path,
+    source: &Source,
+    asked: &Asked,
+    directory: &Path,
+) -> Result<(), TailorError> {
     let tree = Partial::new(kernels, "-tree").map_err(file("write into", kernels))?;
     fs::create_dir_all(tree.path()).map_err(file("create", tree.path()))?;
     unpack(&step, source, tree.path())?;
@@ -160,7 +232,6 @@ fn build(kernels: &Path, source: &Source, asked: &Asked, tailored: &Tailored) ->
     collect(&step, tree.path(), result.path())?;
     let vmlinux = result.path().join(VMLINUX);
     let size = fs::metadata(&vmlinux).map_err(file("read", &vmlinux))?.len();
-    let directory = &tailored.directory;
     result.complete(directory).map_err(file("create", directory))?;
     step.done(format!("{}, {}", mib(size), source.version));
     Ok(())
@@ -274,6 +345,66 @@ mod tests {
         assert_eq!(fs::read_to_string(tree.path().join("vmlinux")).unwrap(), "kata");
     }
 
+    /// An order for a kernel whose makefile makes it so.
+    fn order(kernels: &Path, vmlinux: &str) -> Order {
+        let asked = Asked::of(Variant::Default).unwrap();
+        let tree = tree(&asked.text());
+        let makefile = format!("allnoconfig olddefconfig:\n\t@cp given .config\nvmlinux:\n\t@{vmlinux}\n");
+        fs::write(tree.path().join("Makefile"), makefile).unwrap();
+        let archive = kernels.join("source.tar");
+        let parent = tree.path().parent().unwrap();
+        let mut tar = process::command("tar", ["-cf"]);
+        tar.arg(&archive)
+            .arg("-C")
+            .arg(parent)
+            .arg(tree.path().file_name().unwrap());
+        assert!(tar.status().unwrap().success());
+        Order {
+            kernels: kernels.to_path_buf(),
+            source: Source {
+                version: "1".to_owned(),
+                archive,
+            },
+            asked,
+            tailored: Tailored {
+                variant: Variant::Default,
+                directory: kernels.join("tailored-0"),
+            },
+        }
+    }
+
+    #[test]
+    fn a_second_build_is_compared_byte_by_byte() {
+        let kernels = tempfile::tempdir().unwrap();
+        let program = std::env::current_exe().unwrap();
+        let check = |vmlinux: &str| {
+            let order = order(kernels.path(), vmlinux);
+            let _ = fs::remove_dir_all(&order.tailored.directory);
+            order.build(&order.tailored.directory).unwrap();
+            order.compare_with_another()
+        };
+        check(&format!("cp {} vmlinux", program.display())).unwrap();
+        let error = check(&format!(
+            "cp {} vmlinux; pwd >>vmlinux; date +%N >>vmlinux",
+            program.display()
+        ));
+        let error = error.unwrap_err().to_string();
+        let file = kernels.path().join("tailored-0/vmlinux.unstripped");
+        assert!(
+            error.starts_with(&format!(
+                "{} of a second build differs from byte ",
+                file.display()
+            )),
+            "{error}"
+        );
+        let mut names: Vec<_> = fs::read_dir(kernels.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["source.tar", "tailored-0"]);
+    }
+
     #[test]
     fn a_build_that_fails_leaves_nothing() {
         let kernels = tempfile::tempdir().unwrap();
@@ -281,12 +412,9 @@ mod tests {
             version: "1".to_owned(),
             archive: "/no/such/archive.tar.xz".into(),
         };
-        let tailored = Tailored {
-            variant: Variant::Default,
-            directory: kernels.path().join("tailored-0"),
-        };
         let asked = Asked::of(Variant::Default).unwrap();
-        let error = build(kernels.path(), &source, &asked, &tailored).unwrap_err();
+        let step = Step::start("test");
+        let error = build(step, kernels.path(), &source, &asked, &kernels.path().join("x")).unwrap_err();
         assert_eq!(error.to_string(), "cannot unpack the kernel's source");
         assert_eq!(fs::read_dir(kernels.path()).unwrap().count(), 0);
     }

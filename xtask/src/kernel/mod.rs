@@ -14,7 +14,7 @@ mod config;
 mod distribution;
 mod source;
 
-pub(crate) use build::{TailorError, Tailored, tailor};
+pub(crate) use build::{TailorError, Tailored, reproduce, tailor};
 pub(crate) use config::Variant;
 pub(crate) use distribution::{Kernel, KernelError, provide};
 

@@ -405,8 +405,7 @@ fn cargo(step: &Step, workspace: &Workspace, words: &[&str]) -> Result<(), Box<d
     Ok(process::run(step, &mut workspace.cargo(words))?)
 }
 
-/// Whether every library can be published as it is: not the programs, nor the two crates that stand in for others in
-/// the agent.
+/// Whether every library can be published as it is: not the programs.
 fn package(step: &Step, workspace: &Workspace) -> Result<(), Box<dyn Error>> {
     let mut command = workspace.cargo(&[
         "package",
@@ -415,15 +414,7 @@ fn package(step: &Step, workspace: &Workspace) -> Result<(), Box<dyn Error>> {
         "--allow-dirty",
         "--offline",
     ]);
-    for end in [
-        "examples",
-        "benches",
-        "device-guest",
-        "xtask",
-        "bed-init",
-        "regex",
-        "netlink-packet-route",
-    ] {
+    for end in ["examples", "benches", "device-guest", "xtask", "bed-init"] {
         command.arg(format!("--exclude={end}"));
     }
     let mut warnings = Vec::new();

@@ -15,9 +15,6 @@ const LAW: &[(&str, &[&str])] = &[
     ("kata-image", &[]),
     ("kata-sandbox", &["kata-vmm", "kata-agent-proto", "kata-image"]),
     ("kata-runtime", &["kata-sandbox"]),
-    // Smaller editions of packages that libcontainer asks for.
-    ("regex", &[]),
-    ("netlink-packet-route", &[]),
     // What the guest of a benchmark and its host agree on.
     ("device-guest", &[]),
 ];

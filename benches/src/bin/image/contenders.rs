@@ -43,7 +43,7 @@ impl Place {
 }
 
 /// What our programs print.
-#[derive(Debug, Clone, Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, serde::Serialize)]
 pub(crate) struct Run {
     /// Host probed and image ready.
     pub(crate) image_us: u64,
@@ -89,17 +89,16 @@ pub(crate) fn again(reference: &str, place: &Place) -> Result<Vec<u64>, Box<dyn 
 /// The steps of the pipeline.
 pub(crate) const STEPS: [&str; 4] = ["skopeo copy", "umoci unpack", "mkfs.erofs", "sync"];
 
+/// The image of mkfs.erofs.
+const THEIRS: &str = "image.erofs";
+
 /// From the same reference to one image: a layout, a directory, an EROFS image. What each step cost, in the order of
 /// [`STEPS`].
 ///
 /// # Errors
 /// When a step fails.
 pub(crate) fn pipeline(reference: &str, place: &Place) -> Result<[Cost; 4], Box<dyn Error>> {
-    let (layout, bundle, image) = (
-        place.path("layout"),
-        place.path("bundle"),
-        place.path("image.erofs"),
-    );
+    let (layout, bundle, image) = (place.path("layout"), place.path("bundle"), place.path(THEIRS));
     let tagged = format!("{}:latest", layout.display());
     let mut skopeo = Command::new("skopeo");
     skopeo.args(["copy", "--quiet", "--src-tls-verify=false"]);
@@ -124,4 +123,29 @@ pub(crate) fn pipeline(reference: &str, place: &Place) -> Result<[Cost; 4], Box<
         cost(&mut mkfs)?,
         cost(&mut sync)?,
     ])
+}
+
+/// What our writer made of the directory that mkfs.erofs had before it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Writer {
+    pub(crate) cost: Cost,
+    /// Sizes of both images.
+    pub(crate) bytes: u64,
+    pub(crate) mkfs_bytes: u64,
+}
+
+/// Our writer on the tree that the [`pipeline`] left in `place`, which was just written and read for both.
+///
+/// # Errors
+/// When it fails.
+pub(crate) fn writer(place: &Place) -> Result<Writer, Box<dyn Error>> {
+    let (tree, image) = (place.path("bundle/rootfs"), place.path("ours.erofs"));
+    let path = |path: &Path| path.to_str().map(str::to_owned).ok_or("a path that is no text");
+    let (cost, _) = process::run(&mut ours(&["write", &path(&tree)?, &path(&image)?], place)?)?;
+    let size = |path: &Path| Ok::<_, std::io::Error>(path.metadata()?.len());
+    Ok(Writer {
+        cost,
+        bytes: size(&image)?,
+        mkfs_bytes: size(&place.path(THEIRS))?,
+    })
 }

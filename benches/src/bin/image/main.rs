@@ -2,7 +2,7 @@
 //! without us.
 //!
 //! ```text
-//!  round:  pull into an empty store │ skopeo copy, umoci unpack, mkfs.erofs, sync │ first run, second run
+//!  round:  pull into an empty store │ skopeo copy, umoci unpack, mkfs.erofs, sync; our writer │ two runs
 //! ```
 //!
 //! They take turns in one run on one machine, each as a process of its own, from a registry on this machine. Prints
@@ -34,6 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         ["pull", reference] => drop(ours::pull(reference)?),
+        ["write", tree, image] => ours::write(tree.as_ref(), image.as_ref())?,
         ["again", reference] => println!("{}", ours::again(reference)?),
         ["run", reference] => println!("{}", ours::run(reference)?),
         ["compare", rootfs, images, out] => compare(rootfs.as_ref(), images.as_ref(), out.as_ref())?,
@@ -79,11 +80,13 @@ fn round(reference: &str, work: &Path) -> Result<Round, Box<dyn Error>> {
     drop(place);
     let place = Place::new(work)?;
     let pipeline = contenders::pipeline(reference, &place)?;
+    let writer = contenders::writer(&place)?;
     drop(place);
     let place = Place::new(work)?;
     Ok(Round {
         pull,
         pipeline,
+        writer,
         first_run: contenders::run(reference, &place)?,
         second_run: contenders::run(reference, &place)?,
         again_us: contenders::again(reference, &place)?,

@@ -1,9 +1,12 @@
-//! What this executable is when it is called as a contender: one pull, one sandbox, or the same pull many times.
+//! What this executable is when it is called as a contender: one pull, one image of a directory, one sandbox, or the
+//! same pull many times.
 
 use std::error::Error;
+use std::fs::File;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kata_image::{ImageSource, Pull, ReadyImage, Store};
+use kata_image::{ImageSource, Pull, ReadyImage, Source, Store, erofs};
 use kata_sandbox::report::Stage;
 use kata_sandbox::{Container, Sandbox};
 
@@ -22,7 +25,18 @@ pub(crate) fn pull(reference: &str) -> Result<ReadyImage, Box<dyn Error>> {
     Ok(store.image(&source, &Pull::default(), &mut |_| ())?)
 }
 
-/// Does so again and again; prints the times in microseconds as JSON.
+/// Writes the image of a directory, as mkfs.erofs does.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn write(tree: &Path, image: &Path) -> Result<(), Box<dyn Error>> {
+    let mut options = File::options();
+    let out = options.read(true).write(true).create_new(true).open(image)?;
+    erofs::write(&Source::Directory(tree.to_path_buf()), &out, &mut |_| ())?;
+    Ok(())
+}
+
+/// Pulls again and again; prints the times in microseconds as JSON.
 ///
 /// # Errors
 /// When the image is not there already.

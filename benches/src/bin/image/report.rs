@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use benches::figure::Figure;
 
-use crate::contenders::{Run, STEPS};
+use crate::contenders::{Run, STEPS, Writer};
 use crate::plot;
 use crate::process::Cost;
 use crate::subject::Subject;
 
 /// At least so many times as fast as the pipeline.
 const SPEEDUP: f64 = 2.0;
+/// Our writer on the same directory takes at most so many times as long as mkfs.erofs, and so much space.
+const WRITER_TIME: f64 = 1.5;
+const WRITER_SIZE: f64 = 1.1;
 /// The most memory of a pull, in MiB.
 const PEAK_MIB: f64 = 64.0;
 /// The most time for an image that is in the store, in milliseconds.
@@ -26,6 +29,7 @@ const WARM: &str = "image that is there";
 pub(crate) struct Round {
     pub(crate) pull: Cost,
     pub(crate) pipeline: [Cost; 4],
+    pub(crate) writer: Writer,
     /// With an empty store, and with what the first left there.
     pub(crate) first_run: Run,
     pub(crate) second_run: Run,
@@ -114,6 +118,49 @@ fn runs(rounds: &[Round]) -> Vec<Figure> {
     ]
 }
 
+/// Our writer against mkfs.erofs on the same directory.
+struct WriterFigures {
+    time: Figure,
+    size: Figure,
+}
+
+/// Where mkfs.erofs stands among the steps.
+const MKFS: usize = 2;
+
+impl WriterFigures {
+    fn new(rounds: &[Round]) -> Self {
+        let ours: Vec<_> = rounds.iter().map(|round| round.writer.cost.wall).collect();
+        let theirs: Vec<_> = rounds.iter().map(|round| round.pipeline[MKFS].wall).collect();
+        Self {
+            time: Figure::ratio("our writer / mkfs.erofs: time", &ours, &theirs),
+            size: Figure::of(
+                "our writer / mkfs.erofs: size",
+                rounds.iter().map(|round| size_ratio(round.writer)).collect(),
+            ),
+        }
+    }
+
+    fn goals(&self) -> [Goal; 2] {
+        let goal = |what: &str, figure: &Figure, most: f64| Goal {
+            what: format!(
+                "the image of a directory takes {:.2} times the {what} that mkfs.erofs takes for it (median of {}; p10 \
+                 {:.2}, p90 {:.2}); the goal is {most}",
+                figure.median, figure.n, figure.p10, figure.p90
+            ),
+            reached: figure.median <= most,
+        };
+        [
+            goal("time", &self.time, WRITER_TIME),
+            goal("space", &self.size, WRITER_SIZE),
+        ]
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^52 bytes")]
+fn size_ratio(writer: Writer) -> f64 {
+    writer.bytes as f64 / writer.mkfs_bytes as f64
+}
+
 fn goals(speedup: &Figure, ours: &Row, runs: &[Figure]) -> Vec<Goal> {
     let mut goals = vec![
         Goal {
@@ -159,23 +206,30 @@ pub(crate) fn write(subject: &Subject, rounds: &[Round], out: &Path) -> Result<(
         Row::new(name, &costs)
     };
     let steps: Vec<Row> = STEPS.iter().enumerate().map(step).collect();
+    let costs: Vec<_> = rounds.iter().map(|round| round.writer.cost).collect();
+    let writer = Row::new("our writer, for mkfs.erofs", &costs);
+    let writer_figures = WriterFigures::new(rounds);
     let pairs = rounds
         .iter()
         .map(|round| (round.whole_pipeline().wall, round.pull.wall));
     let (theirs, own): (Vec<_>, Vec<_>) = pairs.unzip();
     let speedup = Figure::ratio("speedup", &theirs, &own);
     let runs = runs(rounds);
-    let rows: Vec<&Row> = [&ours, &pipeline].into_iter().chain(&steps).collect();
-    for figure in rows
-        .iter()
-        .flat_map(|row| row.figures())
-        .chain(&runs)
-        .chain([&speedup])
-    {
+    let rows: Vec<&Row> = [&ours, &pipeline]
+        .into_iter()
+        .chain(&steps)
+        .chain([&writer])
+        .collect();
+    for figure in rows.iter().flat_map(|row| row.figures()).chain(&runs).chain([
+        &speedup,
+        &writer_figures.time,
+        &writer_figures.size,
+    ]) {
         println!("{}", serde_json::to_string(figure)?);
     }
     let hypervisor = rounds.first().map_or("", |round| &round.first_run.hypervisor);
-    let goals = goals(&speedup, &ours, &runs);
+    let mut goals = goals(&speedup, &ours, &runs);
+    goals.extend(writer_figures.goals());
     let table = table(subject, hypervisor, &rows, &runs, &goals)?;
     eprintln!("\n{table}");
     std::fs::create_dir_all(out)?;
@@ -269,6 +323,25 @@ mod tests {
             reached: false,
         };
         assert_eq!(goal.line(), "NOT reached: x");
+    }
+
+    #[test]
+    fn the_writer_is_held_to_mkfs() {
+        let round = |milliseconds, bytes| Round {
+            pull: Cost::default(),
+            pipeline: [0, 0, 100, 0].map(|wall| cost(wall, 0)),
+            writer: Writer {
+                cost: cost(milliseconds, 0),
+                bytes,
+                mkfs_bytes: 1000,
+            },
+            first_run: Run::default(),
+            second_run: Run::default(),
+            again_us: Vec::new(),
+        };
+        let reached = |round| WriterFigures::new(&[round]).goals().map(|goal| goal.reached);
+        assert_eq!(reached(round(150, 1100)), [true; 2]);
+        assert_eq!(reached(round(151, 1101)), [false; 2]);
     }
 
     #[test]

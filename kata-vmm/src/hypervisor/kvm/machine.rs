@@ -14,7 +14,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder, JoinHandle};
 use std::time::Instant;
 
@@ -48,6 +48,8 @@ pub(in crate::hypervisor) struct Microvm {
     shared: Option<Shared>,
     sockets: Sockets,
     console: Console,
+    /// What tells of those who follow the console, once there was one.
+    followed: Option<OwnedFd>,
     ends: Receiver<VmExit>,
     ended: Arc<OwnedFd>,
     /// Until it was reported.
@@ -75,14 +77,18 @@ pub(super) struct Parts {
 pub(super) struct Console(Arc<Mutex<Tail>>);
 
 impl Console {
+    fn tail(&self) -> MutexGuard<'_, Tail> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn text(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).text()
+        self.tail().text()
     }
 }
 
 impl io::Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+        self.tail().push(bytes);
         Ok(bytes.len())
     }
 
@@ -107,6 +113,7 @@ impl Microvm {
             shared: Some(shared),
             sockets: parts.sockets,
             console: parts.console,
+            followed: None,
             ends,
             ended: Arc::new(ended),
             running: None,
@@ -226,12 +233,16 @@ impl Drop for Microvm {
 impl Vm for Microvm {
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
         let mut sources = vec![self.ended.as_fd()];
+        sources.extend(self.followed.as_ref().map(AsFd::as_fd));
         sources.extend(self.sockets.dials());
         sources
     }
 
     fn advance(&mut self) -> Vec<Occurrence> {
         acknowledge(&self.ended);
+        if self.followed.is_some() {
+            self.console.tail().advance();
+        }
         let mut occurrences: Vec<_> = self.running.take().map(Occurrence::Running).into_iter().collect();
         occurrences.extend(self.pauses.drain(..).map(Occurrence::Paused));
         let end = self.ends.try_recv().ok();
@@ -249,6 +260,16 @@ impl Vm for Microvm {
 
     fn console_tail(&self) -> String {
         self.console.text()
+    }
+
+    fn follow_console(&mut self, socket: OwnedFd) -> io::Result<()> {
+        let mut tail = self.console.tail();
+        tail.follow(socket)?;
+        self.followed = tail
+            .source()
+            .map(|source| source.try_clone_to_owned())
+            .transpose()?;
+        Ok(())
     }
 
     fn pause(&mut self, paused: bool) -> Result<(), Refusal> {

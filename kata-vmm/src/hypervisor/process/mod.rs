@@ -131,6 +131,10 @@ impl Vm for Program {
         self.child.output()
     }
 
+    fn follow_console(&mut self, socket: OwnedFd) -> std::io::Result<()> {
+        self.child.follow_output(socket)
+    }
+
     fn pause(&mut self, _: bool) -> Result<(), Refusal> {
         Err(Refusal {
             operation: "holding the machine".to_owned(),

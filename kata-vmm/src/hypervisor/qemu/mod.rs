@@ -277,7 +277,7 @@ impl Vm for Emulator {
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
         let mut sources: Vec<_> = self.child.sources().collect();
         sources.extend(self.qmp.source());
-        sources.extend(self.console.source());
+        sources.extend(self.console.sources());
         sources.extend(self.sockets.dials());
         sources.extend(self.expected.iter().map(|(rendezvous, _)| rendezvous.source()));
         sources
@@ -317,6 +317,10 @@ impl Vm for Emulator {
 
     fn console_tail(&self) -> String {
         self.console.text()
+    }
+
+    fn follow_console(&mut self, socket: OwnedFd) -> io::Result<()> {
+        self.console.follow(socket)
     }
 
     fn pause(&mut self, paused: bool) -> Result<(), Refusal> {

@@ -1,0 +1,119 @@
+//! Where paths begin: the root of a container, or the host's own.
+//!
+//! Owns the following of paths that people name. In a container's root the kernel resolves them as if it were `/`
+//! (openat2(2), `RESOLVE_IN_ROOT`): no link and no `..` leads out of it.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::FilesError;
+
+/// Links that are followed in one path (path_resolution(7)).
+const LINKS_MAX: usize = 40;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Root {
+    directory: OwnedFd,
+    resolve: ResolveFlags,
+}
+
+/// A name in a directory.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) directory: OwnedFd,
+    pub(super) name: OsString,
+}
+
+impl Root {
+    /// This process's own root.
+    ///
+    /// # Errors
+    /// Where it cannot be opened.
+    pub fn own() -> Result<Self, FilesError> {
+        let directory = open(Path::new("/"))?;
+        Ok(Root {
+            directory,
+            resolve: ResolveFlags::empty(),
+        })
+    }
+
+    /// A directory that is somebody else's root; `/proc/<pid>/root` is one.
+    ///
+    /// # Errors
+    /// Where it cannot be opened.
+    pub fn of(path: &Path) -> Result<Self, FilesError> {
+        Ok(Root {
+            directory: open(path)?,
+            resolve: ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS),
+        })
+    }
+
+    /// Opens what an absolute path leads to, without reading from it.
+    pub(super) fn resolve(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let flags = flags | OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::openat2(&self.directory, path, flags, Mode::empty(), self.resolve)
+    }
+
+    /// A directory by its path.
+    pub(super) fn directory(&self, path: &Path) -> Result<OwnedFd, FilesError> {
+        self.resolve(path, OFlags::DIRECTORY)
+            .map_err(FilesError::of(path, "open the directory"))
+    }
+
+    /// The place that a path names, with the links of its last part followed if asked.
+    pub(super) fn place(&self, path: &Path, follow: bool) -> Result<Place, FilesError> {
+        let mut at = path.to_path_buf();
+        for _ in 0..LINKS_MAX {
+            let Some(Component::Normal(name)) = at.components().next_back() else {
+                // Its last part is no name of its own: it is a directory.
+                break;
+            };
+            let (name, above) = (name.to_owned(), parent(&at));
+            let directory = self.directory(&above)?;
+            let target = match follow {
+                true => rustix::fs::readlinkat(&directory, &name, Vec::new()).ok(),
+                false => None,
+            };
+            match target {
+                Some(target) => at = above.join(OsStr::from_bytes(target.as_bytes())),
+                None => return Ok(Place { directory, name }),
+            }
+        }
+        Err(FilesError::NotADirectory(path.to_path_buf()))
+    }
+}
+
+fn open(path: &Path) -> Result<OwnedFd, FilesError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(FilesError::of(path, "open the directory"))
+}
+
+/// What a path's last part is in.
+fn parent(path: &Path) -> PathBuf {
+    path.parent()
+        .map_or_else(|| PathBuf::from("/"), Path::to_path_buf)
+}
+
+/// Whether a path asks for a directory by how it is written: by a slash, `.` or `..` at its end.
+pub(super) fn asks_for_directory(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    let last = bytes.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    matches!(last, b"" | b"." | b"..")
+}
+
+/// What kind of file a descriptor is of.
+pub(super) fn kind(fd: impl AsFd) -> Result<FileType, Errno> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode))
+}
+
+impl AsFd for Place {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}

@@ -1,0 +1,174 @@
+//! `hooks` of a specification: when they run, where, what they are told, and what their failure means.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this is test code")]
+
+mod bed;
+mod guest;
+
+use bed::{Bed, eventually};
+use guest::{Guest, RESULTS, ROOT, spec};
+use kata_agent_proto::{FailureKind, oci};
+
+/// A shell of the idle container's root, for where there is no other: by its loader, without anything of that root.
+fn outside(script: &str) -> oci::Hook {
+    let loader = format!("{ROOT}/lib64/ld-linux-x86-64.so.2");
+    let libraries = format!("{ROOT}/lib/x86_64-linux-gnu");
+    oci::Hook {
+        path: loader.clone(),
+        args: vec![
+            loader,
+            "--library-path".into(),
+            libraries,
+            format!("{ROOT}/bin/bash"),
+            "-c".into(),
+            script.into(),
+        ],
+        env: vec!["WORD=hook".into()],
+        ..Default::default()
+    }
+}
+
+fn inside(script: &str) -> oci::Hook {
+    oci::Hook {
+        path: "/bin/bash".into(),
+        args: ["bash", "-c", script].map(String::from).to_vec(),
+        ..Default::default()
+    }
+}
+
+/// Builtins only: its name, the host name that it sees, whether it sees the agent's root, and the state.
+fn told(name: &str, results: &str) -> String {
+    format!(
+        "read -r host </proc/sys/kernel/hostname; root=no; [ -d {ROOT} ] && root=yes; read -r state; \
+         echo \"{name} $host $root $WORD $state\" >>{results}/order"
+    )
+}
+
+fn hooked(script: &str) -> oci::Spec {
+    let mut spec = spec(script);
+    spec.hostname = "box".into();
+    spec.annotations.insert("key".into(), "value".into());
+    spec
+}
+
+on_every_backend! {
+    /// Conformance: oci hooks.prestart
+    /// Conformance: oci hooks.createRuntime
+    /// Conformance: oci hooks.createContainer
+    /// Conformance: oci hooks.startContainer
+    /// Conformance: oci hooks.poststart
+    /// Conformance: oci hooks.poststop
+    async fn hooks_run_at_their_moments_in_their_namespaces(bed: Bed) {
+        let guest = Guest::boot(&bed).await;
+        let results = format!("{ROOT}{RESULTS}");
+        let mut spec = hooked(&format!("echo program >>{RESULTS}/order; sleep 1000"));
+        spec.hooks = Some(oci::Hooks {
+            prestart: vec![outside(&told("prestart", &results)), outside(&told("again", &results))],
+            create_runtime: vec![outside(&told("createRuntime", &results))],
+            create_container: vec![outside(&told("createContainer", &results))],
+            start_container: vec![inside(&told("startContainer", RESULTS))],
+            poststart: vec![outside(&told("poststart", &results))],
+            poststop: vec![outside(&told("poststop", &results)), outside("exit 3"), outside(&told("last", &results))],
+            ..Default::default()
+        })
+        .into();
+        let agents = guest.shell("true").await;
+        assert_eq!(agents, "");
+        guest.create("hooked", spec).await;
+        let created = guest.result("order").await;
+        let names = |text: &str| text.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>();
+        assert_eq!(names(&created), ["prestart", "again", "createRuntime", "createContainer"]);
+        guest.start("hooked").await.unwrap();
+        // The program runs, and so its word may come before or after that of the hook that follows its start.
+        eventually("the program says so", async || guest.result("order").await.contains("program")).await;
+        let mut started = names(&guest.result("order").await);
+        assert_eq!(started.remove(4), "startContainer");
+        started.sort();
+        assert!(started.ends_with(&["prestart".into(), "program".into()]) && started.contains(&"poststart".into()), "{started:?}");
+        guest.kill("hooked").await;
+        assert_eq!(guest.wait("hooked", "hooked").await, 137);
+        guest.remove("hooked").await;
+
+        let order = guest.result("order").await;
+        assert_eq!(names(&order)[7..], ["poststop", "last"], "{order}");
+        for line in order.lines().filter(|line| *line != "program") {
+            let words: Vec<&str> = line.splitn(5, ' ').collect();
+            let [name, host, root, word, state] = words[..] else { panic!("{line}") };
+            let in_container = matches!(name, "createContainer" | "startContainer");
+            assert_eq!(host == "box", in_container, "the UTS namespace of {line}");
+            // Before the root is entered, the agent's files are still there.
+            assert_eq!(root == "yes", name != "startContainer", "the root of {line}");
+            assert_eq!(word, if name == "startContainer" { "" } else { "hook" }, "the environment of {line}");
+            let status = match name {
+                "prestart" | "again" | "createRuntime" | "createContainer" => "creating",
+                "startContainer" => "created",
+                "poststart" => "running",
+                _ => "stopped",
+            };
+            let part = |text: String| assert!(state.contains(&text), "{text} is not in {line}");
+            part(format!("\"status\":\"{status}\""));
+            part("\"id\":\"hooked\"".into());
+            part("\"ociVersion\":\"1.2.0\"".into());
+            part("\"annotations\":{\"key\":\"value\"}".into());
+            part("\"bundle\":\"/".into());
+            assert_eq!(state.contains("\"pid\":"), status != "stopped", "{line}");
+            assert_eq!(state.contains("\"pid\":1,"), in_container, "its number where it runs: {line}");
+        }
+        guest.stop().await;
+    }
+
+    async fn a_hook_that_fails_is_told_and_leaves_nothing(bed: Bed) {
+        let guest = Guest::boot(&bed).await;
+        let before = guest.traces().await;
+        let results = format!("{ROOT}{RESULTS}");
+        let after = || vec![outside(&format!("echo after >>{results}/after"))];
+        let with = |change: &dyn Fn(&mut oci::Hooks)| {
+            let mut spec = hooked("echo ran");
+            let mut hooks = oci::Hooks { poststop: after(), ..Default::default() };
+            change(&mut hooks);
+            spec.hooks = Some(hooks).into();
+            spec
+        };
+        let fails = || vec![outside("exit 0"), outside("echo why >&2; exit 3")];
+        let told = |stage: &str| format!("hooks.{stage}[1]: ");
+        type Change<'a> = &'a dyn Fn(&mut oci::Hooks);
+        let cases: [(&str, Change<'_>); 3] = [
+            ("prestart", &|hooks| hooks.prestart = fails()),
+            ("createRuntime", &|hooks| hooks.create_runtime = fails()),
+            ("createContainer", &|hooks| hooks.create_container = fails()),
+        ];
+        for (stage, change) in cases {
+            let (kind, subject) = guest.refused(with(change)).await;
+            assert_eq!(kind, FailureKind::Container);
+            assert!(subject.starts_with(&told(stage)) && subject.ends_with("exit status 3: why"), "{subject}");
+        }
+        // What follows the end of a container follows the end of one that never was.
+        assert_eq!(guest.result("after").await, "after\nafter\nafter");
+        let start = with(&|hooks| hooks.start_container = vec![inside("exit 0"), inside("echo why; kill -9 $$")]);
+        let (_, subject) = guest.refused_start(start).await;
+        assert!(subject.starts_with(&told("startContainer")) && subject.ends_with("killed by signal 9: why"), "{subject}");
+
+        // One that follows the start ends what was started.
+        let id = guest.fresh();
+        let mut spec = with(&|hooks| hooks.poststart = fails());
+        spec.process.mut_or_insert_default().args = ["sleep", "1000"].map(String::from).to_vec();
+        guest.create(&id, spec).await;
+        let failed = guest.start(&id).await.unwrap_err().to_string();
+        assert!(failed.contains(&told("poststart")), "{failed}");
+        assert_eq!(guest.wait(&id, &id).await, 137);
+        guest.remove(&id).await;
+
+        // One that takes too long is killed; one that is not there is a failure as well.
+        let mut slow = outside("while :; do read -t 1 x <>/dev/zero; done");
+        slow.timeout = 1;
+        let (_, subject) = guest.refused(with(&|hooks| hooks.prestart = vec![slow.clone()])).await;
+        assert!(subject.starts_with("hooks.prestart[0]: ") && subject.ends_with("not done in 1s"), "{subject}");
+        let nowhere = oci::Hook { path: "/no/such/hook".into(), ..Default::default() };
+        let (_, subject) = guest.refused(with(&|hooks| hooks.create_container = vec![nowhere.clone()])).await;
+        assert!(subject.starts_with("hooks.createContainer[0]: /no/such/hook"), "{subject}");
+        let relative = oci::Hook { path: "hook".into(), ..Default::default() };
+        guest.refused_as(with(&|hooks| hooks.poststop = vec![relative.clone()]), FailureKind::Invalid, "hooks.poststop[0].path").await;
+        assert_eq!(guest.traces().await, before, "nothing is left");
+        guest.stop().await;
+    }
+}
