@@ -10,21 +10,23 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kata_agent_proto::agent::SharedMount;
 use kata_agent_proto::{Failed, FailureKind};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 use crate::birth::hooks::{self, State};
-use crate::container::{Container, Launches, Places};
+use crate::container::{self, Container, Launches, Places};
 use crate::exec::{Joiner, NameSpaces, Plan, Target, Traits};
 use crate::guest::Guest;
 use crate::ipc::Ipc;
 use crate::launch;
 use crate::limits::Limits;
 use crate::oom::{self, Kills};
-use crate::order::{Create, Hooks, Order, Remove, Storage, Storages, Update, User};
+use crate::order::{Create, Device, Hooks, Order, Remove, Storage, Storages, Update, User};
 use crate::process::{Ports, Prepared, Process};
 use crate::reaper::Reaper;
+use crate::sharing::Pause;
 use crate::streams::Unclaimed;
 use crate::terminal;
 use crate::worker::storage;
@@ -46,10 +48,12 @@ pub(crate) struct Settings {
 
 /// What containers get from their sandbox.
 #[derive(Debug, Clone, Default)]
-struct Names {
+pub(crate) struct Names {
     sandbox_id: Option<String>,
     hostname: String,
     dns: Vec<String>,
+    /// All of its containers share one PID namespace.
+    pub(crate) shared_pids: bool,
 }
 
 /// See the module.
@@ -62,6 +66,7 @@ pub(crate) struct Sandbox {
     pub(crate) unclaimed: Unclaimed,
     pub(crate) oom: oom::Events,
     names: Mutex<Names>,
+    pub(crate) pause: Pause,
     ipc: Ipc,
     /// `None` while being made or removed.
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
@@ -74,6 +79,8 @@ pub(crate) struct Sandbox {
 /// What a container is made of.
 pub(crate) struct Creation {
     pub(crate) id: String,
+    /// Another name of its init.
+    pub(crate) init_id: String,
     pub(crate) spec: serde_json::Value,
     pub(crate) traits: Traits,
     pub(crate) limits: Limits,
@@ -81,6 +88,11 @@ pub(crate) struct Creation {
     pub(crate) storages: Vec<Storage>,
     pub(crate) ports: Ports,
     pub(crate) terminal: bool,
+    /// Its processes are in the PID namespace that containers share.
+    pub(crate) shared_pids: bool,
+    pub(crate) devices: Vec<Device>,
+    /// Mounts between containers; what is not this one's to see is not its concern.
+    pub(crate) shared_mounts: Vec<SharedMount>,
 }
 
 /// What a further process is made of.
@@ -95,6 +107,7 @@ pub(crate) struct Execution {
 /// A container's first process, and what is watched of it.
 struct Init {
     id: String,
+    init_id: String,
     process: Process,
     kills: Option<Kills>,
     start: UnixStream,
@@ -155,6 +168,7 @@ impl Sandbox {
             unclaimed: Unclaimed::default(),
             oom: oom::Events::default(),
             names: Mutex::default(),
+            pause: Pause::default(),
             ipc: Ipc::default(),
             containers: Mutex::default(),
             cgroups: Mutex::default(),
@@ -166,12 +180,12 @@ impl Sandbox {
         self.settings.guest
     }
 
-    fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {
+    pub(crate) fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {
         // Nothing panics while holding it.
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn names(&self) -> MutexGuard<'_, Names> {
+    pub(crate) fn names(&self) -> MutexGuard<'_, Names> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -182,6 +196,7 @@ impl Sandbox {
         hostname: String,
         dns: Vec<String>,
         storages: Vec<Storage>,
+        shared_pids: bool,
     ) -> Result<(), Error> {
         if self.names().sandbox_id.is_some() {
             return Err(Failed::new(FailureKind::AlreadyExists, "the sandbox").into());
@@ -202,6 +217,7 @@ impl Sandbox {
             sandbox_id: Some(sandbox_id),
             hostname,
             dns,
+            shared_pids,
         };
         Ok(())
     }
@@ -231,6 +247,7 @@ impl Sandbox {
     /// Creates a container; its process waits to be started.
     pub(crate) async fn create(&self, creation: Creation) -> Result<(), Error> {
         check_name(&creation.id)?;
+        check_name(&creation.init_id)?;
         let id = creation.id.clone();
         let slot = Slot::reserve(self, &id)?;
         let container = self.make_container(creation).await?;
@@ -238,7 +255,8 @@ impl Sandbox {
         Ok(())
     }
 
-    async fn make_container(&self, creation: Creation) -> Result<Container, Error> {
+    async fn make_container(&self, mut creation: Creation) -> Result<Container, Error> {
+        self.share_pids(&mut creation).await?;
         let places = self.places(&creation)?;
         self.occupy(&places.cgroup)?;
         let launches = Launches::new();
@@ -252,10 +270,13 @@ impl Sandbox {
         match made {
             Ok(Init {
                 id,
+                init_id,
                 process,
                 kills,
                 start,
-            }) => Ok(Container::new(id, places, process, launches, kills, start)),
+            }) => Ok(Container::new(
+                id, init_id, places, process, launches, kills, start,
+            )),
             Err(failed) => {
                 self.release(&places).await?;
                 Err(failed.into())
@@ -271,6 +292,7 @@ impl Sandbox {
     ) -> Result<Init, Failed> {
         let Creation {
             id,
+            init_id,
             mut spec,
             traits,
             limits,
@@ -278,7 +300,11 @@ impl Sandbox {
             storages,
             ports,
             terminal,
+            shared_pids: _,
+            devices,
+            shared_mounts,
         } = creation;
+        let shares = self.shares(&id, &spec, &shared_mounts)?;
         self.ipc.share(&mut spec)?;
         let (prepared, streams) = Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?;
         let Names { hostname, dns, .. } = self.names().clone();
@@ -292,6 +318,8 @@ impl Sandbox {
             bundle: places.bundle.clone(),
             cgroup: places.cgroup.clone(),
             limits,
+            devices,
+            shares,
             storages: self.storages(storages),
             spec,
             traits,
@@ -309,6 +337,7 @@ impl Sandbox {
         let process = prepared.follow(child, launches.none()).await?;
         Ok(Init {
             id,
+            init_id,
             process,
             kills,
             start,
@@ -348,6 +377,7 @@ impl Sandbox {
                 .iter()
                 .map(|storage| storage.mount_point.clone())
                 .collect(),
+            name: container::name(spec).map(str::to_owned),
             namespaces: NameSpaces::of(spec)?,
             traits: Arc::new(creation.traits.clone()),
             poststart: hooks::of(spec, "poststart")?,
@@ -489,6 +519,10 @@ impl Sandbox {
             if let Err(error) = self.remove(&id, None).await {
                 crate::warn(&format!("{id} is not removed: {error}"));
             }
+        }
+        if let Some(pause) = self.pause.lock().await.take() {
+            // One that has ended already needs no signal.
+            let _ = pause.signal(libc::SIGKILL);
         }
         self.oom.close();
         self.destroyed.notify_one();

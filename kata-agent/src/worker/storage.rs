@@ -11,14 +11,15 @@ use kata_agent_proto::storage::VERITY;
 use kata_agent_proto::{Failed, FailureKind};
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use super::ownership;
 use super::verity::{Table, Verified};
 use crate::order::{Storage, Storages};
 use crate::sys;
 
 /// How long a disk may take to appear.
-const DISK_WAIT: Duration = Duration::from_secs(1);
+pub(super) const DISK_WAIT: Duration = Duration::from_secs(1);
 /// How often it is looked for, in that time.
-const DISK_POLL: Duration = Duration::from_millis(2);
+pub(super) const DISK_POLL: Duration = Duration::from_millis(2);
 /// A directory to make before an overlay is mounted; repeatable.
 const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_directory=";
 
@@ -55,7 +56,12 @@ pub(crate) fn mount_all(storages: &Storages) -> Result<Mounted, Failed> {
     let mut mounted = Mounted(Vec::new());
     for storage in &storages.list {
         mount(storage, storages)?;
-        mounted.0.push(PathBuf::from(&storage.mount_point));
+        let path = PathBuf::from(&storage.mount_point);
+        mounted.0.push(path.clone());
+        if let Some(group) = &storage.group {
+            let read_only = storage.options.iter().any(|option| option == "ro");
+            ownership::give(&path, group, read_only).map_err(|error| failed(storage, &error))?;
+        }
     }
     Ok(mounted)
 }
@@ -155,7 +161,7 @@ fn mount_by_loop(storage: &Storage, source: &str) -> Result<(), Failed> {
 
 /// The device of the disk with this serial (`/sys/block/*/serial`; on virtio, virtio 1.2 §5.2.6.1
 /// VIRTIO_BLK_T_GET_ID).
-fn wait_for_disk(serial: &str) -> Result<String, Failed> {
+pub(super) fn wait_for_disk(serial: &str) -> Result<String, Failed> {
     let deadline = Instant::now() + DISK_WAIT;
     loop {
         if let Some(device) = find_disk(Path::new("/sys/block"), serial) {
@@ -191,7 +197,8 @@ const FLAGS: [(&str, MountFlags); 10] = [
     ("strictatime", MountFlags::STRICTATIME),
 ];
 
-fn parse_options(options: &[String]) -> (MountFlags, String) {
+/// Flags of mount(2), and what is for the file system.
+pub(super) fn parse_options(options: &[String]) -> (MountFlags, String) {
     let mut flags = MountFlags::empty();
     let mut text = Vec::new();
     for option in options {
