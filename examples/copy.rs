@@ -50,7 +50,7 @@ async fn work(image: &str, input: &str, output: &str, program: &[String]) -> Res
         .exec(Command::new("mkdir").args(["-p", "/data/out"]))
         .await?;
     if !made.wait().await?.success() {
-        return Err("the container has no room for /work".into());
+        return Err("the container has no room for /data".into());
     }
     let copied = sandbox.copy_in(input, "/data/in").progress(show).await?;
     tell("in", &copied);
