@@ -13,6 +13,7 @@ use ttrpc::Code;
 use ttrpc::proto::Status;
 
 use crate::failure::{Failed, FailureKind};
+use crate::frames::{Breach, Frames};
 use crate::text::printable;
 
 /// Why a call failed.
@@ -33,12 +34,21 @@ pub enum CallError {
     /// The agent does not offer this method.
     #[error("the agent does not offer this method")]
     Unimplemented,
+    /// A stream that is read by calls has come to its end.
+    #[error("the stream has ended")]
+    EndOfStream,
     /// The deadline of [`Client::with_deadline`](crate::Client::with_deadline) passed.
     #[error("the agent did not answer in time")]
     DeadlineExceeded,
     /// The connection to the agent is lost. The request may or may not have been carried out.
     #[error("the connection to the agent is lost")]
     Closed,
+    /// The agent sent what no agent sends. The connection is lost, and the agent cannot be trusted.
+    #[error("the agent broke the protocol: {what}")]
+    Broken {
+        /// What it sent.
+        what: String,
+    },
     /// Any other answer.
     #[error("the agent answered with status {code}: {message}")]
     Status {
@@ -64,7 +74,9 @@ impl CallError {
             return CallError::Failed { kind, subject };
         }
         match status.code.enum_value() {
+            Ok(Code::NOT_FOUND) if is_generated(&status.message) => CallError::Unimplemented,
             Ok(Code::NOT_FOUND) => CallError::NotFound,
+            Ok(Code::INTERNAL) if is_end_of_stream(&status.message) => CallError::EndOfStream,
             Ok(Code::UNIMPLEMENTED) => CallError::Unimplemented,
             Ok(Code::DEADLINE_EXCEEDED) => CallError::DeadlineExceeded,
             _ => CallError::Status {
@@ -73,6 +85,17 @@ impl CallError {
             },
         }
     }
+}
+
+/// What generated code answers for a method of a service that its author left out: an agent that is not
+/// [`offered`](crate::offered) says "not found" where it means "not offered".
+fn is_generated(message: &str) -> bool {
+    message.starts_with('/') && message.ends_with(" is not supported")
+}
+
+/// Kata's agent has only words for it: of a pipe, and of a terminal. A backtrace may follow them.
+fn is_end_of_stream(message: &str) -> bool {
+    matches!(message.lines().next(), Some("read meet eof" | "eof"))
 }
 
 impl From<ttrpc::Error> for CallError {
@@ -87,23 +110,60 @@ impl From<ttrpc::Error> for CallError {
             // What is left is a message that could not be encoded or decoded.
             ttrpc::Error::Others(message) => CallError::Status {
                 code: Code::INTERNAL as i32,
-                message,
+                message: printable(&message),
             },
         }
     }
 }
 
-/// A stream that tells when its reading half came to an end.
+/// How a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The other side closed it, or it was lost.
+    Closed,
+    /// The other side broke the protocol.
+    Broken(Breach),
+}
+
+impl From<End> for CallError {
+    fn from(end: End) -> Self {
+        match end {
+            End::Closed => CallError::Closed,
+            End::Broken(breach) => CallError::Broken {
+                what: breach.to_string(),
+            },
+        }
+    }
+}
+
+/// A stream that tells when and how its reading half came to an end, which a breach of the protocol is, too.
 #[derive(Debug)]
 pub(crate) struct Watched<S> {
     stream: S,
-    ended: watch::Sender<bool>,
+    frames: Frames,
+    ended: watch::Sender<Option<End>>,
 }
 
 impl<S> Watched<S> {
-    pub(crate) fn new(stream: S) -> (Self, watch::Receiver<bool>) {
-        let (ended, receiver) = watch::channel(false);
-        (Watched { stream, ended }, receiver)
+    pub(crate) fn new(stream: S) -> (Self, watch::Receiver<Option<End>>) {
+        let (ended, receiver) = watch::channel(None);
+        let frames = Frames::default();
+        let watched = Watched {
+            stream,
+            frames,
+            ended,
+        };
+        (watched, receiver)
+    }
+
+    fn end(&self, end: End) {
+        self.ended.send_if_modified(|first| {
+            let new = first.is_none();
+            if new {
+                *first = Some(end);
+            }
+            new
+        });
     }
 }
 
@@ -116,15 +176,24 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let before = buf.filled().len();
         let result = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
         if result.is_err() || (buf.filled().len() == before && buf.remaining() > 0) {
-            self.ended.send_replace(true);
+            self.end(End::Closed);
+            return Poll::Ready(result);
         }
-        Poll::Ready(result)
+        if let Err(breach) = self.frames.received(&buf.filled()[before..]) {
+            buf.set_filled(before);
+            let error = io::Error::new(io::ErrorKind::InvalidData, breach.to_string());
+            self.end(End::Broken(breach));
+            return Poll::Ready(Err(error));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        self.frames.sent(&buf[..written]);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -140,7 +209,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+        let mut left = written;
+        for buf in bufs {
+            let taken = left.min(buf.len());
+            self.frames.sent(&buf[..taken]);
+            left -= taken;
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -168,6 +244,26 @@ mod tests {
     }
 
     #[test]
+    fn the_words_of_katas_agent_are_understood() {
+        let error = |code, words| CallError::from(ttrpc::Error::RpcStatus(ttrpc::get_status(code, words)));
+        let unsupported = "/grpc.AgentService/ResizeVolume is not supported";
+        assert_eq!(error(Code::NOT_FOUND, unsupported), CallError::Unimplemented);
+        for words in [
+            "read meet eof",
+            "eof",
+            "read meet eof\n\nStack backtrace:\n   0: x",
+        ] {
+            assert_eq!(error(Code::INTERNAL, words), CallError::EndOfStream, "{words}");
+        }
+        for words in ["eof of what", "No such file", ""] {
+            assert!(
+                matches!(error(Code::INTERNAL, words), CallError::Status { .. }),
+                "{words}"
+            );
+        }
+    }
+
+    #[test]
     fn a_failure_keeps_its_kind_whatever_the_code() {
         let error = CallError::from(ttrpc::Error::from(Failed::new(
             FailureKind::Unsupported,
@@ -182,12 +278,12 @@ mod tests {
         use tokio::io::AsyncReadExt;
         let (near, far) = tokio::io::duplex(16);
         let (mut watched, ended) = Watched::new(near);
-        assert!(!*ended.borrow());
+        assert_eq!(*ended.borrow(), None);
         drop(far);
         assert_eq!(
             watched.read(&mut [0; 4]).await.expect("end of file is no error"),
             0
         );
-        assert!(*ended.borrow());
+        assert_eq!(*ended.borrow(), Some(End::Closed));
     }
 }

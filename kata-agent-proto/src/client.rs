@@ -1,4 +1,4 @@
-//! The host's side of the agent's API: one method for each request in use.
+//! The host's side of the agent's API: one method for each request.
 //!
 //! Owns deadlines and the detection of a lost connection. Must not know how the connection was made.
 
@@ -11,18 +11,27 @@ use ttrpc::r#async::transport::Socket;
 use ttrpc::context::{self, Context};
 
 use crate::agent::{
-    CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
-    ExecProcessRequest, GetOOMEventRequest, GuestDetailsRequest, GuestDetailsResponse, OOMEvent,
-    PauseContainerRequest, RemoveContainerRequest, ReseedRandomDevRequest, ResumeContainerRequest,
-    SetGuestDateTimeRequest, SignalProcessRequest, StartContainerRequest, StatsContainerRequest,
-    StatsContainerResponse, TtyWinResizeRequest, UpdateContainerRequest, WaitProcessRequest,
-    WaitProcessResponse,
+    AddARPNeighborsRequest, AddSwapPathRequest, AddSwapRequest, CloseStdinRequest, CopyFileRequest,
+    CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest, ExecProcessRequest,
+    GetIPTablesRequest, GetIPTablesResponse, GetMetricsRequest, GetOOMEventRequest, GuestDetailsRequest,
+    GuestDetailsResponse, Interfaces, ListInterfacesRequest, ListRoutesRequest, MemAgentCompactConfig,
+    MemAgentMemcgConfig, MemHotplugByProbeRequest, Metrics, OOMEvent, OnlineCPUMemRequest,
+    PauseContainerRequest, ReadStreamRequest, ReadStreamResponse, RemoveContainerRequest,
+    RemoveStaleVirtiofsShareMountsRequest, ReseedRandomDevRequest, ResizeVolumeRequest,
+    ResumeContainerRequest, Routes, SetGuestDateTimeRequest, SetIPTablesRequest, SetIPTablesResponse,
+    SetPolicyRequest, SignalProcessRequest, StartContainerRequest, StatsContainerRequest,
+    StatsContainerResponse, TtyWinResizeRequest, UpdateContainerRequest, UpdateEphemeralMountsRequest,
+    UpdateInterfaceRequest, UpdateRoutesRequest, VolumeStatsRequest, WaitProcessRequest, WaitProcessResponse,
+    WriteStreamRequest, WriteStreamResponse,
 };
 use crate::agent_ttrpc::AgentServiceClient;
-use crate::call::{CallError, Watched};
+use crate::call::{CallError, End, Watched};
+use crate::csi::VolumeStatsResponse;
+use crate::frames::ANSWER_MAX_BYTES;
 use crate::health::{CheckRequest, HealthCheckResponse, VersionCheckResponse};
 use crate::health_ttrpc::HealthClient;
 use crate::kata_ttrpc::GuestClient;
+use crate::types::Interface;
 
 /// A connection to the agent. Clones share it; calls on it run side by side.
 ///
@@ -33,7 +42,7 @@ pub struct Client {
     agent: AgentServiceClient,
     health: HealthClient,
     pub(crate) guest: GuestClient,
-    ended: watch::Receiver<bool>,
+    ended: watch::Receiver<Option<End>>,
     deadline: Option<Duration>,
 }
 
@@ -42,6 +51,16 @@ impl std::fmt::Debug for Client {
         f.debug_struct("Client")
             .field("deadline", &self.deadline)
             .finish_non_exhaustive()
+    }
+}
+
+/// Most bytes of a stream that one call reads: with what is around them they fit into an answer.
+pub const READ_MAX_BYTES: u32 = ANSWER_MAX_BYTES / 2;
+
+fn bounded(request: ReadStreamRequest) -> ReadStreamRequest {
+    ReadStreamRequest {
+        len: request.len.min(READ_MAX_BYTES),
+        ..request
     }
 }
 
@@ -54,6 +73,20 @@ macro_rules! calls {
         /// A [`CallError`]; [`CallError::Closed`] when the connection is lost.
         pub async fn $name(&self, request: $request) -> Result<$answer, CallError> {
             self.answer(self.agent.$name(self.context(), &request)).await.map(<$answer as FromAnswer<_>>::from_answer)
+        }
+    )+};
+}
+
+/// Defines those that wait for something to happen, without a deadline.
+macro_rules! patient_calls {
+    ($($(#[$doc:meta])* $name:ident($request:ty) -> $answer:ty;)+) => {$(
+        $(#[$doc])*
+        /// Without a deadline.
+        ///
+        /// # Errors
+        /// A [`CallError`]; [`CallError::NotFound`] when there is no such container or process (any more).
+        pub async fn $name(&self, request: $request) -> Result<$answer, CallError> {
+            self.answer_at_last(self.agent.$name(Context::default(), &request)).await
         }
     )+};
 }
@@ -89,8 +122,8 @@ impl Client {
         }
     }
 
-    /// The same connection with a deadline for each call made through the result, except
-    /// [`wait_process`](Client::wait_process). The agent gives up the request at the deadline, too.
+    /// The same connection with a deadline for each call made through the result, except those that wait
+    /// for something to happen, such as [`wait_process`](Client::wait_process). The agent gives up the request at the deadline, too.
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
         Client {
@@ -99,10 +132,25 @@ impl Client {
         }
     }
 
-    /// Returns when the connection is lost.
+    /// Returns when the connection is lost, or was ended because the agent broke the protocol.
     pub async fn closed(&self) {
+        self.end().await;
+    }
+
+    async fn end(&self) -> End {
+        let mut ended = self.ended.clone();
+        let end = ended.wait_for(Option::is_some).await;
         // An error means that the connection's task is gone: closed as well.
-        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+        end.ok().and_then(|end| end.clone()).unwrap_or(End::Closed)
+    }
+
+    /// What the agent did, where it broke the protocol.
+    #[must_use]
+    pub fn breach(&self) -> Option<String> {
+        match &*self.ended.borrow() {
+            Some(End::Broken(breach)) => Some(breach.to_string()),
+            Some(End::Closed) | None => None,
+        }
     }
 
     calls! {
@@ -139,32 +187,77 @@ impl Client {
         set_guest_date_time(SetGuestDateTimeRequest) -> ();
         /// What the agent and its guest can do.
         get_guest_details(GuestDetailsRequest) -> GuestDetailsResponse;
+        /// Changes one network interface.
+        update_interface(UpdateInterfaceRequest) -> Interface;
+        /// Replaces the guest's routes; what is there afterwards.
+        update_routes(UpdateRoutesRequest) -> Routes;
+        /// The guest's network interfaces.
+        list_interfaces(ListInterfacesRequest) -> Interfaces;
+        /// The guest's routes.
+        list_routes(ListRoutesRequest) -> Routes;
+        /// Adds neighbours of the guest.
+        add_arp_neighbors(AddARPNeighborsRequest) -> ();
+        /// The guest's packet filter, as iptables-save prints it.
+        get_ip_tables(GetIPTablesRequest) -> GetIPTablesResponse;
+        /// Changes the guest's packet filter, as iptables-restore reads it.
+        set_ip_tables(SetIPTablesRequest) -> SetIPTablesResponse;
+        /// Brings processors and memory online that were added.
+        online_cpu_mem(OnlineCPUMemRequest) -> ();
+        /// Tells the guest of memory that was added and that it cannot find.
+        mem_hotplug_by_probe(MemHotplugByProbeRequest) -> ();
+        /// Puts a piece of a file, a directory or a link into the guest.
+        copy_file(CopyFileRequest) -> ();
+        /// Has the guest swap to a block device, by its place on the PCI bus.
+        add_swap(AddSwapRequest) -> ();
+        /// Has the guest swap to a block device or file.
+        add_swap_path(AddSwapPathRequest) -> ();
+        /// Has an agent that decides by a policy decide by this one.
+        set_policy(SetPolicyRequest) -> ();
+        /// Changes the options of ephemeral mounts.
+        update_ephemeral_mounts(UpdateEphemeralMountsRequest) -> ();
+        /// Has the guest notice which shared directories are gone.
+        remove_stale_virtiofs_share_mounts(RemoveStaleVirtiofsShareMountsRequest) -> ();
+        /// What a volume holds.
+        get_volume_stats(VolumeStatsRequest) -> VolumeStatsResponse;
+        /// Grows a volume.
+        resize_volume(ResizeVolumeRequest) -> ();
+        /// Figures of guest and agent, as text for Prometheus.
+        get_metrics(GetMetricsRequest) -> Metrics;
+        /// Settings of an agent that reclaims memory.
+        mem_agent_memcg_set(MemAgentMemcgConfig) -> ();
+        /// Settings of an agent that compacts memory.
+        mem_agent_compact_set(MemAgentCompactConfig) -> ();
     }
 
-    /// The exit status of a process, as soon as it has one: before, during and after its exit, from
-    /// any number of callers, until the container is removed. Without a deadline.
+    patient_calls! {
+        /// The exit status of a process, as soon as it has one: before, during and after its exit, from
+        /// any number of callers, until the container is removed.
+        wait_process(WaitProcessRequest) -> WaitProcessResponse;
+        /// The next process that the kernel killed for want of memory, by its container; each is told to one
+        /// caller.
+        get_oom_event(GetOOMEventRequest) -> OOMEvent;
+        /// Writes to the standard input of a process that has no stream for it; as fast as it reads.
+        write_stdin(WriteStreamRequest) -> WriteStreamResponse;
+    }
+
+    /// Reads from the standard output of a process that has no stream for it, as soon as there is any, and at most
+    /// [`READ_MAX_BYTES`]. Without a deadline.
     ///
     /// # Errors
-    /// [`CallError::NotFound`] when there is no such container or process (any more).
-    pub async fn wait_process(&self, request: WaitProcessRequest) -> Result<WaitProcessResponse, CallError> {
-        let patient = self.patient();
-        patient
-            .answer(patient.agent.wait_process(Context::default(), &request))
+    /// [`CallError::EndOfStream`] at the end; otherwise as [`wait_process`](Client::wait_process).
+    pub async fn read_stdout(&self, request: ReadStreamRequest) -> Result<ReadStreamResponse, CallError> {
+        let request = bounded(request);
+        self.answer_at_last(self.agent.read_stdout(Context::default(), &request))
             .await
     }
 
-    /// The next process that the kernel killed for want of memory, by its container; each is told to one caller.
-    /// Without a deadline: there may be none for long.
+    /// As [`read_stdout`](Client::read_stdout), of the standard error.
     ///
     /// # Errors
-    /// [`CallError::NotFound`] once the sandbox is destroyed.
-    pub async fn get_oom_event(&self, request: GetOOMEventRequest) -> Result<OOMEvent, CallError> {
-        let patient = Client {
-            deadline: None,
-            ..self.clone()
-        };
-        patient
-            .answer(patient.agent.get_oom_event(Context::default(), &request))
+    /// As there.
+    pub async fn read_stderr(&self, request: ReadStreamRequest) -> Result<ReadStreamResponse, CallError> {
+        let request = bounded(request);
+        self.answer_at_last(self.agent.read_stderr(Context::default(), &request))
             .await
     }
 
@@ -213,15 +306,24 @@ impl Client {
         tokio::select! {
             biased;
             result = call => result.map_err(|error| self.classify(error)),
-            () = self.closed() => Err(CallError::Closed),
+            end = self.end() => Err(end.into()),
             () = deadline => Err(CallError::DeadlineExceeded),
         }
     }
 
+    /// The answer to a call without a deadline.
+    async fn answer_at_last<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, CallError> {
+        let patient = Client {
+            deadline: None,
+            ..self.clone()
+        };
+        patient.answer(call).await
+    }
+
     fn classify(&self, error: ttrpc::Error) -> CallError {
-        match CallError::from(error) {
-            CallError::Status { .. } if *self.ended.borrow() => CallError::Closed,
-            other => other,
+        match (CallError::from(error), &*self.ended.borrow()) {
+            (CallError::Status { .. } | CallError::Closed, Some(end)) => end.clone().into(),
+            (other, _) => other,
         }
     }
 }

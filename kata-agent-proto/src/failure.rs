@@ -46,6 +46,10 @@ pub enum FailureKind {
     NotRunning,
     /// The container could not be created, for a reason that is only text.
     Container,
+    /// The guest could not do it, for a reason that is only text.
+    Guest,
+    /// The guest has no network interface of that name or address.
+    NoSuchInterface,
     /// A file or directory does not exist.
     NoSuchFile,
     /// A path leads through a file, or a directory cannot take the place of a file.
@@ -61,7 +65,7 @@ pub enum FailureKind {
 }
 
 /// The kinds in wire order, with the status code that accompanies each and the words for people.
-const KINDS: [(FailureKind, Kind, Code, &str); 18] = [
+const KINDS: [(FailureKind, Kind, Code, &str); 20] = [
     (
         FailureKind::NotFound,
         Kind::NOT_FOUND,
@@ -139,6 +143,18 @@ const KINDS: [(FailureKind, Kind, Code, &str); 18] = [
         Kind::CONTAINER,
         Code::INTERNAL,
         "cannot create the container",
+    ),
+    (
+        FailureKind::Guest,
+        Kind::GUEST,
+        Code::INTERNAL,
+        "the guest cannot do it",
+    ),
+    (
+        FailureKind::NoSuchInterface,
+        Kind::NO_SUCH_INTERFACE,
+        Code::FAILED_PRECONDITION,
+        "no such network interface",
     ),
     (
         FailureKind::NoSuchFile,

@@ -8,6 +8,7 @@ mod call;
 mod client;
 mod failure;
 pub mod files;
+mod frames;
 mod guest_client;
 mod hello;
 pub mod kernel_log;
@@ -29,7 +30,7 @@ mod generated {
 mod text;
 
 pub use call::CallError;
-pub use client::Client;
+pub use client::{Client, READ_MAX_BYTES};
 pub use failure::{Failed, FailureKind};
 pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, kata, kata_ttrpc, oci, types};
 pub use hello::{HELLO_MAX_BYTES, Hello, HelloError, PROTOCOL, read_hello, write_hello};

@@ -163,7 +163,7 @@ fn specification() -> Vec<(&'static str, &'static str)> {
 }
 
 /// The published methods of `grpc.AgentService`, sorted.
-const METHODS: &str = "AddARPNeighbors AddSwap CloseStdin CopyFile CreateContainer CreateSandbox DestroySandbox \
+const METHODS: &str = "AddARPNeighbors AddSwap AddSwapPath CloseStdin CopyFile CreateContainer CreateSandbox DestroySandbox \
     ExecProcess GetGuestDetails GetIPTables GetMetrics GetOOMEvent GetVolumeStats ListInterfaces ListRoutes \
     MemAgentCompactSet MemAgentMemcgSet MemHotplugByProbe OnlineCPUMem PauseContainer ReadStderr ReadStdout \
     RemoveContainer RemoveStaleVirtiofsShareMounts ReseedRandomDev ResizeVolume ResumeContainer SetGuestDateTime \

@@ -53,9 +53,9 @@ pub(crate) async fn serve(
     let (mut api, _server) = Api::start(&sandbox).await.map_err(AgentError::Api)?;
     hello.ready_ns = boot_time_ns();
     let mut lifeline = transport.dial(port::HELLO).await.map_err(AgentError::Hello)?;
-    write_hello(&mut lifeline, hello)
-        .await
-        .map_err(AgentError::Hello)?;
+    if let Some(lifeline) = &mut lifeline {
+        write_hello(lifeline, hello).await.map_err(AgentError::Hello)?;
+    }
     tokio::select! {
         ended = connections(transport, &sandbox, &mut api) => ended.map_err(AgentError::Accept),
         () = reap(&mut children, &sandbox) => Ok(()),

@@ -21,17 +21,28 @@ pub(crate) enum Role {
 }
 
 /// What the agent is given as an ordinary process.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ProcessMode {
-    /// The socket on which connections come as descriptors.
-    pub(crate) channel: RawFd,
+    /// Where connections come from.
+    pub(crate) connections: Connections,
     /// Disks by serial.
     pub(crate) disks: Vec<(String, RawFd)>,
 }
 
+/// Where an ordinary process has its connections from.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Connections {
+    /// A socket on which they come as descriptors.
+    Channel(RawFd),
+    /// The address of a socket that it listens on.
+    Listen(String),
+}
+
 /// Why the command line is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0}; usage: kata-agent --channel-fd FD [--disk SERIAL=FD]... (or as PID 1 without arguments)")]
+#[error(
+    "{0}; usage: kata-agent --channel-fd FD|--listen unix://PATH|unix://@NAME [--disk SERIAL=FD]... (or as PID 1 without arguments)"
+)]
 pub(crate) struct Usage(String);
 
 /// Reads the command line. `pid_one` is whether this is the first process of its PID namespace.
@@ -52,18 +63,21 @@ pub(crate) fn parse(args: impl Iterator<Item = String>, pid_one: bool) -> Result
 }
 
 fn process_mode(args: &[String]) -> Result<ProcessMode, Usage> {
-    let mut channel = None;
+    let mut connections = None;
     let mut disks = Vec::new();
     for pair in args.chunks(2) {
         match pair {
-            [word, value] if word == "--channel-fd" => channel = Some(number(value)?),
+            [word, value] if word == "--channel-fd" => {
+                connections = Some(Connections::Channel(number(value)?));
+            }
+            [word, value] if word == "--listen" => connections = Some(Connections::Listen(value.clone())),
             [word, value] if word == "--disk" => disks.push(disk(value)?),
             [word, ..] => return Err(Usage(format!("unknown or incomplete argument {word}"))),
             [] => {}
         }
     }
-    let channel = channel.ok_or_else(|| Usage("--channel-fd is missing".into()))?;
-    Ok(ProcessMode { channel, disks })
+    let connections = connections.ok_or_else(|| Usage("--channel-fd or --listen is missing".into()))?;
+    Ok(ProcessMode { connections, disks })
 }
 
 fn disk(value: &str) -> Result<(String, RawFd), Usage> {
@@ -97,11 +111,23 @@ mod tests {
     #[test]
     fn a_process_is_given_its_channel_and_disks() {
         let expected = ProcessMode {
-            channel: 3,
+            connections: Connections::Channel(3),
             disks: vec![("rootfs".into(), 4), ("data".into(), 5)],
         };
         assert_eq!(
             parsed("--channel-fd 3 --disk rootfs=4 --disk data=5", false),
+            Ok(Role::Process(expected))
+        );
+    }
+
+    #[test]
+    fn a_process_may_listen_instead() {
+        let expected = ProcessMode {
+            connections: Connections::Listen("unix:///run/agent.sock".into()),
+            disks: Vec::new(),
+        };
+        assert_eq!(
+            parsed("--listen unix:///run/agent.sock", false),
             Ok(Role::Process(expected))
         );
     }
@@ -114,6 +140,7 @@ mod tests {
             "--channel-fd x",
             "--channel-fd 3 --disk a",
             "--channel-fd",
+            "--listen",
             "--what 1",
             "worker 1",
         ] {

@@ -127,7 +127,7 @@ fn leave_rootfs() -> io::Result<()> {
 fn load_modules(directory: &Path) -> Result<(), BootError> {
     let order = fs::read_to_string(directory.join("order")).unwrap_or_default();
     for name in order.lines().filter(|line| !line.is_empty()) {
-        load_module(&directory.join(name)).map_err(|source| BootError::Module {
+        load_module(&directory.join(name), "").map_err(|source| BootError::Module {
             name: name.to_owned(),
             source,
         })?;
@@ -135,8 +135,10 @@ fn load_modules(directory: &Path) -> Result<(), BootError> {
     Ok(())
 }
 
-fn load_module(path: &Path) -> io::Result<()> {
-    match rustix::system::finit_module(File::open(path)?, c"", 0) {
+/// Loads one module, with parameters as `key=value`. One that is loaded stays as it is.
+pub(crate) fn load_module(path: &Path, parameters: &str) -> io::Result<()> {
+    let parameters = std::ffi::CString::new(parameters)?;
+    match rustix::system::finit_module(File::open(path)?, &parameters, 0) {
         Err(Errno::EXIST) => Ok(()),
         other => Ok(other?),
     }
@@ -158,7 +160,7 @@ pub(crate) async fn load_found() {
         Path::new("/sys/bus/acpi/devices"),
     ]);
     for name in files_for(&found, &devices) {
-        if let Err(cause) = load_module(&directory.join(name)) {
+        if let Err(cause) = load_module(&directory.join(name), "") {
             crate::warn(&format!("cannot load module {name}: {cause}"));
         }
         // One at a time, so that the host is not kept waiting.

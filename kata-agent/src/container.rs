@@ -34,6 +34,8 @@ pub(crate) struct Places {
     pub(crate) cgroup: PathBuf,
     /// What was mounted for it, in order.
     pub(crate) mount_points: Vec<String>,
+    /// See [`name`].
+    pub(crate) name: Option<String>,
     /// Serials of disks of which it may have partitions.
     pub(crate) partitioned: BTreeSet<String>,
     /// What a further process joins.
@@ -79,9 +81,18 @@ impl Drop for Launching {
     }
 }
 
+/// What the makers of a pod call a container (annotations of containerd and of CRI-O).
+pub(crate) fn name(spec: &serde_json::Value) -> Option<&str> {
+    let annotations = &spec["annotations"];
+    let keys = ["io.kubernetes.cri.container-name", "io.kubernetes.container.name"];
+    keys.into_iter().find_map(|key| annotations[key].as_str())
+}
+
 /// See the module.
 pub(crate) struct Container {
     pub(crate) id: String,
+    /// Another name of its init.
+    init_id: String,
     pub(crate) places: Places,
     init: Arc<Process>,
     launches: Launches,
@@ -99,6 +110,7 @@ pub(crate) struct Container {
 impl Container {
     pub(crate) fn new(
         id: String,
+        init_id: String,
         places: Places,
         init: Process,
         launches: Launches,
@@ -107,6 +119,7 @@ impl Container {
     ) -> Self {
         Container {
             id,
+            init_id,
             places,
             init: Arc::new(init),
             launches,
@@ -129,9 +142,19 @@ impl Container {
         &self.init
     }
 
-    /// A process by name: the container's id is its init.
+    /// Whether this is its id, or what the makers of a pod call it.
+    pub(crate) fn is_called(&self, name: &str) -> bool {
+        self.id == name || self.places.name.as_deref() == Some(name)
+    }
+
+    /// Whether the name is the init's: none, the container's id, or what its creator called it.
+    fn names_init(&self, exec_id: &str) -> bool {
+        exec_id.is_empty() || exec_id == self.id || exec_id == self.init_id
+    }
+
+    /// A process by name.
     pub(crate) fn process(&self, exec_id: &str) -> Option<Arc<Process>> {
-        if exec_id == self.id {
+        if self.names_init(exec_id) {
             return Some(self.init.clone());
         }
         self.execs().get(exec_id).cloned().flatten()
@@ -227,7 +250,7 @@ impl Container {
         let init = self.init.child().filter(|_| self.is_running());
         let init = init.ok_or_else(|| Failed::new(FailureKind::NotRunning, &self.id))?;
         let mut execs = self.execs();
-        if exec_id == self.id || execs.contains_key(exec_id) {
+        if self.names_init(exec_id) || execs.contains_key(exec_id) {
             return Err(Failed::new(FailureKind::AlreadyExists, exec_id));
         }
         execs.insert(exec_id.to_owned(), None);

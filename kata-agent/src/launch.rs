@@ -3,7 +3,8 @@
 //! Owns how an order reaches the worker (a memory file) and how its outcome comes back (a pipe). Must
 //! not know what the orders mean.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 
@@ -14,7 +15,7 @@ use rustix::pipe::PipeFlags;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use crate::order::{OUTCOME_MAX_BYTES, Order, Outcome};
+use crate::order::{Call, OUTCOME_MAX_BYTES, Order, Outcome};
 use crate::reaper::{Child, Reaper};
 
 /// The standard streams of a worker, and so of the process that it makes.
@@ -37,7 +38,7 @@ impl Streams {
     /// Streams that lead nowhere.
     pub(crate) fn null() -> io::Result<Self> {
         let open = |write: bool| {
-            std::fs::File::options()
+            File::options()
                 .read(!write)
                 .write(write)
                 .open("/dev/null")
@@ -101,6 +102,25 @@ pub(crate) async fn process(
     reaper.adopt(pid).map_err(|error| worker_failure(&error))
 }
 
+/// Runs a worker for a request of the API, given and answered as protobuf.
+pub(crate) async fn call(reaper: &Reaper, call: Call, request: &[u8]) -> Result<Vec<u8>, Failed> {
+    let made = || -> io::Result<_> {
+        let answer = File::from(rustix::fs::memfd_create("answer", MemfdFlags::CLOEXEC)?);
+        let streams = Streams {
+            stdin: memory_file("request", request)?,
+            stdout: answer.try_clone()?.into(),
+            ..Streams::null()?
+        };
+        Ok((answer, streams))
+    };
+    let (mut answer, streams) = made().map_err(|error| worker_failure(&error))?;
+    outcome(reaper, &Order::Call(call), streams, &[]).await?;
+    let mut bytes = Vec::new();
+    // The worker wrote through the same open file.
+    let read = answer.rewind().and_then(|()| answer.read_to_end(&mut bytes));
+    read.map(|_| bytes).map_err(|error| worker_failure(&error))
+}
+
 async fn outcome(
     reaper: &Reaper,
     order: &Order,
@@ -126,7 +146,7 @@ fn spawn(
     streams: Streams,
     inherit: &[BorrowedFd<'_>],
 ) -> io::Result<(Child, pipe::Receiver)> {
-    let order = memory_file(order)?;
+    let order = memory_file("order", &serde_json::to_vec(order)?)?;
     let (receiver, sender) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let mut passed = vec![order.as_fd(), sender.as_fd()];
     passed.extend(inherit);
@@ -155,10 +175,10 @@ fn pass_on(fds: &[BorrowedFd<'_>], on: bool) -> io::Result<()> {
         .try_for_each(|fd| Ok(rustix::io::fcntl_setfd(fd, flags)?))
 }
 
-fn memory_file(order: &Order) -> io::Result<OwnedFd> {
-    let mut file = std::fs::File::from(rustix::fs::memfd_create("order", MemfdFlags::CLOEXEC)?);
-    file.write_all(&serde_json::to_vec(order)?)?;
-    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
+fn memory_file(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?);
+    file.write_all(content)?;
+    file.rewind()?;
     Ok(file.into())
 }
 

@@ -7,9 +7,11 @@ mod agent;
 mod args;
 mod birth;
 mod boot;
+mod calls;
 mod console;
 mod container;
 mod copies;
+mod copy_file;
 mod devices;
 mod disks;
 mod exec;
@@ -20,6 +22,8 @@ mod ipc;
 mod kernel_log;
 mod launch;
 mod limits;
+mod metrics;
+mod names;
 mod nest;
 mod oom;
 mod order;
@@ -29,6 +33,7 @@ mod reaper;
 mod sandbox;
 mod seccomp;
 mod server;
+mod sharing;
 mod spec;
 mod stats;
 mod streams;
@@ -39,6 +44,7 @@ mod watched;
 mod worker;
 
 use std::error::Error;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -46,13 +52,13 @@ use std::sync::Arc;
 use kata_agent_proto::Hello;
 
 use crate::agent::AgentError;
-use crate::args::{ProcessMode, Role};
+use crate::args::{Connections, ProcessMode, Role};
 use crate::boot::Timeline;
 use crate::disks::Disks;
 use crate::exec::Joiner;
 use crate::guest::{Guest, boot_time_ns};
 use crate::sandbox::{Sandbox, Settings};
-use crate::transport::{Channel, Transport, Vsock};
+use crate::transport::{Channel, Listening, Transport, Vsock};
 
 /// The cgroup of all containers in a guest.
 const GUEST_CGROUP: &str = "/kata";
@@ -107,7 +113,11 @@ fn init(init_start_ns: u64) -> Result<(), Box<dyn Error>> {
 }
 
 fn process(mode: ProcessMode, init_start_ns: u64) -> Result<(), Box<dyn Error>> {
-    let channel = sys::take_fd(mode.channel)?;
+    // Before the namespaces are left: it is to be found in those that it was asked for in.
+    let carrier = match mode.connections {
+        Connections::Channel(channel) => Carrier::Channel(sys::take_fd(channel)?),
+        Connections::Listen(address) => Carrier::Listening(Listening::at(&address)?),
+    };
     let disk = |(serial, fd)| Ok((serial, sys::take_fd(fd)?));
     let disks = mode
         .disks
@@ -117,7 +127,8 @@ fn process(mode: ProcessMode, init_start_ns: u64) -> Result<(), Box<dyn Error>> 
     for (_, disk) in &disks {
         rustix::io::fcntl_setfd(disk, rustix::io::FdFlags::CLOEXEC)?;
     }
-    let cgroup = nest::enter()?;
+    // Who only has a socket names roots of containers by their paths, wherever these are.
+    let cgroup = nest::enter(matches!(carrier, Carrier::Listening(_)))?;
     let now = boot_time_ns();
     let hello = Hello {
         init_start_ns,
@@ -131,7 +142,16 @@ fn process(mode: ProcessMode, init_start_ns: u64) -> Result<(), Box<dyn Error>> 
         cgroup,
         disks: Disks::files(disks),
     };
-    run(settings, hello, || Ok(Transport::Channel(Channel::new(channel)?)))
+    run(settings, hello, || match carrier {
+        Carrier::Channel(channel) => Ok(Transport::Channel(Channel::new(channel)?)),
+        Carrier::Listening(listening) => Ok(Transport::Listener(listening.start()?)),
+    })
+}
+
+/// What an ordinary process has its connections from, before there is an event loop.
+enum Carrier {
+    Channel(OwnedFd),
+    Listening(Listening),
 }
 
 fn hello() -> Hello {

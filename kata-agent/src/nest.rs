@@ -22,8 +22,8 @@ const CGROUP: &str = "/sys/fs/cgroup";
 const PREFIX: &str = "kata-";
 
 /// Enters the namespaces; returns in the agent, with its cgroup from the root of the hierarchy. The
-/// outer process ends here, as the agent does.
-pub(crate) fn enter() -> io::Result<PathBuf> {
+/// outer process ends here, as the agent does. What the host has in `/tmp` stays in sight where that is `shared`.
+pub(crate) fn enter(shared: bool) -> io::Result<PathBuf> {
     let name = format!("{PREFIX}{}", std::process::id());
     // Where we were started may be hidden by what is mounted below.
     rustix::process::chdir("/")?;
@@ -37,18 +37,20 @@ pub(crate) fn enter() -> io::Result<PathBuf> {
     boot::enable_controllers(&cgroup);
     match sys::fork()? {
         Fork::Parent(agent) => return Err(wait_and_clean(agent, &cgroup)),
-        Fork::Child => inside()?,
+        Fork::Child => inside(shared)?,
     }
     Ok(Path::new("/").join(name))
 }
 
 /// The rest of the way, as the first process of the PID namespace.
-fn inside() -> io::Result<()> {
+fn inside(shared: bool) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let safe = MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount("proc", "/proc", "proc", safe | MountFlags::NOEXEC, None)?;
     rustix::mount::mount("tmpfs", "/run", "tmpfs", safe, Some(c"mode=0755"))?;
-    rustix::mount::mount("tmpfs", "/tmp", "tmpfs", safe, Some(c"mode=1777"))?;
+    if !shared {
+        rustix::mount::mount("tmpfs", "/tmp", "tmpfs", safe, Some(c"mode=1777"))?;
+    }
     sys::loopback_up()
 }
 

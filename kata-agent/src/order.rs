@@ -28,10 +28,35 @@ pub(crate) enum Order {
     Update(Update),
     /// Release what a container had.
     Remove(Remove),
+    /// Start a process that does nothing but hold a PID namespace of its own.
+    Pause,
     /// Mount storages that belong to the sandbox.
     Mount(Storages),
     /// Copy files. The stream is the worker's standard input.
     Copy(Copy),
+    /// Carry a request of the API out as it came: it is the worker's standard input, and the answer its
+    /// standard output, both as protobuf.
+    Call(Call),
+}
+
+/// A request that a worker carries out as it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Call {
+    ListInterfaces,
+    UpdateInterface,
+    ListRoutes,
+    UpdateRoutes,
+    AddNeighbors,
+    GetIpTables,
+    SetIpTables,
+    OnlineProcessorsAndMemory,
+    ProbeMemory,
+    AddSwap,
+    UpdateEphemeralMounts,
+    VisitShares,
+    GetVolumeStats,
+    ResizeVolume,
+    LoadModules,
 }
 
 /// Storages, with the disks that stand behind serials in process mode.
@@ -52,6 +77,37 @@ pub(crate) struct Storage {
     pub(crate) fstype: String,
     pub(crate) options: Vec<String>,
     pub(crate) mount_point: String,
+    /// Whom everything in it is given to.
+    pub(crate) group: Option<Group>,
+}
+
+/// The group of a storage.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Group {
+    pub(crate) id: u32,
+    /// Also where the root of the storage is the group's already.
+    pub(crate) always: bool,
+}
+
+/// A device of the guest for a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Device {
+    /// The serial of a disk, where there is no path.
+    pub(crate) id: String,
+    pub(crate) kind: String,
+    pub(crate) vm_path: String,
+    /// Nothing where it is only waited for.
+    pub(crate) container_path: String,
+}
+
+/// A mount of another container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Share {
+    /// The other container's init.
+    pub(crate) source_pid: i32,
+    pub(crate) source_path: String,
+    /// Where this container sees it.
+    pub(crate) path: String,
 }
 
 /// A user by name or number.
@@ -72,6 +128,8 @@ pub(crate) struct Create {
     /// Absolute path of the cgroup's directory.
     pub(crate) cgroup: PathBuf,
     pub(crate) limits: Limits,
+    pub(crate) devices: Vec<Device>,
+    pub(crate) shares: Vec<Share>,
     /// The OCI specification; without arguments the container idles.
     pub(crate) spec: serde_json::Value,
     pub(crate) traits: Traits,

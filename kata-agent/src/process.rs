@@ -23,6 +23,7 @@ use tokio::io::Interest;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, oneshot, watch};
 
+use crate::calls::CallStreams;
 use crate::console;
 use crate::guest::{boot_time_ns, real_time_ns};
 use crate::launch::Streams;
@@ -43,6 +44,14 @@ pub(crate) struct Ports {
     pub(crate) stdin: u32,
     pub(crate) stdout: u32,
     pub(crate) stderr: u32,
+    /// Without any port there are no streams, instead of streams by calls.
+    pub(crate) none: bool,
+}
+
+impl Ports {
+    fn by_calls(self) -> bool {
+        !self.none && [self.stdin, self.stdout, self.stderr] == [0; 3]
+    }
 }
 
 /// The host's connections for a process's streams.
@@ -50,16 +59,36 @@ struct Connections {
     stdin: Option<Stream>,
     stdout: Option<Stream>,
     stderr: Option<Stream>,
+    /// Our side, where they are not the host's.
+    calls: Option<Arc<CallStreams>>,
 }
 
 impl Connections {
     async fn claim(ports: Ports, unclaimed: &Unclaimed) -> Result<Self, Failed> {
+        if ports.by_calls() {
+            return Connections::by_calls().map_err(streams_failed);
+        }
         Ok(Connections {
             stdin: unclaimed.claim(ports.stdin).await?,
             stdout: unclaimed.claim(ports.stdout).await?,
             stderr: unclaimed.claim(ports.stderr).await?,
+            calls: None,
         })
     }
+
+    fn by_calls() -> io::Result<Self> {
+        let (calls, ends) = CallStreams::new()?;
+        Ok(Connections {
+            stdin: Some(ends.stdin),
+            stdout: Some(ends.stdout),
+            stderr: Some(ends.stderr),
+            calls: Some(Arc::new(calls)),
+        })
+    }
+}
+
+fn streams_failed(error: io::Error) -> Failed {
+    Failed::new(FailureKind::Container, format!("standard streams: {error}"))
 }
 
 /// What is ready before a process is made.
@@ -95,8 +124,7 @@ impl Prepared {
         } else {
             pipe_ends(&connections)
         };
-        let (ends, streams) =
-            made.map_err(|error| Failed::new(FailureKind::Container, format!("standard streams: {error}")))?;
+        let (ends, streams) = made.map_err(streams_failed)?;
         Ok((Prepared { connections, ends }, streams))
     }
 
@@ -107,8 +135,7 @@ impl Prepared {
         (master, theirs): (OwnedFd, OwnedFd),
     ) -> Result<(Self, Streams), Failed> {
         let connections = Connections::claim(ports, unclaimed).await?;
-        let streams = Streams::all(theirs)
-            .map_err(|error| Failed::new(FailureKind::Container, format!("standard streams: {error}")))?;
+        let streams = Streams::all(theirs).map_err(streams_failed)?;
         let ends = Ends::Made { master };
         Ok((Prepared { connections, ends }, streams))
     }
@@ -130,6 +157,7 @@ impl Prepared {
         let started = Moment::now();
         let (exit, watched) = watch::channel(None);
         let close = Arc::new(Notify::new());
+        let calls = self.connections.calls.clone();
         let pumps = match self.ends.pumps(self.connections, &close).await {
             Ok(pumps) => pumps,
             Err(failed) => {
@@ -157,6 +185,7 @@ impl Prepared {
             started: Mutex::new(started),
             moved: outputs.moved,
             close,
+            calls,
             terminal: outputs.terminal,
         })
     }
@@ -404,6 +433,7 @@ pub(crate) struct Process {
     started: Mutex<Moment>,
     moved: Streamed,
     close: Arc<Notify>,
+    calls: Option<Arc<CallStreams>>,
     terminal: Option<End>,
 }
 
@@ -453,7 +483,25 @@ impl Process {
 
     /// The exit status, once its output is delivered or stuck.
     pub(crate) async fn wait(&self) -> Option<i32> {
-        self.settled().await.map(|ended| ended.ending.status)
+        let ended = self.settled().await;
+        if let Some(calls) = &self.calls {
+            calls.release();
+        }
+        ended.map(|ended| ended.ending.status)
+    }
+
+    /// The streams by calls.
+    ///
+    /// # Errors
+    /// No such stream, where they are connections or nothing.
+    pub(crate) fn calls(&self) -> Result<Arc<CallStreams>, Failed> {
+        let none = || Failed::new(FailureKind::NoSuchStream, "the process has no streams by calls");
+        self.calls.clone().ok_or_else(none)
+    }
+
+    /// Whether it has a terminal.
+    pub(crate) fn has_terminal(&self) -> bool {
+        self.terminal.is_some()
     }
 
     /// Sends a signal.
@@ -471,7 +519,10 @@ impl Process {
 
     /// Closes standard input after what has arrived; a terminal gets its end-of-file character.
     pub(crate) fn close_stdin(&self) {
-        self.close.notify_one();
+        match &self.calls {
+            Some(calls) => calls.close_stdin(),
+            None => self.close.notify_one(),
+        }
     }
 
     /// Sets the terminal's size.

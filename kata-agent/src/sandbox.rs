@@ -6,16 +6,17 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kata_agent_proto::agent::SharedMount;
 use kata_agent_proto::{Failed, FailureKind};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 use crate::birth::hooks::{self, State};
-use crate::container::{Container, Launches, Places};
+use crate::container::{self, Container, Launches, Places};
 use crate::disks::Disks;
 use crate::exec::{Joiner, NameSpaces, Plan, Target, Traits};
 use crate::extent::Extent;
@@ -23,19 +24,18 @@ use crate::guest::Guest;
 use crate::ipc::Ipc;
 use crate::launch;
 use crate::limits::Limits;
+use crate::names::{cgroup_name, check_name};
 use crate::oom::{self, Kills};
-use crate::order::{Create, Hooks, Order, Remove, Storage, Update, User};
+use crate::order::{Create, Device, Hooks, Order, Remove, Storage, Update, User};
 use crate::process::{Ports, Prepared, Process};
 use crate::reaper::Reaper;
+use crate::sharing::Pause;
 use crate::streams::Unclaimed;
 use crate::terminal;
 use crate::worker::storage;
 
 /// Below it everything of the containers is kept.
 const RUN: &str = "/run/kata";
-
-/// Longest name of a container or process, so that it fits into the names of files.
-const NAME_MAX_BYTES: usize = 64;
 
 /// What the agent was started with.
 pub(crate) struct Settings {
@@ -48,10 +48,12 @@ pub(crate) struct Settings {
 
 /// What containers get from their sandbox.
 #[derive(Debug, Clone, Default)]
-struct Names {
+pub(crate) struct Names {
     sandbox_id: Option<String>,
     hostname: String,
     dns: Vec<String>,
+    /// All of its containers share one PID namespace.
+    pub(crate) shared_pids: bool,
 }
 
 /// See the module.
@@ -62,6 +64,7 @@ pub(crate) struct Sandbox {
     pub(crate) unclaimed: Unclaimed,
     pub(crate) oom: oom::Events,
     names: Mutex<Names>,
+    pub(crate) pause: Pause,
     ipc: Ipc,
     /// `None` while being made or removed.
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
@@ -74,6 +77,8 @@ pub(crate) struct Sandbox {
 /// What a container is made of.
 pub(crate) struct Creation {
     pub(crate) id: String,
+    /// Another name of its init.
+    pub(crate) init_id: String,
     pub(crate) spec: serde_json::Value,
     pub(crate) traits: Traits,
     pub(crate) limits: Limits,
@@ -81,6 +86,11 @@ pub(crate) struct Creation {
     pub(crate) storages: Vec<Storage>,
     pub(crate) ports: Ports,
     pub(crate) terminal: bool,
+    /// Its processes are in the PID namespace that containers share.
+    pub(crate) shared_pids: bool,
+    pub(crate) devices: Vec<Device>,
+    /// Mounts between containers; what is not this one's to see is not its concern.
+    pub(crate) shared_mounts: Vec<SharedMount>,
 }
 
 /// What a further process is made of.
@@ -95,6 +105,7 @@ pub(crate) struct Execution {
 /// A container's first process, and what is watched of it.
 struct Init {
     id: String,
+    init_id: String,
     process: Process,
     kills: Option<Kills>,
     start: UnixStream,
@@ -117,32 +128,6 @@ pub(crate) enum Error {
     Failed(#[from] Failed),
 }
 
-fn check_name(name: &str) -> Result<(), Failed> {
-    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
-    if name.is_empty() || name.len() > NAME_MAX_BYTES || name.starts_with('.') || !name.bytes().all(known) {
-        return Err(Failed::new(FailureKind::Invalid, format!("name {name:?}")));
-    }
-    Ok(())
-}
-
-/// Where a container's cgroup is, below that of all containers.
-fn cgroup_name(asked: &str) -> Result<PathBuf, Failed> {
-    // As systemd would lay out `slice:prefix:name`, which no guest has.
-    let path = match asked.split(':').collect::<Vec<_>>()[..] {
-        [slice, prefix, name] => format!("{slice}/{prefix}-{name}.scope"),
-        _ => asked.to_owned(),
-    };
-    let path = Path::new(path.trim_start_matches('/'));
-    let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
-    if !plain || path.as_os_str().is_empty() || asked.contains(['\0', '\n']) {
-        return Err(Failed::new(
-            FailureKind::Invalid,
-            format!("linux.cgroupsPath: {asked:?}"),
-        ));
-    }
-    Ok(path.to_owned())
-}
-
 impl Sandbox {
     pub(crate) fn new(settings: Settings, joiner: Joiner) -> Self {
         Sandbox {
@@ -152,6 +137,7 @@ impl Sandbox {
             unclaimed: Unclaimed::default(),
             oom: oom::Events::default(),
             names: Mutex::default(),
+            pause: Pause::default(),
             ipc: Ipc::default(),
             containers: Mutex::default(),
             cgroups: Mutex::default(),
@@ -168,12 +154,12 @@ impl Sandbox {
         &self.settings.disks
     }
 
-    fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {
+    pub(crate) fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {
         // Nothing panics while holding it.
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn names(&self) -> MutexGuard<'_, Names> {
+    pub(crate) fn names(&self) -> MutexGuard<'_, Names> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -184,6 +170,7 @@ impl Sandbox {
         hostname: String,
         dns: Vec<String>,
         storages: Vec<Storage>,
+        shared_pids: bool,
     ) -> Result<(), Error> {
         if self.names().sandbox_id.is_some() {
             return Err(Failed::new(FailureKind::AlreadyExists, "the sandbox").into());
@@ -206,6 +193,7 @@ impl Sandbox {
             sandbox_id: Some(sandbox_id),
             hostname,
             dns,
+            shared_pids,
         };
         Ok(())
     }
@@ -222,6 +210,7 @@ impl Sandbox {
     /// Creates a container; its process waits to be started.
     pub(crate) async fn create(&self, creation: Creation) -> Result<(), Error> {
         check_name(&creation.id)?;
+        check_name(&creation.init_id)?;
         let id = creation.id.clone();
         let slot = Slot::reserve(self, &id)?;
         let container = self.make_container(creation).await?;
@@ -229,7 +218,8 @@ impl Sandbox {
         Ok(())
     }
 
-    async fn make_container(&self, creation: Creation) -> Result<Container, Error> {
+    async fn make_container(&self, mut creation: Creation) -> Result<Container, Error> {
+        self.share_pids(&mut creation).await?;
         let places = self.places(&creation)?;
         self.occupy(&places.cgroup)?;
         let launches = Launches::new();
@@ -243,10 +233,13 @@ impl Sandbox {
         match made {
             Ok(Init {
                 id,
+                init_id,
                 process,
                 kills,
                 start,
-            }) => Ok(Container::new(id, places, process, launches, kills, start)),
+            }) => Ok(Container::new(
+                id, init_id, places, process, launches, kills, start,
+            )),
             Err(failed) => {
                 self.release(&places).await?;
                 Err(failed.into())
@@ -262,6 +255,7 @@ impl Sandbox {
     ) -> Result<Init, Failed> {
         let Creation {
             id,
+            init_id,
             mut spec,
             traits,
             limits,
@@ -269,7 +263,11 @@ impl Sandbox {
             storages,
             ports,
             terminal,
+            shared_pids: _,
+            devices,
+            shared_mounts,
         } = creation;
+        let shares = self.shares(&id, &spec, &shared_mounts)?;
         self.ipc.share(&mut spec)?;
         let (prepared, streams) = Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?;
         let Names { hostname, dns, .. } = self.names().clone();
@@ -284,6 +282,8 @@ impl Sandbox {
             bundle: places.bundle.clone(),
             cgroup: places.cgroup.clone(),
             limits,
+            devices,
+            shares,
             storages,
             spec,
             traits,
@@ -301,6 +301,7 @@ impl Sandbox {
         let process = prepared.follow(child, launches.none()).await?;
         Ok(Init {
             id,
+            init_id,
             process,
             kills,
             start,
@@ -340,6 +341,7 @@ impl Sandbox {
                 .iter()
                 .map(|storage| storage.mount_point.clone())
                 .collect(),
+            name: container::name(spec).map(str::to_owned),
             partitioned: self.partitioned(&creation.storages)?,
             namespaces: NameSpaces::of(spec)?,
             traits: Arc::new(creation.traits.clone()),
@@ -494,6 +496,10 @@ impl Sandbox {
                 crate::warn(&format!("{id} is not removed: {error}"));
             }
         }
+        if let Some(pause) = self.pause.lock().await.take() {
+            // One that has ended already needs no signal.
+            let _ = pause.signal(libc::SIGKILL);
+        }
         self.oom.close();
         self.destroyed.notify_one();
     }
@@ -536,35 +542,6 @@ impl Drop for Slot<'_> {
         let mut containers = self.sandbox.containers();
         if containers.get(self.id).is_some_and(Option::is_none) {
             containers.remove(self.id);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cgroup_is_below_that_of_all_containers() {
-        let name = |asked| cgroup_name(asked).map_err(|failed| failed.kind);
-        assert_eq!(name("/a/b"), Ok(PathBuf::from("a/b")));
-        assert_eq!(name("a"), Ok(PathBuf::from("a")));
-        assert_eq!(
-            name("system.slice:kata:c1"),
-            Ok(PathBuf::from("system.slice/kata-c1.scope"))
-        );
-        for asked in ["/", "/a/../..", "..", "/a\0"] {
-            assert_eq!(name(asked), Err(FailureKind::Invalid), "{asked}");
-        }
-    }
-
-    #[test]
-    fn names_are_names_of_files() {
-        for name in ["c1", "a.b-c_d+e", &"x".repeat(64)] {
-            assert!(check_name(name).is_ok(), "{name}");
-        }
-        for name in ["", ".", "..", ".x", "a/b", "a b", "ü", &"x".repeat(65)] {
-            assert!(check_name(name).is_err(), "{name}");
         }
     }
 }

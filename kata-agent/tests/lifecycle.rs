@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use harness::{Agent, DEADLINE, execution};
 use kata_agent_proto::CallError;
 use kata_agent_proto::agent::{
-    GetMetricsRequest, GuestDetailsRequest, ReseedRandomDevRequest, SetGuestDateTimeRequest,
+    GuestDetailsRequest, ReseedRandomDevRequest, SetGuestDateTimeRequest, SetPolicyRequest,
 };
 use tokio::io::AsyncReadExt;
 
@@ -117,6 +117,7 @@ async fn the_end_of_the_host_ends_everything() {
     assert_eq!(cgroup(&agent), None);
 }
 
+/// Conformance: semantics 19
 #[tokio::test]
 async fn a_killed_agent_leaves_nothing_that_the_next_does_not_sweep() {
     let Some(mut agent) = Agent::start().await else {
@@ -236,12 +237,10 @@ async fn the_guest_tells_about_itself() {
 #[tokio::test]
 async fn a_method_that_is_not_offered_is_unimplemented() {
     let Some(agent) = Agent::start().await else { return };
-    let stream = tokio::net::UnixStream::from_std(agent.raw_api()).unwrap();
-    let connection = ttrpc::r#async::Client::new(ttrpc::r#async::transport::Socket::new(stream));
-    let client = kata_agent_proto::agent_ttrpc::AgentServiceClient::new(connection);
-    let error = client
-        .get_metrics(ttrpc::context::Context::default(), &GetMetricsRequest::new())
+    let error = agent
+        .client
+        .set_policy(SetPolicyRequest::new())
         .await
         .unwrap_err();
-    assert_eq!(CallError::from(error), CallError::Unimplemented);
+    assert_eq!(error, CallError::Unimplemented);
 }

@@ -180,6 +180,14 @@ impl Sandbox {
         Ok(stream)
     }
 
+    /// See [`crate::Sandbox::serve_vsock`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn serve_vsock(&self, path: impl AsRef<std::path::Path>) -> Result<(), Error> {
+        self.runtime.block_on(self.inner.serve_vsock(path))
+    }
+
     /// See [`crate::Sandbox::stop`].
     ///
     /// # Errors

@@ -57,6 +57,7 @@ pub(crate) async fn connect(
     };
     // The supervisor ends only after it published why, so an order that it cannot take is no loss.
     let _ = supervision.orders.send(Order::WatchAgent(stream));
+    watch_protocol(link.client.clone(), supervision);
     set_up(&link, name, shares_pid).await?;
     timings.mark(Stage::Connect);
     Ok(Connected {
@@ -64,6 +65,20 @@ pub(crate) async fn connect(
         hello,
         running,
     })
+}
+
+/// Ends a sandbox whose agent breaks the protocol, also when nobody waits for an answer.
+fn watch_protocol(client: Client, supervision: &Supervision) {
+    // The sandbox ends with the last of those who can give orders, which this is not one of.
+    let orders = supervision.orders.downgrade();
+    tokio::spawn(async move {
+        client.closed().await;
+        if let (Some(breach), Some(orders)) = (client.breach(), orders.upgrade()) {
+            tracing::warn!(breach, "the agent broke the protocol");
+            // A supervisor that is gone has ended the sandbox already.
+            let _ = orders.send(Order::GiveUp);
+        }
+    });
 }
 
 async fn reached<T>(

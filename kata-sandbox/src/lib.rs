@@ -85,6 +85,7 @@ mod stats;
 mod supervise;
 mod terminal;
 mod usage;
+mod vsock;
 
 pub use container::{Command, Container};
 pub use error::{Error, ErrorKind};

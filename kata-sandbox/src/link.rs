@@ -40,19 +40,26 @@ impl Dialer {
     /// A stream to `guest_port` and the host port that the guest sees. Bytes may be written at once;
     /// the stream closes if nobody listens.
     pub(crate) async fn dial(&self, guest_port: u32) -> io::Result<(u32, UnixStream)> {
-        let host_port = self.next_port.fetch_add(1, Ordering::Relaxed);
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        self.control
-            .send(
-                &Request::Connect {
-                    guest_port,
-                    host_port,
-                },
-                &[theirs.as_fd()],
-            )
-            .await?;
+        let host_port = self.hand_over(guest_port, &theirs, false).await?;
         Ok((host_port, ours))
+    }
+
+    /// Makes somebody else's stream one to `guest_port`, and has it told when the guest accepted.
+    pub(crate) async fn pass_on(&self, guest_port: u32, stream: &impl AsFd) -> io::Result<()> {
+        self.hand_over(guest_port, stream, true).await.map(drop)
+    }
+
+    async fn hand_over(&self, guest_port: u32, stream: &impl AsFd, greeted: bool) -> io::Result<u32> {
+        let host_port = self.next_port.fetch_add(1, Ordering::Relaxed);
+        let request = Request::Connect {
+            guest_port,
+            host_port,
+            greeted,
+        };
+        self.control.send(&request, &[stream.as_fd()]).await?;
+        Ok(host_port)
     }
 }
 
@@ -88,6 +95,7 @@ impl Link {
         match answer {
             Ok(value) => Ok(value),
             Err(CallError::Closed) => Err(self.closed(stage).await),
+            Err(error @ CallError::Broken { .. }) => Err(broken(stage, error)),
             Err(error @ (CallError::Failed { .. } | CallError::NotFound)) => {
                 Err(call_error(stage, what, error))
             }
@@ -97,6 +105,16 @@ impl Link {
                 State::Booting | State::Running => call_error(stage, what, error),
             }),
         }
+    }
+
+    /// Makes a client's stream one to a port of the guest; see [`Dialer::pass_on`].
+    pub(crate) async fn pass_on(&self, port: u32, stream: &impl AsFd) -> io::Result<()> {
+        self.dialer.pass_on(port, stream).await
+    }
+
+    /// Returns when the sandbox has ended.
+    pub(crate) async fn over(&self) {
+        ended(self.state.clone()).await;
     }
 
     /// A connection for one standard stream.
@@ -137,6 +155,17 @@ impl Link {
             Err(_) => Error::new(ErrorKind::AgentLost, stage, "the agent closed its connection"),
         }
     }
+}
+
+/// The sandbox ends with the trust in its agent.
+fn broken(stage: Stage, error: CallError) -> Error {
+    Error::new(
+        ErrorKind::AgentLost,
+        stage,
+        "the agent in the guest cannot be trusted",
+    )
+    .sandbox_lost()
+    .with_source(error)
 }
 
 /// Completes when the sandbox has ended and nothing is left of it.

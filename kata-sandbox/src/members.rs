@@ -126,6 +126,7 @@ impl Member {
         mut timings: Timings,
     ) -> Result<Self, Error> {
         let link = &shared.link;
+        request.no_streams = true;
         let is_idle = container.process.args.is_empty();
         let streams = if is_idle {
             None
@@ -238,6 +239,7 @@ impl Member {
         request.stdin_port = ports.stdin;
         request.stdout_port = ports.stdout;
         request.stderr_port = ports.stderr;
+        request.no_streams = true;
         let call = self.link().client.exec_process(request);
         self.link().call(Stage::Start, "run the command", call).await?;
         self.shared.hub.started(self.link(), &self.id, &exec_id);

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind};
 use crate::events::Hub;
 use crate::host::Ready;
 use crate::launch::launch;
-use crate::link::ended;
+use crate::link::{Link, ended};
 use crate::members::{ContainerHandle, Member, Shared, create_container, idle};
 use crate::output::Output;
 use crate::patience::Patience;
@@ -336,6 +336,11 @@ impl Sandbox {
         UnixStream::from_std(stream).map_err(|cause| {
             Error::new(ErrorKind::Io, Stage::Exit, "cannot use the connection").with_source(cause)
         })
+    }
+
+    /// The way to the guest.
+    pub(crate) fn link(&self) -> Arc<Link> {
+        Arc::clone(&self.main.0.shared.link)
     }
 
     /// A connection that no runtime knows yet.

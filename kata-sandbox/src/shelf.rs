@@ -168,8 +168,11 @@ impl Shelf {
 
     async fn add(&self, file: File) -> Result<Extent, Error> {
         let (answer, asked) = oneshot::channel();
-        if let Some(orders) = self.orders.upgrade() {
-            let _ = orders.send(Order::Ask(Question::AddExtent(Some(file.into()), answer)));
+        let question = Question::AddExtent(Some(file.into()), answer);
+        match self.orders.upgrade() {
+            // A supervisor that is gone drops the question, which tells its asker; so must we.
+            Some(orders) => drop(orders.send(Order::Ask(question))),
+            None => drop(question),
         }
         match asked.await {
             Ok(answer) => answer,

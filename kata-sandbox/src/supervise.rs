@@ -118,6 +118,8 @@ pub(crate) enum Order {
     Ask(Question),
     /// End the sandbox.
     Stop,
+    /// End the sandbox: its agent cannot be trusted.
+    GiveUp,
 }
 
 /// What booting waits for.
@@ -232,7 +234,7 @@ impl Supervisor {
                     None,
                 ));
             }
-            Event::AgentLost => return Some((Cause::AgentLost, None)),
+            Event::AgentLost | Event::Order(Order::GiveUp) => return Some((Cause::AgentLost, None)),
             Event::Order(Order::Stop) => return Some((Cause::Stopped, None)),
             Event::TimeUp(limit) => return Some((Cause::TimeUp(limit), None)),
             Event::Order(Order::Deadline(deadline)) => self.deadline = deadline,

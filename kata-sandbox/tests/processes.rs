@@ -1,4 +1,4 @@
-//! Processes and their ends: `docs/semantics.md` 1 to 8.
+//! Processes and their ends: `docs/conformance.md`, behaviours 1 to 8.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is test code")]
 
@@ -148,20 +148,18 @@ on_every_backend! {
     /// Conformance: semantics 8
     async fn a_process_joins_its_container_and_begins_inside_of_it(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
-        let other = sandbox.create_container(bed.idle()).await.unwrap();
-        let namespaces = "for kind in pid mnt uts cgroup; do readlink /proc/$1/ns/$kind; done";
-        let mut seen = Vec::new();
-        for container in [None, Some(&other)] {
-            let ask = |pid: &str| Command::new("sh").args(["-c", namespaces, "sh", pid]);
-            let run = async |command: Command| match container {
-                Some(container) => container.exec(command).await.unwrap().output().await.unwrap(),
-                None => sandbox.exec(command).await.unwrap().output().await.unwrap(),
-            };
-            let (own, inits) = (run(ask("self")).await, run(ask("1")).await);
-            assert_eq!(text(&own), text(&inits), "of the container's first process");
-            seen.push(text(&own));
+        let show = "for kind in pid mnt uts cgroup; do readlink /proc/self/ns/$kind; done";
+        let own = bed.member("other").args(["sh", "-c", &format!("{show}; exec cat")]).stdin_piped();
+        let other = sandbox.create_container(own).await.unwrap();
+        let process = other.spawn().await.unwrap();
+        let joined = text(&other.exec(sh(show)).await.unwrap().output().await.unwrap());
+        let own = text(&process.output().await.unwrap());
+        assert_eq!(joined, own, "the namespaces of the container's own process");
+        let elsewhere = text(&script(&sandbox, show).await);
+        for (here, there) in own.lines().zip(elsewhere.lines()) {
+            assert_ne!(here, there, "each container has its own");
         }
-        assert_ne!(seen[0], seen[1], "each container has its own");
+        assert_eq!((own.lines().count(), elsewhere.lines().count()), (4, 4));
 
         // A directory that a descriptor of the agent would lead to, and one that is not inside of the root.
         for number in 3..24 {
@@ -171,7 +169,7 @@ on_every_backend! {
         }
         assert!(script(&sandbox, "ln -s /proc/1/root/../../tmp /way").await.status.success());
         let output = sandbox.exec(Command::new("pwd").args(["-P"]).cwd("/way")).await.unwrap().output().await;
-        assert_eq!(text(&output.unwrap()), "/tmp\n");
+        assert_eq!(text(&output.unwrap()), "/tmp");
     }
 
     async fn the_container_is_started_once(bed: Bed) {

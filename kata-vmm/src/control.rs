@@ -59,6 +59,8 @@ pub enum Request {
         guest_port: u32,
         /// Port that the guest sees as the peer's; chosen by the SDK, unique while the stream lives.
         host_port: u32,
+        /// Write `OK <host port>\n` to the stream once the guest accepted, before anything of the guest's.
+        greeted: bool,
     },
     /// Ask for [`Event::Console`].
     Console,
@@ -337,6 +339,7 @@ mod tests {
             &Request::Connect {
                 guest_port: 1024,
                 host_port: 7,
+                greeted: false,
             },
             &[theirs.as_fd()],
         )
@@ -347,7 +350,8 @@ mod tests {
             message,
             Request::Connect {
                 guest_port: 1024,
-                host_port: 7
+                host_port: 7,
+                greeted: false,
             }
         );
         assert_eq!(fds.len(), 1);

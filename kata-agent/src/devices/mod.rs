@@ -100,6 +100,24 @@ impl Rules {
         Ok(Rules(rules))
     }
 
+    /// Allows one device everything, or what the rule for its former numbers allowed.
+    pub(crate) fn allow(&mut self, block: bool, (major, minor): (u32, u32), before: Option<(u32, u32)>) {
+        let kind = Some(if block { Kind::Block } else { Kind::Character });
+        let is_former =
+            |rule: &&mut Rule| rule.allow && before.is_some() && before == rule.major.zip(rule.minor);
+        if let Some(rule) = self.0.iter_mut().find(is_former) {
+            (rule.kind, rule.major, rule.minor) = (kind, Some(major), Some(minor));
+            return;
+        }
+        self.0.push(Rule {
+            allow: true,
+            kind,
+            major: Some(major),
+            minor: Some(minor),
+            access: EVERY_ACCESS,
+        });
+    }
+
     fn allow_everything(&self) -> bool {
         self.0.first().is_some_and(Rule::is_about_everything) && self.0.iter().all(|rule| rule.allow)
     }

@@ -91,6 +91,13 @@ fn refuse<const N: usize>(asked: [(bool, &str); N]) -> Result<(), Failed> {
 }
 
 impl Limits {
+    /// Allows a device, in place of the rule for the numbers that it had before. Without rules all are allowed.
+    pub(crate) fn allow_device(&mut self, block: bool, numbers: (u32, u32), before: Option<(u32, u32)>) {
+        if let Some(rules) = &mut self.devices {
+            rules.allow(block, numbers, before);
+        }
+    }
+
     /// The limits of a request.
     ///
     /// # Errors

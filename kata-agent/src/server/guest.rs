@@ -1,11 +1,16 @@
 //! The guest: its clock, its entropy, what it can do.
 
 use kata_agent_proto::agent::{
-    GuestDetailsRequest, GuestDetailsResponse, ReseedRandomDevRequest, SetGuestDateTimeRequest,
+    AddSwapPathRequest, GuestDetailsRequest, GuestDetailsResponse, MemHotplugByProbeRequest,
+    OnlineCPUMemRequest, ReseedRandomDevRequest, SetGuestDateTimeRequest,
 };
 use protobuf::well_known_types::empty::Empty;
 
+use super::request::refuse;
 use super::{Server, guest_failure};
+use crate::guest::Guest;
+use crate::order::Call;
+use crate::worker::machine;
 
 impl Server {
     pub(super) async fn reseed_random_dev(&self, request: ReseedRandomDevRequest) -> ttrpc::Result<Empty> {
@@ -29,5 +34,27 @@ impl Server {
         request: GuestDetailsRequest,
     ) -> ttrpc::Result<GuestDetailsResponse> {
         Ok(self.0.guest().details(&request))
+    }
+
+    pub(super) async fn online_cpu_mem(&self, request: OnlineCPUMemRequest) -> ttrpc::Result<Empty> {
+        let hosts = self.0.guest() == Guest::Process && machine::has_offline();
+        refuse(hosts, "bringing the host's own processors and memory online")?;
+        self.by_worker(Call::OnlineProcessorsAndMemory, &request).await
+    }
+
+    pub(super) async fn mem_hotplug_by_probe(
+        &self,
+        request: MemHotplugByProbeRequest,
+    ) -> ttrpc::Result<Empty> {
+        refuse(
+            self.0.guest() == Guest::Process,
+            "memory by probe: it would be the host's",
+        )?;
+        self.by_worker(Call::ProbeMemory, &request).await
+    }
+
+    pub(super) async fn add_swap_path(&self, request: AddSwapPathRequest) -> ttrpc::Result<Empty> {
+        refuse(self.0.guest() == Guest::Process, "swap: it would be the host's")?;
+        self.by_worker(Call::AddSwap, &request).await
     }
 }

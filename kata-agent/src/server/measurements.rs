@@ -1,10 +1,12 @@
 //! Figures and events.
 
-use kata_agent_proto::agent::{GetOOMEventRequest, OOMEvent, StatsContainerRequest, StatsContainerResponse};
+use kata_agent_proto::agent::{
+    GetMetricsRequest, GetOOMEventRequest, Metrics, OOMEvent, StatsContainerRequest, StatsContainerResponse,
+};
 
 use super::{Server, guest_failure};
 use crate::sandbox::Error;
-use crate::stats;
+use crate::{metrics, stats};
 
 impl Server {
     pub(super) async fn stats_container(
@@ -25,6 +27,13 @@ impl Server {
         let container_id = self.0.oom.next().await.ok_or(Error::Destroyed)?;
         Ok(OOMEvent {
             container_id,
+            ..Default::default()
+        })
+    }
+
+    pub(super) async fn get_metrics(&self, _: GetMetricsRequest) -> ttrpc::Result<Metrics> {
+        Ok(Metrics {
+            metrics: metrics::text(),
             ..Default::default()
         })
     }

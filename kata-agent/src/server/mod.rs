@@ -8,10 +8,12 @@ mod additions;
 mod containers;
 mod guest;
 mod measurements;
+mod network;
 mod processes;
 mod request;
 mod sandbox;
 mod streams;
+mod volumes;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -19,22 +21,32 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kata_agent_proto::agent::{
-    CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
-    ExecProcessRequest, GetOOMEventRequest, GuestDetailsRequest, GuestDetailsResponse, OOMEvent,
-    PauseContainerRequest, RemoveContainerRequest, ReseedRandomDevRequest, ResumeContainerRequest,
-    SetGuestDateTimeRequest, SignalProcessRequest, StartContainerRequest, StatsContainerRequest,
-    StatsContainerResponse, TtyWinResizeRequest, UpdateContainerRequest, WaitProcessRequest,
-    WaitProcessResponse,
+    AddARPNeighborsRequest, AddSwapPathRequest, CloseStdinRequest, CopyFileRequest, CreateContainerRequest,
+    CreateSandboxRequest, DestroySandboxRequest, ExecProcessRequest, GetIPTablesRequest, GetIPTablesResponse,
+    GetMetricsRequest, GetOOMEventRequest, GuestDetailsRequest, GuestDetailsResponse, Interfaces,
+    ListInterfacesRequest, ListRoutesRequest, MemHotplugByProbeRequest, Metrics, OOMEvent,
+    OnlineCPUMemRequest, PauseContainerRequest, ReadStreamRequest, ReadStreamResponse,
+    RemoveContainerRequest, RemoveStaleVirtiofsShareMountsRequest, ReseedRandomDevRequest,
+    ResizeVolumeRequest, ResumeContainerRequest, Routes, SetGuestDateTimeRequest, SetIPTablesRequest,
+    SetIPTablesResponse, SignalProcessRequest, StartContainerRequest, StatsContainerRequest,
+    StatsContainerResponse, TtyWinResizeRequest, UpdateContainerRequest, UpdateEphemeralMountsRequest,
+    UpdateInterfaceRequest, UpdateRoutesRequest, VolumeStatsRequest, WaitProcessRequest, WaitProcessResponse,
+    WriteStreamRequest, WriteStreamResponse,
 };
 use kata_agent_proto::agent_ttrpc::{AgentService, create_agent_service};
+use kata_agent_proto::csi::VolumeStatsResponse;
 use kata_agent_proto::health::health_check_response::ServingStatus;
 use kata_agent_proto::health::{CheckRequest, HealthCheckResponse, VersionCheckResponse};
 use kata_agent_proto::health_ttrpc::{Health, create_health};
 use kata_agent_proto::offered;
+use kata_agent_proto::types::Interface;
+use protobuf::Message;
 use protobuf::well_known_types::empty::Empty;
 use ttrpc::Code;
 use ttrpc::r#async::{Service, TtrpcContext};
 
+use crate::launch;
+use crate::order::Call;
 use crate::sandbox::{Error, Sandbox};
 
 /// Version of the published API that the messages are of.
@@ -85,6 +97,26 @@ methods! {
     "WaitProcess" wait_process(WaitProcessRequest) -> WaitProcessResponse;
     "CloseStdin" close_stdin(CloseStdinRequest) -> Empty;
     "TtyWinResize" tty_win_resize(TtyWinResizeRequest) -> Empty;
+    "WriteStdin" write_stdin(WriteStreamRequest) -> WriteStreamResponse;
+    "ReadStdout" read_stdout(ReadStreamRequest) -> ReadStreamResponse;
+    "ReadStderr" read_stderr(ReadStreamRequest) -> ReadStreamResponse;
+    "ListInterfaces" list_interfaces(ListInterfacesRequest) -> Interfaces;
+    "UpdateInterface" update_interface(UpdateInterfaceRequest) -> Interface;
+    "ListRoutes" list_routes(ListRoutesRequest) -> Routes;
+    "UpdateRoutes" update_routes(UpdateRoutesRequest) -> Routes;
+    "AddARPNeighbors" add_arp_neighbors(AddARPNeighborsRequest) -> Empty;
+    "GetIPTables" get_ip_tables(GetIPTablesRequest) -> GetIPTablesResponse;
+    "SetIPTables" set_ip_tables(SetIPTablesRequest) -> SetIPTablesResponse;
+    "OnlineCPUMem" online_cpu_mem(OnlineCPUMemRequest) -> Empty;
+    "MemHotplugByProbe" mem_hotplug_by_probe(MemHotplugByProbeRequest) -> Empty;
+    "AddSwapPath" add_swap_path(AddSwapPathRequest) -> Empty;
+    "CopyFile" copy_file(CopyFileRequest) -> Empty;
+    "GetVolumeStats" get_volume_stats(VolumeStatsRequest) -> VolumeStatsResponse;
+    "ResizeVolume" resize_volume(ResizeVolumeRequest) -> Empty;
+    "UpdateEphemeralMounts" update_ephemeral_mounts(UpdateEphemeralMountsRequest) -> Empty;
+    "RemoveStaleVirtiofsShareMounts" remove_stale_virtiofs_share_mounts(RemoveStaleVirtiofsShareMountsRequest)
+        -> Empty;
+    "GetMetrics" get_metrics(GetMetricsRequest) -> Metrics;
     "StatsContainer" stats_container(StatsContainerRequest) -> StatsContainerResponse;
     "GetOOMEvent" get_oom_event(GetOOMEventRequest) -> OOMEvent;
 }
@@ -107,6 +139,19 @@ async fn to_the_end<T: Send + 'static>(
     match tokio::spawn(request).await {
         Ok(answer) => Ok(answer?),
         Err(error) => Err(ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, error))),
+    }
+}
+
+impl Server {
+    /// Has a worker carry a request out as it came.
+    async fn by_worker<A: Message>(&self, call: Call, request: &impl Message) -> ttrpc::Result<A> {
+        let unreadable =
+            |error: protobuf::Error| ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, error));
+        let request = request.write_to_bytes().map_err(unreadable)?;
+        let sandbox = self.0.clone();
+        let answer =
+            to_the_end(async move { Ok(launch::call(&sandbox.reaper, call, &request).await?) }).await?;
+        A::parse_from_bytes(&answer).map_err(unreadable)
     }
 }
 

@@ -3,12 +3,13 @@
 //! Owns the reading of requests; what cannot be done is refused by name. Must not know what is done with them.
 
 use kata_agent_proto::agent::{CreateContainerRequest, ExecProcessRequest, StringUser};
+use kata_agent_proto::types::FSGroupChangePolicy;
 use kata_agent_proto::{Failed, FailureKind, agent, oci};
 use rustix::termios::Winsize;
 
 use crate::exec::Traits;
 use crate::limits::Limits;
-use crate::order::{Storage, User};
+use crate::order::{Device, Group, Storage, User};
 use crate::process::Ports;
 use crate::sandbox::{Creation, Error, Execution};
 use crate::spec;
@@ -26,7 +27,10 @@ pub(super) fn refuse(asked: bool, what: &str) -> Result<(), Error> {
 
 pub(super) fn storages(storages: Vec<agent::Storage>) -> Result<Vec<Storage>, Error> {
     let storage = |storage: agent::Storage| {
-        refuse(storage.fs_group.is_some(), "ownership of a storage")?;
+        let group = storage.fs_group.into_option().map(|group| Group {
+            id: group.group_id,
+            always: group.group_change_policy.enum_value() != Ok(FSGroupChangePolicy::OnRootMismatch),
+        });
         Ok(Storage {
             driver: storage.driver,
             driver_options: storage.driver_options,
@@ -34,9 +38,19 @@ pub(super) fn storages(storages: Vec<agent::Storage>) -> Result<Vec<Storage>, Er
             fstype: storage.fstype,
             options: storage.options,
             mount_point: storage.mount_point,
+            group,
         })
     };
     storages.into_iter().map(storage).collect()
+}
+
+fn device(device: agent::Device) -> Device {
+    Device {
+        id: device.id,
+        kind: device.type_,
+        vm_path: device.vm_path,
+        container_path: device.container_path,
+    }
 }
 
 /// The user of a request: its own field, else the specification's name.
@@ -88,11 +102,6 @@ pub(super) fn limits(resources: Option<&oci::LinuxResources>) -> Result<Limits, 
 }
 
 pub(super) fn creation(request: CreateContainerRequest) -> Result<Creation, Error> {
-    refuse(request.sandbox_pidns, "a shared PID namespace")?;
-    refuse(!request.devices.is_empty(), "devices")?;
-    refuse(!request.shared_mounts.is_empty(), "shared mounts")?;
-    let named = !request.exec_id.is_empty() && request.exec_id != request.container_id;
-    refuse(named, "an init with a name other than its container's")?;
     let oci = request.oci.as_ref().unwrap_or_default();
     let process = oci.process.as_ref();
     let linux = oci.linux.as_ref().unwrap_or_default();
@@ -102,12 +111,20 @@ pub(super) fn creation(request: CreateContainerRequest) -> Result<Creation, Erro
         limits: limits(linux.resources.as_ref())?,
         user: user(request.string_user.into_option(), process),
         terminal: process.map(terminal).transpose()?.unwrap_or(false),
+        init_id: match request.exec_id {
+            empty if empty.is_empty() => request.container_id.clone(),
+            named => named,
+        },
         id: request.container_id,
         storages: storages(request.storages)?,
+        shared_pids: request.sandbox_pidns,
+        devices: request.devices.into_iter().map(device).collect(),
+        shared_mounts: request.shared_mounts,
         ports: Ports {
             stdin: request.stdin_port,
             stdout: request.stdout_port,
             stderr: request.stderr_port,
+            none: request.no_streams,
         },
     })
 }
@@ -124,6 +141,7 @@ pub(super) fn execution(request: ExecProcessRequest) -> Result<Execution, Error>
             stdin: request.stdin_port,
             stdout: request.stdout_port,
             stderr: request.stderr_port,
+            none: request.no_streams,
         },
     })
 }

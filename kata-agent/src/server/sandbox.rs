@@ -5,11 +5,14 @@ use protobuf::well_known_types::empty::Empty;
 
 use super::request::{refuse, storages};
 use super::{Server, to_the_end};
+use crate::guest::Guest;
+use crate::order::Call;
+use crate::sandbox::Error;
+use crate::worker::machine;
 
 impl Server {
     pub(super) async fn create_sandbox(&self, request: CreateSandboxRequest) -> ttrpc::Result<Empty> {
-        refuse(request.sandbox_pidns, "a shared PID namespace")?;
-        refuse(!request.kernel_modules.is_empty(), "loading kernel modules")?;
+        self.load_modules(&request).await?;
         refuse(!request.guest_hook_path.is_empty(), "hooks of the guest")?;
         let sandbox = self.0.clone();
         to_the_end(async move {
@@ -18,9 +21,13 @@ impl Server {
                 hostname,
                 dns,
                 storages: list,
+                sandbox_pidns,
                 ..
             } = request;
-            sandbox.set_up(sandbox_id, hostname, dns, storages(list)?).await
+            let storages = storages(list)?;
+            sandbox
+                .set_up(sandbox_id, hostname, dns, storages, sandbox_pidns)
+                .await
         })
         .await?;
         Ok(Empty::new())
@@ -34,5 +41,23 @@ impl Server {
         })
         .await?;
         Ok(Empty::new())
+    }
+
+    async fn load_modules(&self, request: &CreateSandboxRequest) -> ttrpc::Result<()> {
+        let modules = &request.kernel_modules;
+        for module in modules {
+            machine::check_module_name(&module.name).map_err(Error::from)?;
+        }
+        let missing = modules.iter().find(|module| !machine::has_module(&module.name));
+        let Some(missing) = missing else { return Ok(()) };
+        let what = format!("kernel module {}: it would be the host's", missing.name);
+        refuse(self.0.guest() == Guest::Process, &what)?;
+        let modules = CreateSandboxRequest {
+            kernel_modules: modules.clone(),
+            ..Default::default()
+        };
+        self.by_worker(Call::LoadModules, &modules)
+            .await
+            .map(|_: Empty| ())
     }
 }

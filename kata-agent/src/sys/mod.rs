@@ -12,6 +12,8 @@ mod making;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::process::Pid;
 use tokio::io::Interest;
@@ -121,6 +123,12 @@ pub(crate) fn new_ipc_namespace() -> io::Result<OwnedFd> {
     let kind = rustix::thread::LinkNameSpaceType::InterProcessCommunication;
     rustix::thread::move_into_link_name_space(own.as_fd(), Some(kind))?;
     Ok(made?.into())
+}
+
+/// Has the next child be the first process of a PID namespace; see `unshare(2)`.
+pub(crate) fn unshare_pids() -> io::Result<()> {
+    // SAFETY: unshare of namespaces touches no memory of this process.
+    check(unsafe { libc::unshare(libc::CLONE_NEWPID) }).map(drop)
 }
 
 /// Takes over a descriptor that this process inherited. Each number once.
@@ -469,6 +477,21 @@ pub(crate) fn attach_device_program(
     ];
     // SAFETY: this command points to nothing.
     unsafe { call_bpf(bpf::PROG_ATTACH, &mut attach) }.map(drop)
+}
+
+/// Has the kernel swap to a device or file; see swapon(2).
+pub(crate) fn swap_on(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: `path` lives for the length of the call.
+    check(unsafe { libc::swapon(path.as_ptr(), 0) }).map(drop)
+}
+
+/// Grows a mounted ext4 to so many blocks (`EXT4_IOC_RESIZE_FS` of Linux `fs/ext4/ext4.h`).
+pub(crate) fn resize_ext4(volume: &impl AsFd, blocks: u64) -> io::Result<()> {
+    const EXT4_IOC_RESIZE_FS: libc::c_ulong = 0x4008_6610;
+    let fd = volume.as_fd().as_raw_fd();
+    // SAFETY: the argument is a 64-bit number that lives for the length of the call.
+    check(unsafe { libc::ioctl(fd, EXT4_IOC_RESIZE_FS, &raw const blocks) }).map(drop)
 }
 
 /// Ends the process at once, without destructors.

@@ -1,9 +1,10 @@
-//! How connections come in and go out: vsock in a guest, descriptors on a socket as a process.
+//! How connections come in and go out: vsock in a guest; descriptors on a socket, or a socket that listens, as a process.
 //!
-//! Owns the difference between the two. Everything above sees byte streams with a port on either side
+//! Owns the difference between them. Everything above sees byte streams with a port on either side
 //! and must not know what carries them.
 
 mod channel;
+mod listening;
 mod vsock;
 
 use std::io;
@@ -12,6 +13,7 @@ use std::os::fd::OwnedFd;
 use tokio::net::UnixStream;
 
 pub(crate) use channel::Channel;
+pub(crate) use listening::{Listener, Listening};
 pub(crate) use vsock::Vsock;
 
 /// A connected byte stream of any socket family. Tokio's Unix stream uses only calls that every
@@ -43,12 +45,14 @@ pub(crate) enum Arrival {
     },
 }
 
-/// One of the two carriers.
+/// One of the carriers.
 pub(crate) enum Transport {
     /// In a guest.
     Vsock(Vsock),
     /// As an ordinary process.
     Channel(Channel),
+    /// As an ordinary process without a host that waits for it.
+    Listener(Listener),
 }
 
 impl Transport {
@@ -57,14 +61,16 @@ impl Transport {
         match self {
             Transport::Vsock(vsock) => vsock.accept().await.map(Arrival::Connection).map(Some),
             Transport::Channel(channel) => channel.accept().await,
+            Transport::Listener(listener) => listener.accept().await.map(Arrival::Connection).map(Some),
         }
     }
 
-    /// A connection to a port of the host.
-    pub(crate) async fn dial(&self, host_port: u32) -> io::Result<Stream> {
+    /// A connection to a port of the host; none where no host waits for one.
+    pub(crate) async fn dial(&self, host_port: u32) -> io::Result<Option<Stream>> {
         match self {
-            Transport::Vsock(vsock) => vsock.dial(host_port).await,
-            Transport::Channel(channel) => channel.dial(host_port).await,
+            Transport::Vsock(vsock) => vsock.dial(host_port).await.map(Some),
+            Transport::Channel(channel) => channel.dial(host_port).await.map(Some),
+            Transport::Listener(_) => Ok(None),
         }
     }
 }

@@ -10,7 +10,7 @@ use kata_agent_proto::{Failed, FailureKind, annotation};
 use serde_json::{Value, json};
 
 use super::root::Root;
-use super::{cgroup, etc, file_failure, number, storage, strings};
+use super::{cgroup, etc, file_failure, given, number, shares, storage, strings};
 use crate::birth::{self, Place};
 use crate::order::Create;
 use crate::sys;
@@ -19,6 +19,7 @@ use crate::sys;
 pub(super) fn create(mut order: Create) -> Result<i32, Failed> {
     let start = inherited(order.start).map_err(|error| file_failure(Path::new("start"), &error))?;
     let mounted = storage::mount_all(&order.storages)?;
+    given::give(&order.devices, &mut order.spec, &mut order.limits)?;
     let root = open_root(&order.spec)?;
     make_directories(&order.spec, &root)?;
     etc::complete(&root, &order.hostname, &order.dns)?;
@@ -45,6 +46,7 @@ pub(super) fn create(mut order: Create) -> Result<i32, Failed> {
     };
     let pid = birth::make(&order.spec, place).map_err(|failed| explain(failed, &order.cgroup))?;
     devices.apply(&order.cgroup)?;
+    shares::give(pid, &order.shares)?;
     mounted.keep();
     Ok(pid)
 }

@@ -3,17 +3,26 @@
 //! A fresh process of one thread for each order. It mounts, looks into root file systems and makes containers, whose
 //! first processes become the agent's own children. Must not know connections or RPC.
 
+mod call;
 mod cgroup;
 mod copy;
 mod create;
 mod etc;
+mod given;
+pub(crate) mod machine;
+mod network;
+mod ownership;
 mod partition;
 pub(crate) mod passwd;
+mod pause;
 pub(crate) mod program;
 mod remove;
 pub(crate) mod root;
+mod shares;
 pub(crate) mod storage;
+mod tables;
 mod verity;
+mod volumes;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -75,10 +84,12 @@ fn carry_out(order: Order) -> Result<Outcome, Failed> {
         Order::Update(update) => update.limits.apply(&update.cgroup).map(|()| Outcome::Done),
         Order::Remove(remove) => remove::remove(&remove).map(|()| Outcome::Done),
         Order::Copy(order) => copy::copy(&order).map(|()| Outcome::Done),
+        Order::Pause => pause::start().map(Outcome::Process),
         Order::Mount(storages) => {
             storage::mount_all(&storages)?.keep();
             Ok(Outcome::Done)
         }
+        Order::Call(call) => call::carry_out(call).map(|()| Outcome::Done),
     }
 }
 
@@ -90,6 +101,16 @@ fn truncate(text: &mut String) {
             .unwrap_or(0);
         text.truncate(end);
     }
+}
+
+/// A failure that is only text.
+fn container_failure(error: &dyn std::error::Error) -> Failed {
+    Failed::new(FailureKind::Container, error.to_string())
+}
+
+/// What the guest could not do, with what it was about.
+fn guest_failure(what: impl std::fmt::Display, error: &io::Error) -> Failed {
+    Failed::new(FailureKind::Guest, format!("{what}: {error}"))
 }
 
 /// A failure of the agent's own files.

@@ -13,6 +13,7 @@ use kata_agent_proto::storage::VERITY;
 use kata_agent_proto::{Failed, FailureKind};
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use super::ownership;
 use super::partition::Disk;
 use super::verity::{Table, Verified};
 use crate::extent::Extent;
@@ -20,9 +21,9 @@ use crate::order::{Storage, Storages};
 use crate::sys;
 
 /// How long a disk may take to appear.
-const DISK_WAIT: Duration = Duration::from_secs(1);
+pub(super) const DISK_WAIT: Duration = Duration::from_secs(1);
 /// How often it is looked for, in that time.
-const DISK_POLL: Duration = Duration::from_millis(2);
+pub(super) const DISK_POLL: Duration = Duration::from_millis(2);
 /// A directory to make before an overlay is mounted; repeatable.
 const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_directory=";
 
@@ -72,7 +73,12 @@ pub(crate) fn mount_all(storages: &Storages) -> Result<Mounted, Failed> {
             mounted.partitioned.insert(storage.source.clone());
         }
         mount(storage, extent, storages)?;
-        mounted.points.push(PathBuf::from(&storage.mount_point));
+        let path = PathBuf::from(&storage.mount_point);
+        mounted.points.push(path.clone());
+        if let Some(group) = &storage.group {
+            let read_only = storage.options.iter().any(|option| option == "ro");
+            ownership::give(&path, group, read_only).map_err(|error| failed(storage, &error))?;
+        }
     }
     Ok(mounted)
 }
@@ -217,7 +223,7 @@ fn mount_by_loop(storage: &Storage, source: &str) -> Result<(), Failed> {
 
 /// The device of the disk with this serial (`/sys/block/*/serial`; on virtio, virtio 1.2 §5.2.6.1
 /// VIRTIO_BLK_T_GET_ID).
-fn wait_for_disk(serial: &str) -> Result<String, Failed> {
+pub(super) fn wait_for_disk(serial: &str) -> Result<String, Failed> {
     let deadline = Instant::now() + DISK_WAIT;
     loop {
         if let Some(device) = find_disk(Path::new("/sys/block"), serial) {
@@ -255,7 +261,8 @@ const FLAGS: [(&str, MountFlags); 10] = [
     ("strictatime", MountFlags::STRICTATIME),
 ];
 
-fn parse_options(options: &[String]) -> (MountFlags, String) {
+/// Flags of mount(2), and what is for the file system.
+pub(super) fn parse_options(options: &[String]) -> (MountFlags, String) {
     let mut flags = MountFlags::empty();
     let mut text = Vec::new();
     for option in options {

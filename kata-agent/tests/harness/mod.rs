@@ -57,23 +57,7 @@ fn image() -> &'static Path {
     static IMAGE: OnceLock<PathBuf> = OnceLock::new();
     IMAGE.get_or_init(|| {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let root = dir.path().join("root");
-        for name in ["bin", "etc", "proc", "sys", "dev", "tmp", "data"] {
-            fs::create_dir_all(root.join(name)).unwrap();
-        }
-        for program in PROGRAMS {
-            copy_program(program, &root);
-        }
-        fs::write(
-            root.join("etc/passwd"),
-            "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/data:/bin/sh\n",
-        )
-        .unwrap();
-        fs::write(root.join("etc/group"), "root:x:0:\nweb:x:34:\naudio:x:29:web\n").unwrap();
-        fs::write(root.join("data/plain"), "text").unwrap();
-        fs::write(root.join("data/broken"), "\x7fELF nothing").unwrap();
-        fs::set_permissions(root.join("data/broken"), fs::Permissions::from_mode(0o755)).unwrap();
-        symlink("/nowhere/resolv.conf", root.join("etc/resolv.conf")).unwrap();
+        let root = root_directory(dir.path());
         let image =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("image-{}.erofs", std::process::id()));
         let made = Command::new("mkfs.erofs")
@@ -84,6 +68,28 @@ fn image() -> &'static Path {
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         image
     })
+}
+
+/// A root file system in a directory, with a shell and some tools of this machine.
+pub(crate) fn root_directory(directory: &Path) -> PathBuf {
+    let root = directory.join("root");
+    for name in ["bin", "etc", "proc", "sys", "dev", "tmp", "data"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    for program in PROGRAMS {
+        copy_program(program, &root);
+    }
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/data:/bin/sh\n",
+    )
+    .unwrap();
+    fs::write(root.join("etc/group"), "root:x:0:\nweb:x:34:\naudio:x:29:web\n").unwrap();
+    fs::write(root.join("data/plain"), "text").unwrap();
+    fs::write(root.join("data/broken"), "\x7fELF nothing").unwrap();
+    fs::set_permissions(root.join("data/broken"), fs::Permissions::from_mode(0o755)).unwrap();
+    symlink("/nowhere/resolv.conf", root.join("etc/resolv.conf")).unwrap();
+    root
 }
 
 fn copy_program(name: &str, root: &Path) {

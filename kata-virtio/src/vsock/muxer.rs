@@ -145,14 +145,14 @@ impl Muxer {
         !self.resets.is_empty() || !self.line.is_empty()
     }
 
-    /// Connects a stream of the host to a port of the guest.
-    pub(crate) fn connect(&mut self, ports: Ports, stream: UnixStream) {
+    /// Connects a stream of the host to a port of the guest. One that is `greeted` is told so before any byte.
+    pub(crate) fn connect(&mut self, ports: Ports, stream: UnixStream, greeted: bool) {
         let id = self.new_id();
         if let Err(cause) = self.watch(id, &stream) {
             log::warn!("vsock: cannot watch a stream to port {}: {cause}", ports.guest);
             return;
         }
-        self.dial(id, ports, stream, None);
+        self.dial(id, ports, stream, greeted.then(|| greeting(ports.host)));
     }
 
     /// Takes a packet from the guest.
@@ -481,7 +481,7 @@ impl Muxer {
         match self.greeter.as_mut().map(|greeter| greeter.look(id)) {
             Some(Asked::Port(stream, guest)) => {
                 let host = self.new_port(guest);
-                self.dial(id, Ports { host, guest }, stream, Some(format!("OK {host}\n")));
+                self.dial(id, Ports { host, guest }, stream, Some(greeting(host)));
             }
             Some(Asked::Gone(stream)) => self.unwatch(stream.as_fd()),
             Some(Asked::NotYet) | None => {}
@@ -515,6 +515,11 @@ impl Muxer {
             log::debug!("vsock: a stream was not watched: {cause}");
         }
     }
+}
+
+/// What the Unix-socket face says of a connection that the guest accepted.
+fn greeting(host_port: u32) -> String {
+    format!("OK {host_port}\n")
 }
 
 #[cfg(test)]

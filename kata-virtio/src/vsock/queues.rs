@@ -53,6 +53,7 @@ pub struct Handle {
 struct Connect {
     ports: Ports,
     stream: UnixStream,
+    greeted: bool,
 }
 
 /// A queue that the driver has broken beyond a packet.
@@ -284,8 +285,8 @@ impl Device for Vsock {
             Ok(_) | Err(rustix::io::Errno::AGAIN) => {}
             Err(cause) => return Err(cause.into()),
         }
-        while let Ok(Connect { ports, stream }) = self.commands.try_recv() {
-            self.muxer.connect(ports, stream);
+        while let Ok(connect) = self.commands.try_recv() {
+            self.muxer.connect(connect.ports, connect.stream, connect.greeted);
         }
         Ok(())
     }
@@ -340,11 +341,27 @@ impl Handle {
     /// bytes already in the stream are sent once the guest accepts. When the guest refuses, when the
     /// pair of ports is in use, or when the device is gone, the stream is closed.
     pub fn connect(&self, host_port: u32, guest_port: u32, stream: UnixStream) {
+        self.command(host_port, guest_port, stream, false);
+    }
+
+    /// As [`connect`](Self::connect), and once the guest accepted, `OK <host port>\n` is written to the stream
+    /// before anything of the guest's: what a client reads that asked for it by `CONNECT <guest port>\n`
+    /// (Firecracker's hybrid vsock).
+    pub fn connect_greeted(&self, host_port: u32, guest_port: u32, stream: UnixStream) {
+        self.command(host_port, guest_port, stream, true);
+    }
+
+    fn command(&self, host_port: u32, guest_port: u32, stream: UnixStream, greeted: bool) {
         let ports = Ports {
             host: host_port,
             guest: guest_port,
         };
-        if self.commands.send(Connect { ports, stream }).is_ok() {
+        let connect = Connect {
+            ports,
+            stream,
+            greeted,
+        };
+        if self.commands.send(connect).is_ok() {
             wake(&self.wake);
         }
     }

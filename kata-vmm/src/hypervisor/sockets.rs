@@ -57,9 +57,13 @@ impl Sockets {
     }
 
     /// Connects a stream to a port of the guest.
-    pub(super) fn connect(&self, guest_port: u32, host_port: u32, stream: OwnedFd) {
-        self.handle
-            .connect(host_port, guest_port, UnixStream::from(stream));
+    pub(super) fn connect(&self, guest_port: u32, host_port: u32, stream: OwnedFd, greeted: bool) {
+        let stream = UnixStream::from(stream);
+        if greeted {
+            self.handle.connect_greeted(host_port, guest_port, stream);
+        } else {
+            self.handle.connect(host_port, guest_port, stream);
+        }
     }
 }
 

@@ -58,8 +58,9 @@ pub(crate) trait Vm {
     /// seconds: what the guest had sent is given to a host that is slow to read.
     fn advance(&mut self) -> Vec<Occurrence>;
 
-    /// Connects `stream` to a port of the guest; where nobody listens the stream is closed.
-    fn connect(&mut self, guest_port: u32, host_port: u32, stream: OwnedFd);
+    /// Connects `stream` to a port of the guest; where nobody listens the stream is closed. One that is `greeted` is
+    /// written `OK <host port>\n` once the guest accepted.
+    fn connect(&mut self, guest_port: u32, host_port: u32, stream: OwnedFd, greeted: bool);
 
     /// The end of what the guest wrote to its console, at most 16 KiB.
     fn console_tail(&self) -> String;

@@ -272,6 +272,7 @@ fn answer(socket: &Socket, vm: &mut dyn Vm) -> Result<Next, ServeError> {
             Request::Connect {
                 guest_port,
                 host_port,
+                greeted,
             },
             mut streams,
         )) => {
@@ -280,7 +281,7 @@ fn answer(socket: &Socket, vm: &mut dyn Vm) -> Result<Next, ServeError> {
                     reason: "a Connect came without its stream",
                 });
             };
-            vm.connect(guest_port, host_port, stream);
+            vm.connect(guest_port, host_port, stream, greeted);
             Ok(Next::Continue)
         }
         Some((Request::Launch { .. }, _)) => Err(ServeError::Protocol {

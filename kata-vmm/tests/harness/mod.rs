@@ -113,6 +113,7 @@ impl Monitor {
     pub(crate) fn connect(&self, guest_port: u32) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let request = Request::Connect {
+            greeted: false,
             guest_port,
             host_port: 0x4000_0000,
         };

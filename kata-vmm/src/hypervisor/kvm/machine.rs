@@ -259,8 +259,8 @@ impl Vm for Microvm {
         occurrences
     }
 
-    fn connect(&mut self, guest_port: u32, host_port: u32, stream: OwnedFd) {
-        self.sockets.connect(guest_port, host_port, stream);
+    fn connect(&mut self, guest_port: u32, host_port: u32, stream: OwnedFd, greeted: bool) {
+        self.sockets.connect(guest_port, host_port, stream, greeted);
     }
 
     fn console_tail(&self) -> String {

@@ -130,12 +130,18 @@ impl Vm for Program {
         occurrences
     }
 
-    fn connect(&mut self, guest_port: u32, host_port: u32, stream: OwnedFd) {
+    /// The program has no way to accept or refuse: who is to be greeted is greeted at once, and where nobody
+    /// listens the stream closes after it.
+    fn connect(&mut self, guest_port: u32, host_port: u32, stream: OwnedFd, greeted: bool) {
         let ports = Ports {
             guest: guest_port,
             host: host_port,
         };
         let Some(channel) = &self.channel else { return };
+        // A client that is gone by now is none of ours.
+        if greeted && rustix::io::write(&stream, format!("OK {host_port}\n").as_bytes()).is_err() {
+            return;
+        }
         if let Err(cause) = channel.send(ports, stream.as_fd()) {
             log::warn!("connection to port {guest_port} is refused: {cause}");
         }

@@ -318,8 +318,8 @@ impl Vm for Emulator {
         occurrences
     }
 
-    fn connect(&mut self, guest_port: u32, host_port: u32, stream: OwnedFd) {
-        self.sockets.connect(guest_port, host_port, stream);
+    fn connect(&mut self, guest_port: u32, host_port: u32, stream: OwnedFd, greeted: bool) {
+        self.sockets.connect(guest_port, host_port, stream, greeted);
     }
 
     fn console_tail(&self) -> String {

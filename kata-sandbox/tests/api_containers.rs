@@ -1,0 +1,266 @@
+//! The agent's methods for containers, called one by one.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+mod api;
+mod bed;
+
+use api::{client, creation, execution, read_all, reading, run, signal, start, wait};
+use bed::Bed;
+use kata_agent_proto::agent::{
+    GetOOMEventRequest, PauseContainerRequest, RemoveContainerRequest, ResumeContainerRequest,
+    StartContainerRequest, StatsContainerRequest, UpdateContainerRequest,
+};
+use kata_agent_proto::{CallError, Client, FailureKind, oci, port};
+use kata_sandbox::Sandbox;
+use protobuf::MessageField;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const SIGKILL: u32 = 9;
+const SIGTERM: u32 = 15;
+
+/// Says when it is ready, and ends with 3 when it is asked to.
+const WAITS: &str = "trap 'echo asked; exit 3' TERM; echo ready; while :; do sleep 1000 & wait $!; done";
+
+async fn remove(client: &Client, id: &str) -> Result<(), CallError> {
+    let request = RemoveContainerRequest {
+        container_id: id.into(),
+        timeout: 30,
+        ..Default::default()
+    };
+    client.remove_container(request).await
+}
+
+fn stats(id: &str) -> StatsContainerRequest {
+    StatsContainerRequest {
+        container_id: id.into(),
+        ..Default::default()
+    }
+}
+
+async fn pause(client: &Client, id: &str) -> Result<(), CallError> {
+    let request = PauseContainerRequest {
+        container_id: id.into(),
+        ..Default::default()
+    };
+    client.pause_container(request).await
+}
+
+async fn resume(client: &Client, id: &str) -> Result<(), CallError> {
+    let request = ResumeContainerRequest {
+        container_id: id.into(),
+        ..Default::default()
+    };
+    client.resume_container(request).await
+}
+
+fn update(id: &str, pids: i64) -> UpdateContainerRequest {
+    UpdateContainerRequest {
+        container_id: id.into(),
+        resources: MessageField::some(oci::LinuxResources {
+            pids: MessageField::some(oci::LinuxPids {
+                limit: pids,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// From the making of a container to its removal, with an init that has a name of its own.
+async fn life(client: &Client) {
+    let mut request = creation("c1", WAITS);
+    request.exec_id = "the-init".into();
+    client.create_container(request.clone()).await.unwrap();
+    let twice = client.create_container(request).await.unwrap_err();
+    assert_eq!(twice.kind(), Some(FailureKind::AlreadyExists));
+    let early = signal(client, "c1", "the-init", SIGTERM).await.unwrap_err();
+    assert_eq!(early.kind(), Some(FailureKind::NotRunning));
+    let request = StartContainerRequest {
+        container_id: "c1".into(),
+        ..Default::default()
+    };
+    client.start_container(request.clone()).await.unwrap();
+    let twice = client.start_container(request).await.unwrap_err();
+    assert_eq!(twice.kind(), Some(FailureKind::AlreadyExists));
+    let ready = client.read_stdout(reading("c1", "the-init", 100)).await.unwrap();
+    assert_eq!(ready.data, b"ready\n");
+    assert_eq!(run(client, "c1", "e1", "echo $PPID; exit 4").await.0, 4);
+    signal(client, "c1", "the-init", SIGTERM).await.unwrap();
+    for name in ["the-init", "c1", ""] {
+        assert_eq!(wait(client, "c1", name).await, Ok(3), "{name:?}");
+    }
+    assert_eq!(read_all(client, "c1", "the-init").await, b"asked\n");
+    let late = signal(client, "c1", "the-init", SIGTERM).await.unwrap_err();
+    assert_eq!(late.kind(), Some(FailureKind::NotRunning));
+    remove(client, "c1").await.unwrap();
+    assert_eq!(remove(client, "c1").await, Err(CallError::NotFound));
+    assert_eq!(wait(client, "c1", "the-init").await, Err(CallError::NotFound));
+}
+
+/// A container that stands still, and one whose limits change.
+async fn changes(bed: &Bed, client: &Client) {
+    start(client, creation("c2", WAITS)).await;
+    client.read_stdout(reading("c2", "", 100)).await.unwrap();
+    pause(client, "c2").await.unwrap();
+    pause(client, "c2").await.unwrap();
+    let frozen = client.stats_container(stats("c2")).await.unwrap();
+    assert!(frozen.cgroup_stats.cpu_stats.is_some() && !frozen.network_stats.is_empty());
+    resume(client, "c2").await.unwrap();
+    assert_eq!(
+        run(client, "c2", "e1", "echo goes on").await,
+        (0, "goes on\n".into())
+    );
+    let updated = client.update_container(update("c2", 20)).await;
+    // Without a guest the controllers are the host's, which may have them elsewhere.
+    match updated {
+        Err(refused) if !bed.has_guest() => assert_eq!(refused.kind(), Some(FailureKind::Unsupported)),
+        updated => {
+            updated.unwrap();
+            let stats = client.stats_container(stats("c2")).await.unwrap();
+            assert_eq!(stats.cgroup_stats.pids_stats.limit, 20);
+        }
+    }
+    // All of its processes at once.
+    signal(client, "c2", "", SIGKILL).await.unwrap();
+    assert_eq!(wait(client, "c2", "c2").await, Ok(137));
+    remove(client, "c2").await.unwrap();
+}
+
+async fn nobody(client: &Client) {
+    assert_eq!(
+        client.stats_container(stats("none")).await.unwrap_err(),
+        CallError::NotFound
+    );
+    assert_eq!(pause(client, "none").await, Err(CallError::NotFound));
+    assert_eq!(resume(client, "none").await, Err(CallError::NotFound));
+    assert_eq!(
+        client.update_container(update("none", 1)).await,
+        Err(CallError::NotFound)
+    );
+    assert_eq!(
+        signal(client, "none", "", SIGKILL).await,
+        Err(CallError::NotFound)
+    );
+    let exec = client.exec_process(execution("none", "e1", "true")).await;
+    assert_eq!(exec, Err(CallError::NotFound));
+}
+
+/// A ttrpc request by hand: length, stream, type and flags, then service (1) and method (2).
+async fn call_by_hand(sandbox: &Sandbox, service: &str, method: &str) -> Vec<u8> {
+    let mut stream = sandbox.connect(port::AGENT).await.unwrap();
+    let text = |number: u8, text: &str| {
+        [
+            &[number << 3 | 2, u8::try_from(text.len()).unwrap()],
+            text.as_bytes(),
+        ]
+        .concat()
+    };
+    let payload = [text(1, service), text(2, method)].concat();
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let frame = [&length[..], &1_u32.to_be_bytes(), &[1, 0], &payload].concat();
+    stream.write_all(&frame).await.unwrap();
+    let mut header = [0; 10];
+    stream.read_exact(&mut header).await.unwrap();
+    let length = u32::from_be_bytes(header[..4].try_into().unwrap());
+    let mut answer = vec![0; usize::try_from(length).unwrap()];
+    stream.read_exact(&mut answer).await.unwrap();
+    answer
+}
+
+/// What begins an answer whose status has this code: its first field is the status, whose first is the code.
+fn has_code(answer: &[u8], code: u8) -> bool {
+    // A status of less than 128 bytes has one byte of length.
+    answer.first() == Some(&0x0a) && answer[2..].starts_with(&[0x08, code])
+}
+
+on_every_backend! {
+    /// Conformance: api CreateContainer
+    /// Conformance: api StartContainer
+    /// Conformance: api SignalProcess
+    /// Conformance: api RemoveContainer
+    /// Conformance: api PauseContainer
+    /// Conformance: api ResumeContainer
+    /// Conformance: api StatsContainer
+    /// Conformance: api UpdateContainer
+    async fn containers_are_made_and_changed_by_calls(bed: Bed) {
+        let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
+        let client = client(&sandbox).await;
+        life(&client).await;
+        changes(&bed, &client).await;
+        nobody(&client).await;
+        for (service, method) in [
+            ("grpc.AgentService", "NoSuchMethod"),
+            ("grpc.AgentService", "SetPolicy"),
+            ("grpc.Health", "NoSuchMethod"),
+        ] {
+            let answer = call_by_hand(&sandbox, service, method).await;
+            assert!(has_code(&answer, 12), "{service}/{method}: {answer:?}");
+        }
+        sandbox.stop().await.unwrap();
+    }
+
+    /// Conformance: semantics 6
+    async fn a_kill_succeeds_while_stats_and_exec_are_held_open_on_a_frozen_container(bed: Bed) {
+        let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
+        let api = client(&sandbox).await;
+        start(&api, creation("frozen", WAITS)).await;
+        api.read_stdout(reading("frozen", "", 100)).await.unwrap();
+        pause(&api, "frozen").await.unwrap();
+        // The process is born frozen, so that its making does not come to an end.
+        let mut exec = Box::pin(api.exec_process(execution("frozen", "e1", "true")));
+        tokio::select! {
+            biased;
+            made = &mut exec => panic!("{made:?}"),
+            // Sent after it, on the same connection.
+            found = api.stats_container(stats("frozen")) => drop(found.unwrap()),
+        }
+        let again = api.exec_process(execution("frozen", "e1", "true")).await.unwrap_err();
+        assert_eq!(again.kind(), Some(FailureKind::AlreadyExists), "it is being made");
+        let other = client(&sandbox).await;
+        let watching = tokio::spawn(async move {
+            let mut count = 0;
+            while other.stats_container(stats("frozen")).await.is_ok() {
+                count += 1;
+            }
+            count
+        });
+        let hurried = api.with_deadline(std::time::Duration::from_secs(20) * bed::patience());
+        signal(&hurried, "frozen", "", SIGKILL).await.unwrap();
+        assert_eq!(wait(&api, "frozen", "").await, Ok(137));
+        let exec = exec.await;
+        assert!(exec.is_ok() || exec.as_ref().unwrap_err().kind().is_some(), "{exec:?}");
+        remove(&api, "frozen").await.unwrap();
+        assert!(watching.await.unwrap() > 0);
+        sandbox.stop().await.unwrap();
+    }
+
+    /// Conformance: api GetOOMEvent
+    async fn the_kill_for_want_of_memory_is_told_and_so_is_the_sandboxs_end(bed: Bed) {
+        let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
+        let client = client(&sandbox).await;
+        if bed.has_guest() {
+            let mut request = creation("hog", "head -c 100000000 /dev/zero | tail");
+            let linux = request.oci.as_mut().unwrap().linux.as_mut().unwrap();
+            linux.resources = MessageField::some(oci::LinuxResources {
+                memory: MessageField::some(oci::LinuxMemory {
+                    limit: 16 << 20,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            });
+            start(&client, request).await;
+            let event = client.get_oom_event(GetOOMEventRequest::new()).await.unwrap();
+            assert_eq!(event.container_id, "hog");
+        }
+        let waiting = client.clone();
+        let waiting = tokio::spawn(async move { waiting.get_oom_event(GetOOMEventRequest::new()).await });
+        // Both calls are on one connection, so this one is answered after the other has come.
+        client.check().await.unwrap();
+        client.destroy_sandbox(Default::default()).await.unwrap();
+        match waiting.await.unwrap() {
+            Err(CallError::NotFound | CallError::Closed) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
