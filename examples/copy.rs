@@ -1,7 +1,7 @@
 //! A directory of the host in, some work on it, and the result out: the host's files are never shared.
 //! `cargo run --release --example copy -- IMAGE INPUT_DIRECTORY OUTPUT_DIRECTORY PROGRAM [ARGUMENT]...`.
 //!
-//! The program runs in `/work/in` and leaves what it makes in `/work/out`. What the guest's kernel logs is shown if
+//! The program runs in `/data/in` and leaves what it makes in `/data/out`. What the guest's kernel logs is shown if
 //! `LOGS` is set.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
@@ -47,14 +47,14 @@ async fn work(image: &str, input: &str, output: &str, program: &[String]) -> Res
         });
     }
     let made = sandbox
-        .exec(Command::new("mkdir").args(["-p", "/work/out"]))
+        .exec(Command::new("mkdir").args(["-p", "/data/out"]))
         .await?;
     if !made.wait().await?.success() {
-        return Err("the container has no room for /work".into());
+        return Err("the container has no room for /data".into());
     }
-    let copied = sandbox.copy_in(input, "/work/in").progress(show).await?;
+    let copied = sandbox.copy_in(input, "/data/in").progress(show).await?;
     tell("in", &copied);
-    let command = Command::new(&program[0]).args(&program[1..]).cwd("/work/in");
+    let command = Command::new(&program[0]).args(&program[1..]).cwd("/data/in");
     let done = sandbox.exec(command).await?.output().await?;
     print!("{}", String::from_utf8_lossy(&done.stdout));
     eprint!("{}", String::from_utf8_lossy(&done.stderr));
@@ -66,7 +66,7 @@ async fn work(image: &str, input: &str, output: &str, program: &[String]) -> Res
             done.status
         );
     }
-    let copied = sandbox.copy_out("/work/out", output).progress(show).await?;
+    let copied = sandbox.copy_out("/data/out", output).progress(show).await?;
     tell("out", &copied);
     sandbox.stop().await?;
     Ok(u8::try_from(done.status.code()).unwrap_or(u8::MAX))

@@ -1,5 +1,6 @@
 //! The block device's request path, driven through real virtqueues by the mock driver, in one thread: 4 KiB
-//! at random and 128 KiB in sequence from the page cache, one request at a time and 32 at once.
+//! at random and 128 KiB in sequence from the page cache, one request at a time and 32 at once; of a file, and of
+//! the same file on a shelf of many.
 //!
 //! `cargo bench -p benches --bench block`. The mock's own work is part of every figure.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on has failed")]
@@ -8,19 +9,45 @@ use std::fs::File;
 use std::io::Write;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use kata_virtio::block::{Block, Engine};
+use kata_virtio::block::{Block, Engine, Shelf};
 use kata_virtio::mock::Buffer;
 use kata_virtio::mock::block::{Disk, header, kind};
 
 const DISK_BYTES: u64 = 64 << 20;
 const ENGINES: [(&str, Engine); 2] = [("plain", Engine::Plain), ("io_uring", Engine::IoUring)];
 
-fn disk(engine: Engine) -> Disk {
+/// Files on a shelf beside the one that is read, half of them before it.
+const OTHERS: usize = 200;
+
+fn file() -> File {
     let mut file: File = tempfile::tempfile().unwrap();
     for _ in 0..DISK_BYTES >> 20 {
         file.write_all(&vec![7; 1 << 20]).unwrap();
     }
-    Disk::new(Block::new(file).engine(engine).build().unwrap()).unwrap()
+    file
+}
+
+/// A disk, and the sector where its 64 MiB begin.
+fn disk(engine: Engine, on_shelf: bool) -> (Disk, u64) {
+    if !on_shelf {
+        return (
+            Disk::new(Block::new(file()).engine(engine).build().unwrap()).unwrap(),
+            0,
+        );
+    }
+    let shelf = Shelf::new();
+    let other = tempfile::tempfile().unwrap();
+    other.set_len(4096).unwrap();
+    let add_others = || {
+        for _ in 0..OTHERS / 2 {
+            shelf.add(other.try_clone().unwrap()).unwrap();
+        }
+    };
+    add_others();
+    let extent = shelf.add(file()).unwrap();
+    add_others();
+    let device = Block::of_shelf(&shelf).engine(engine).build().unwrap();
+    (Disk::new(device).unwrap(), extent.offset / 512)
 }
 
 /// Buffers that a driver uses again and again.
@@ -57,8 +84,9 @@ fn reads(c: &mut Criterion) {
         let mut group = c.benchmark_group(format!("block/{what}"));
         for at_once in [1usize, 32] {
             group.throughput(Throughput::Elements(at_once.try_into().unwrap()));
-            for (name, engine) in ENGINES {
-                let mut disk = disk(engine);
+            let contenders = ENGINES.map(|(name, engine)| (name, engine, false));
+            for (name, engine, on_shelf) in contenders.into_iter().chain([("shelf", Engine::Plain, true)]) {
+                let (mut disk, start) = disk(engine, on_shelf);
                 let chains = chains(&mut disk, at_once, bytes);
                 let (step, mut next) = (u64::from(bytes / 512), 1u64);
                 let places = DISK_BYTES / u64::from(bytes);
@@ -72,7 +100,7 @@ fn reads(c: &mut Criterion) {
                             } else {
                                 next + 1
                             };
-                            next % places * step
+                            start + next % places * step
                         });
                     });
                 });

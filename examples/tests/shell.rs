@@ -194,6 +194,7 @@ fn child_of(parent: Pid) -> Pid {
     Pid::from_raw(children[0]).unwrap()
 }
 
+/// Conformance: semantics 11
 #[test]
 fn a_person_types_resizes_interrupts_and_leaves() {
     let Some(rootfs) = rootfs("a_person_types_resizes_interrupts_and_leaves") else {
@@ -224,6 +225,7 @@ fn a_person_types_resizes_interrupts_and_leaves() {
     terminal.ended(7);
 }
 
+/// Conformance: semantics 11
 #[test]
 fn the_terminal_is_put_back_when_the_sandbox_dies_or_the_program_is_ended() {
     let test = "the_terminal_is_put_back_when_the_sandbox_dies_or_the_program_is_ended";

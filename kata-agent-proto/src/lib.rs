@@ -45,9 +45,15 @@ pub mod annotation {
 
 /// Driver options of a storage that the agent understands, beside Kata Containers' own.
 pub mod storage {
+    /// Begins the option of a storage that is a part of a disk: the byte where the part begins follows. Together
+    /// with [`SIZE`].
+    pub const OFFSET: &str = "kata-rs.storage.offset=";
+    /// Begins the option that says how many bytes the part has.
+    pub const SIZE: &str = "kata-rs.storage.size=";
     /// Begins the option of a disk that is read through dm-verity. Four words follow, with blanks between them: the
     /// serial of the disk with the hash tree, the disk's blocks of 4096 bytes, and root hash and salt in hexadecimal.
-    /// The tree has its superblock in front, as `veritysetup` writes it, and is of SHA-256.
+    /// The tree has its superblock in front, as `veritysetup` writes it, and is of SHA-256. Where the tree is a part
+    /// of a disk, the serial is followed by `@`, the byte where the part begins, `+` and its bytes.
     pub const VERITY: &str = "kata-rs.storage.dm-verity=";
 }
 

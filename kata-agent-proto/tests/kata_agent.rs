@@ -131,7 +131,10 @@ impl AgentService for Kata {
 
     async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> ttrpc::Result<Empty> {
         let status = 128 + i32::try_from(request.signal).unwrap();
-        let end = |process: &mut Process| Some(process.ended = Some(status));
+        let end = |process: &mut Process| {
+            process.ended = Some(status);
+            process.ended
+        };
         self.until(&request.container_id, &request.exec_id, end).await?;
         self.changed.notify_waiters();
         Ok(Empty::new())

@@ -23,14 +23,13 @@ fn containers() -> Vec<(&'static str, &'static str)> {
         (
             "grpc.CreateContainerRequest",
             "container_id=1 exec_id=2 string_user=3 devices=4 storages=5 oci=6 sandbox_pidns=7 shared_mounts=8 \
-             stdin_port=9 stdout_port=10 stderr_port=11 no_streams=1000",
+             stdin_port=9 stdout_port=10 stderr_port=11",
         ),
         ("grpc.StartContainerRequest", "container_id=1"),
         ("grpc.RemoveContainerRequest", "container_id=1 timeout=2"),
         (
             "grpc.ExecProcessRequest",
-            "container_id=1 exec_id=2 string_user=3 process=4 stdin_port=5 stdout_port=6 stderr_port=7 \
-             no_streams=1000",
+            "container_id=1 exec_id=2 string_user=3 process=4 stdin_port=5 stdout_port=6 stderr_port=7",
         ),
         ("grpc.SignalProcessRequest", "container_id=1 exec_id=2 signal=3"),
         ("grpc.WaitProcessRequest", "container_id=1 exec_id=2"),

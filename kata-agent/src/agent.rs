@@ -18,7 +18,7 @@ use ttrpc::r#async::transport::Listener;
 use crate::guest::boot_time_ns;
 use crate::sandbox::Sandbox;
 use crate::server;
-use crate::transport::{Incoming, Stream, Transport};
+use crate::transport::{Arrival, Incoming, Stream, Transport};
 
 /// How long the host may take to hang up after the answer to its last request.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -68,12 +68,18 @@ pub(crate) async fn serve(
 }
 
 async fn connections(transport: &Transport, sandbox: &Sandbox, api: &mut Api) -> io::Result<()> {
-    while let Some(Incoming {
-        guest_port,
-        host_port,
-        stream,
-    }) = transport.accept().await?
-    {
+    while let Some(arrival) = transport.accept().await? {
+        let Incoming {
+            guest_port,
+            host_port,
+            stream,
+        } = match arrival {
+            Arrival::Connection(incoming) => incoming,
+            Arrival::Disk { serial, file } => {
+                sandbox.disks().change(serial, file);
+                continue;
+            }
+        };
         match guest_port {
             port::AGENT => api.serve(stream),
             port::STREAM => sandbox.unclaimed.add(host_port, stream),

@@ -6,7 +6,7 @@
 //!
 //! Owns which request is valid in which state. Must not know connections or the API's messages.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +36,8 @@ pub(crate) struct Places {
     pub(crate) mount_points: Vec<String>,
     /// See [`name`].
     pub(crate) name: Option<String>,
+    /// Serials of disks of which it may have partitions.
+    pub(crate) partitioned: BTreeSet<String>,
     /// What a further process joins.
     pub(crate) namespaces: NameSpaces,
     /// What a further process is like.

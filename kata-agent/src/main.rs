@@ -13,7 +13,9 @@ mod container;
 mod copies;
 mod copy_file;
 mod devices;
+mod disks;
 mod exec;
+mod extent;
 mod freezer;
 mod guest;
 mod ipc;
@@ -21,6 +23,7 @@ mod kernel_log;
 mod launch;
 mod limits;
 mod metrics;
+mod names;
 mod nest;
 mod oom;
 mod order;
@@ -51,6 +54,7 @@ use kata_agent_proto::Hello;
 use crate::agent::AgentError;
 use crate::args::{Connections, ProcessMode, Role};
 use crate::boot::Timeline;
+use crate::disks::Disks;
 use crate::exec::Joiner;
 use crate::guest::{Guest, boot_time_ns};
 use crate::sandbox::{Sandbox, Settings};
@@ -103,7 +107,7 @@ fn init(init_start_ns: u64) -> Result<(), Box<dyn Error>> {
     let settings = Settings {
         guest: Guest::Machine,
         cgroup: PathBuf::from(GUEST_CGROUP),
-        disks: Vec::new(),
+        disks: Disks::devices(),
     };
     run(settings, hello, || Ok(Transport::Vsock(Vsock::listen()?)))
 }
@@ -136,7 +140,7 @@ fn process(mode: ProcessMode, init_start_ns: u64) -> Result<(), Box<dyn Error>> 
     let settings = Settings {
         guest: Guest::Process,
         cgroup,
-        disks,
+        disks: Disks::files(disks),
     };
     run(settings, hello, || match carrier {
         Carrier::Channel(channel) => Ok(Transport::Channel(Channel::new(channel)?)),

@@ -3,6 +3,7 @@
 //! JSON in a memory file one way, one line of JSON on a pipe the other way. Owns that format; the
 //! two ends are the same program, so it carries no version.
 
+use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -191,6 +192,8 @@ pub(crate) struct Remove {
     pub(crate) base: PathBuf,
     /// Unmounted in reverse.
     pub(crate) mount_points: Vec<String>,
+    /// Serials of disks whose partitions nobody may use any more.
+    pub(crate) partitioned: BTreeSet<String>,
     /// Run after all.
     pub(crate) poststop: Vec<Hook>,
     pub(crate) state: State,

@@ -3,10 +3,10 @@
 //! Owns the steps of creating, executing and removing, and what is undone when one fails. Each step
 //! that may block is a worker process, so one request never waits for another. Must not know ttrpc.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,13 +17,16 @@ use tokio::sync::Notify;
 
 use crate::birth::hooks::{self, State};
 use crate::container::{self, Container, Launches, Places};
+use crate::disks::Disks;
 use crate::exec::{Joiner, NameSpaces, Plan, Target, Traits};
+use crate::extent::Extent;
 use crate::guest::Guest;
 use crate::ipc::Ipc;
 use crate::launch;
 use crate::limits::Limits;
+use crate::names::{cgroup_name, check_name};
 use crate::oom::{self, Kills};
-use crate::order::{Create, Device, Hooks, Order, Remove, Storage, Storages, Update, User};
+use crate::order::{Create, Device, Hooks, Order, Remove, Storage, Update, User};
 use crate::process::{Ports, Prepared, Process};
 use crate::reaper::Reaper;
 use crate::sharing::Pause;
@@ -34,16 +37,13 @@ use crate::worker::storage;
 /// Below it everything of the containers is kept.
 const RUN: &str = "/run/kata";
 
-/// Longest name of a container or process, so that it fits into the names of files.
-const NAME_MAX_BYTES: usize = 64;
-
 /// What the agent was started with.
 pub(crate) struct Settings {
     pub(crate) guest: Guest,
     /// The cgroup that all containers are in, from the root of the hierarchy.
     pub(crate) cgroup: PathBuf,
-    /// Disks that are files, by serial.
-    pub(crate) disks: Vec<(String, OwnedFd)>,
+    /// Disks that are files.
+    pub(crate) disks: Disks,
 }
 
 /// What containers get from their sandbox.
@@ -59,8 +59,6 @@ pub(crate) struct Names {
 /// See the module.
 pub(crate) struct Sandbox {
     settings: Settings,
-    disks: Vec<OwnedFd>,
-    serials: Vec<String>,
     pub(crate) reaper: Reaper,
     joiner: Joiner,
     pub(crate) unclaimed: Unclaimed,
@@ -130,39 +128,10 @@ pub(crate) enum Error {
     Failed(#[from] Failed),
 }
 
-fn check_name(name: &str) -> Result<(), Failed> {
-    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
-    if name.is_empty() || name.len() > NAME_MAX_BYTES || name.starts_with('.') || !name.bytes().all(known) {
-        return Err(Failed::new(FailureKind::Invalid, format!("name {name:?}")));
-    }
-    Ok(())
-}
-
-/// Where a container's cgroup is, below that of all containers.
-fn cgroup_name(asked: &str) -> Result<PathBuf, Failed> {
-    // As systemd would lay out `slice:prefix:name`, which no guest has.
-    let path = match asked.split(':').collect::<Vec<_>>()[..] {
-        [slice, prefix, name] => format!("{slice}/{prefix}-{name}.scope"),
-        _ => asked.to_owned(),
-    };
-    let path = Path::new(path.trim_start_matches('/'));
-    let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
-    if !plain || path.as_os_str().is_empty() || asked.contains(['\0', '\n']) {
-        return Err(Failed::new(
-            FailureKind::Invalid,
-            format!("linux.cgroupsPath: {asked:?}"),
-        ));
-    }
-    Ok(path.to_owned())
-}
-
 impl Sandbox {
-    pub(crate) fn new(mut settings: Settings, joiner: Joiner) -> Self {
-        let (serials, disks) = std::mem::take(&mut settings.disks).into_iter().unzip();
+    pub(crate) fn new(settings: Settings, joiner: Joiner) -> Self {
         Sandbox {
             settings,
-            disks,
-            serials,
             reaper: Reaper::default(),
             joiner,
             unclaimed: Unclaimed::default(),
@@ -178,6 +147,11 @@ impl Sandbox {
 
     pub(crate) fn guest(&self) -> Guest {
         self.settings.guest
+    }
+
+    /// Those that are files.
+    pub(crate) fn disks(&self) -> &Disks {
+        &self.settings.disks
     }
 
     pub(crate) fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {
@@ -206,12 +180,14 @@ impl Sandbox {
                 Failed::new(FailureKind::Invalid, format!("hostname {hostname:?}: {error}"))
             })?;
         }
-        let storages = self.storages(storages);
-        if storage::are_memory(&storages) {
-            // Which is there at once, and the start of a worker would be the longer part.
-            storage::mount_all(&storages)?.keep();
-        } else {
-            launch::run(&self.reaper, &Order::Mount(storages), &self.inherited()).await?;
+        if !storages.is_empty() {
+            let (storages, files) = self.disks().storages(storages).await?;
+            if storage::are_memory(&storages) {
+                // Which is there at once, and the start of a worker would be the longer part.
+                storage::mount_all(&storages)?.keep();
+            } else {
+                launch::run(&self.reaper, &Order::Mount(storages), &descriptors(&files)).await?;
+            }
         }
         *self.names() = Names {
             sandbox_id: Some(sandbox_id),
@@ -220,19 +196,6 @@ impl Sandbox {
             shared_pids,
         };
         Ok(())
-    }
-
-    /// What every worker that mounts disks is given.
-    fn inherited(&self) -> Vec<BorrowedFd<'_>> {
-        self.disks.iter().map(AsFd::as_fd).collect()
-    }
-
-    fn storages(&self, list: Vec<Storage>) -> Storages {
-        let fds = self.disks.iter().map(AsRawFd::as_raw_fd);
-        Storages {
-            list,
-            disks: self.serials.iter().cloned().zip(fds).collect(),
-        }
     }
 
     /// The container with this id.
@@ -309,6 +272,7 @@ impl Sandbox {
         let (prepared, streams) = Prepared::new(ports, terminal, &self.unclaimed, Path::new(RUN)).await?;
         let Names { hostname, dns, .. } = self.names().clone();
         let hostname = spec["hostname"].as_str().map_or(hostname, str::to_owned);
+        let (storages, files) = self.disks().storages(storages).await?;
         let failed = |error: std::io::Error| Failed::new(FailureKind::Container, format!("start: {error}"));
         let (start, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
         start.set_nonblocking(true).map_err(failed)?;
@@ -320,7 +284,7 @@ impl Sandbox {
             limits,
             devices,
             shares,
-            storages: self.storages(storages),
+            storages,
             spec,
             traits,
             state: places.state.clone(),
@@ -330,7 +294,7 @@ impl Sandbox {
             dns,
             hostname,
         }));
-        let inherited = [self.inherited(), vec![theirs.as_fd()]].concat();
+        let inherited = [descriptors(&files), vec![theirs.as_fd()]].concat();
         let child = launch::process(&self.reaper, &order, streams, &inherited).await?;
         let kills = Kills::watch(&id, &places.cgroup, &self.oom)
             .map_err(|error| Failed::new(FailureKind::Container, format!("memory.events: {error}")))?;
@@ -378,12 +342,23 @@ impl Sandbox {
                 .map(|storage| storage.mount_point.clone())
                 .collect(),
             name: container::name(spec).map(str::to_owned),
+            partitioned: self.partitioned(&creation.storages)?,
             namespaces: NameSpaces::of(spec)?,
             traits: Arc::new(creation.traits.clone()),
             poststart: hooks::of(spec, "poststart")?,
             poststop: hooks::of(spec, "poststop")?,
             state,
         })
+    }
+
+    /// Disks of which a part is used, each once; where disks are files, each part is one of its own.
+    fn partitioned(&self, storages: &[Storage]) -> Result<BTreeSet<String>, Failed> {
+        let mut disks = BTreeSet::new();
+        for storage in storages {
+            let is_part = Extent::of(storage)?.is_some();
+            disks.extend((is_part && self.guest() == Guest::Machine).then(|| storage.source.clone()));
+        }
+        Ok(disks)
     }
 
     /// The directory of the cgroup that all containers are in.
@@ -504,6 +479,7 @@ impl Sandbox {
             cgroup: places.cgroup.clone(),
             base: self.base(),
             mount_points: places.mount_points.clone(),
+            partitioned: places.partitioned.clone(),
             poststop: places.poststop.clone(),
             state: places.state.clone(),
         });
@@ -527,6 +503,11 @@ impl Sandbox {
         self.oom.close();
         self.destroyed.notify_one();
     }
+}
+
+/// What a worker is given of the disks that are files.
+fn descriptors(files: &[Arc<OwnedFd>]) -> Vec<BorrowedFd<'_>> {
+    files.iter().map(AsFd::as_fd).collect()
 }
 
 /// An id that is taken while its container is made or removed.
@@ -561,35 +542,6 @@ impl Drop for Slot<'_> {
         let mut containers = self.sandbox.containers();
         if containers.get(self.id).is_some_and(Option::is_none) {
             containers.remove(self.id);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cgroup_is_below_that_of_all_containers() {
-        let name = |asked| cgroup_name(asked).map_err(|failed| failed.kind);
-        assert_eq!(name("/a/b"), Ok(PathBuf::from("a/b")));
-        assert_eq!(name("a"), Ok(PathBuf::from("a")));
-        assert_eq!(
-            name("system.slice:kata:c1"),
-            Ok(PathBuf::from("system.slice/kata-c1.scope"))
-        );
-        for asked in ["/", "/a/../..", "..", "/a\0"] {
-            assert_eq!(name(asked), Err(FailureKind::Invalid), "{asked}");
-        }
-    }
-
-    #[test]
-    fn names_are_names_of_files() {
-        for name in ["c1", "a.b-c_d+e", &"x".repeat(64)] {
-            assert!(check_name(name).is_ok(), "{name}");
-        }
-        for name in ["", ".", "..", ".x", "a/b", "a b", "ü", &"x".repeat(65)] {
-            assert!(check_name(name).is_err(), "{name}");
         }
     }
 }

@@ -53,6 +53,7 @@ async fn a_status_is_the_code_or_128_and_the_signal() {
     );
 }
 
+/// Conformance: semantics 5
 #[tokio::test]
 async fn waiting_works_during_and_after_the_exit_from_several_waiters_until_removal() {
     let Some(agent) = Agent::start().await else { return };
@@ -251,6 +252,7 @@ async fn missing_files_of_etc_are_made() {
     );
 }
 
+/// Conformance: semantics 4
 #[tokio::test]
 async fn orphans_are_reaped() {
     let Some(agent) = Agent::start().await else { return };
@@ -350,6 +352,7 @@ fn mask(status: &str, name: &str) -> u64 {
     u64::from_str_radix(line.trim(), 16).unwrap()
 }
 
+/// Conformance: semantics 6
 #[tokio::test]
 async fn a_signal_right_after_the_start_of_an_idle_container_is_not_lost() {
     let Some(agent) = Agent::start().await else { return };

@@ -57,6 +57,7 @@ fn proper(agent: &Agent) -> String {
     children.split_whitespace().next().unwrap().to_owned()
 }
 
+/// Conformance: semantics 8
 #[tokio::test]
 async fn a_process_is_in_the_namespaces_and_the_cgroup_of_its_container() {
     let Some(agent) = Agent::start().await else { return };
@@ -249,6 +250,7 @@ async fn processes_end_with_their_container() {
     );
 }
 
+/// Conformance: semantics 8
 #[tokio::test]
 async fn a_process_that_meets_the_end_of_its_container_is_killed_or_refused() {
     let Some(agent) = Agent::start().await else { return };
@@ -268,6 +270,7 @@ async fn a_process_that_meets_the_end_of_its_container_is_killed_or_refused() {
     }
 }
 
+/// Conformance: semantics 4
 #[tokio::test]
 async fn many_processes_leave_no_descriptor_and_no_zombie() {
     let Some(agent) = Agent::start().await else { return };

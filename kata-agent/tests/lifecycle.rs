@@ -117,6 +117,7 @@ async fn the_end_of_the_host_ends_everything() {
     assert_eq!(cgroup(&agent), None);
 }
 
+/// Conformance: semantics 19
 #[tokio::test]
 async fn a_killed_agent_leaves_nothing_that_the_next_does_not_sweep() {
     let Some(mut agent) = Agent::start().await else {

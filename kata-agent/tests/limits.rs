@@ -226,6 +226,7 @@ async fn only_what_runs_can_be_paused_and_only_what_is_there_can_be_asked() {
     assert_eq!(end(stats(&api, "c1").await), End::Done);
 }
 
+/// Conformance: semantics 15
 #[tokio::test]
 async fn limits_are_set_at_the_creation_and_changed_later_all_or_none() {
     let Some(agent) = Agent::start().await else { return };
@@ -306,6 +307,7 @@ async fn opens(agent: &Agent, id: &str, exec_id: &str, device: &str) -> bool {
     executed.unwrap().0 == 0
 }
 
+/// Conformance: semantics 15
 #[tokio::test]
 async fn device_rules_hold_and_can_be_changed() {
     let Some(agent) = Agent::start().await else { return };
@@ -436,6 +438,7 @@ async fn every_kill_for_want_of_memory_is_an_event_of_its_container() {
     assert_eq!(figures.cgroup_stats.memory_stats.usage.limit, 32 << 20);
 }
 
+/// Conformance: semantics 15
 #[tokio::test]
 async fn a_number_of_processes_is_held_and_can_be_raised() {
     let test = "a_number_of_processes_is_held_and_can_be_raised";

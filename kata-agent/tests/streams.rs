@@ -107,6 +107,7 @@ async fn a_background_child_that_keeps_the_output_open_delays_nothing() {
     assert!(left.lines().filter(|line| *line == "sh").count() >= 2, "{left}");
 }
 
+/// Conformance: semantics 3
 #[tokio::test]
 async fn a_host_that_does_not_read_does_not_hold_the_exit_back() {
     let Some(agent) = Agent::start().await else { return };
@@ -136,6 +137,7 @@ async fn a_host_that_goes_away_costs_the_process_nothing() {
     assert_eq!(agent.wait("c1", "e").await, Ok(3));
 }
 
+/// Conformance: semantics 12
 #[tokio::test]
 async fn a_writer_that_is_faster_than_its_reader_slows_down() {
     let Some(agent) = Agent::start().await else { return };
@@ -177,6 +179,7 @@ async fn terminal(agent: &Agent, script: &str) -> (UnixStream, UnixStream) {
     (stdin, stdout)
 }
 
+/// Conformance: semantics 11
 #[tokio::test]
 async fn a_terminal_has_its_size_and_merges_the_outputs() {
     let Some(agent) = Agent::start().await else { return };
@@ -185,6 +188,7 @@ async fn a_terminal_has_its_size_and_merges_the_outputs() {
     assert_eq!(text(stdout).await, "30 100\r\nerr\r\nyes\r\n");
 }
 
+/// Conformance: semantics 10
 #[tokio::test]
 async fn a_terminal_belongs_to_its_user_who_can_open_it_again() {
     let Some(agent) = Agent::start().await else { return };
@@ -215,6 +219,7 @@ async fn a_terminal_belongs_to_its_user_who_can_open_it_again() {
     assert_eq!(text(stdout).await, "out\r\nerr\r\ntty\r\n4711\r\n");
 }
 
+/// Conformance: semantics 9
 #[tokio::test]
 async fn a_terminal_is_resized_and_ended_by_its_character() {
     let Some(agent) = Agent::start().await else { return };
@@ -244,6 +249,7 @@ async fn a_terminal_is_resized_and_ended_by_its_character() {
     assert_eq!(text(stdout).await, "40 120\r\nended\r\n");
 }
 
+/// Conformance: semantics 11
 #[tokio::test]
 async fn a_resize_after_the_end_is_refused_by_kind() {
     let Some(agent) = Agent::start().await else { return };
@@ -270,6 +276,7 @@ async fn a_resize_after_the_end_is_refused_by_kind() {
     );
 }
 
+/// Conformance: semantics 11
 #[tokio::test]
 async fn a_resize_before_the_start_is_kept() {
     let Some(agent) = Agent::start().await else { return };

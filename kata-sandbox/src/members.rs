@@ -6,7 +6,7 @@
 //!
 //! Owns what is done to a container as a whole. Must not know how the machine came up.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,8 +20,7 @@ use kata_agent_proto::oci::Process as Template;
 use protobuf::MessageField;
 use tokio::sync::mpsc::WeakUnboundedSender;
 
-use crate::container::{Command, Container, Input, ProcessSettings};
-use crate::disks::Disks;
+use crate::container::{Command, Container, Input, ProcessSettings, Writable};
 use crate::error::{Error, ErrorKind};
 use crate::events::Hub;
 use crate::limits::Limits;
@@ -30,6 +29,7 @@ use crate::output::ExitStatus;
 use crate::plan::{check_member, check_process, check_request};
 use crate::process::{Handle, Process, SIGKILL, Streams};
 use crate::report::{ContainerStats, Stage, Timings};
+use crate::shelf::{Layers, Shelf};
 use crate::signal::{self, SIGTERM};
 use crate::spec::{self, Place};
 use crate::supervise::{Deadline, Limit, Order};
@@ -44,31 +44,31 @@ pub(crate) struct Shared {
     pub(crate) name: String,
     pub(crate) vcpus: u8,
     pub(crate) shares_pid: bool,
-    pub(crate) disks: Disks,
+    pub(crate) shelf: Shelf,
     /// Weak, or a container would keep its sandbox.
     pub(crate) orders: WeakUnboundedSender<Order>,
-    /// Those that were created and not removed.
-    pub(crate) present: Mutex<BTreeSet<String>>,
+    /// Those that were created and not removed, with what keeps their layers in the machine.
+    pub(crate) present: Mutex<BTreeMap<String, Layers>>,
     /// For those without a name.
     pub(crate) next_name: AtomicU32,
 }
 
 impl Shared {
-    fn present(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn present(&self) -> MutexGuard<'_, BTreeMap<String, Layers>> {
         // Nothing panics while holding it.
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The names of the containers that there are.
     pub(crate) fn names(&self) -> Vec<String> {
-        self.present().iter().cloned().collect()
+        self.present().keys().cloned().collect()
     }
 
     /// A name that no container of this sandbox has at this moment.
     fn fresh_name(&self) -> String {
         loop {
             let name = format!("container-{}", self.next_name.fetch_add(1, Ordering::Relaxed));
-            if !self.present().contains(&name) {
+            if !self.present().contains_key(&name) {
                 return name;
             }
         }
@@ -122,6 +122,7 @@ impl Member {
         shared: Arc<Shared>,
         container: Container,
         mut request: CreateContainerRequest,
+        layers: Layers,
         mut timings: Timings,
     ) -> Result<Self, Error> {
         let link = &shared.link;
@@ -139,7 +140,7 @@ impl Member {
         let id = request.container_id.clone();
         let call = link.client.create_container(request);
         link.call(Stage::Create, "create the container", call).await?;
-        shared.present().insert(id.clone());
+        shared.present().insert(id.clone(), layers);
         shared.hub.created(&id);
         timings.mark(Stage::Create);
         let member = Self {
@@ -299,6 +300,18 @@ pub(crate) fn idle(verb: &str) -> Error {
     Error::new(ErrorKind::InvalidState, Stage::Plan, message)
 }
 
+/// What is shown later is only read.
+fn check_writable(container: &Container) -> Result<(), Error> {
+    match container.writable {
+        Writable::Memory => Ok(()),
+        Writable::Disk { .. } => Err(Error::new(
+            ErrorKind::Unsupported,
+            Stage::Prepare,
+            "a disk of its own cannot be given to a container of a running sandbox",
+        )),
+    }
+}
+
 /// Adds a container to a sandbox.
 pub(crate) async fn create_container(
     shared: &Arc<Shared>,
@@ -310,18 +323,19 @@ pub(crate) async fn create_container(
     let container = defaults::apply(container, &ready.image.config);
     timings.mark(Stage::Image);
     check_member(&container, shared.vcpus)?;
-    let layers = shared.disks.of(&container, &ready.image)?;
+    check_writable(&container)?;
+    let layers = shared.shelf.show(ready.image.layers).await?;
     let name = container.name.clone().unwrap_or_else(|| shared.fresh_name());
     let place = Place {
         id: &name,
         hostname: &shared.name,
-        layers: &layers,
+        layers: layers.disks(),
         shares_pid: shared.shares_pid,
     };
     let request = spec::create_request(&container, place);
     check_request(&request)?;
     timings.mark(Stage::Plan);
-    let member = Member::create(Arc::clone(shared), container, request, timings).await?;
+    let member = Member::create(Arc::clone(shared), container, request, layers, timings).await?;
     Ok(ContainerHandle(Arc::new(member)))
 }
 

@@ -79,13 +79,17 @@ fn lacking(what: &str) -> Error {
     Error::new(ErrorKind::Image, Stage::Prepare, message)
 }
 
-/// What a plan has to know of the layers.
-pub(crate) fn layers(image: &ReadyImage) -> Vec<Layer> {
-    let proof = |tree: &StoredHashTree| Proof {
+/// What a tree is known by.
+pub(crate) fn proof(tree: &StoredHashTree) -> Proof {
+    Proof {
         root_hash: tree.tree.root_hash,
         salt: tree.salt.as_bytes().to_vec(),
         data_blocks: tree.tree.data_blocks,
-    };
+    }
+}
+
+/// What a plan has to know of the layers.
+pub(crate) fn layers(image: &ReadyImage) -> Vec<Layer> {
     let layer = |layer: &Rootfs| Layer {
         proof: layer.hash_tree.as_ref().map(proof),
     };

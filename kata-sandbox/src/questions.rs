@@ -4,6 +4,7 @@
 //! It must not know what ends a sandbox: a question that is dropped tells its asker.
 
 use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kata_vmm::control::{Event, Request};
 use kata_vmm::machine::MachineInfo;
@@ -19,6 +20,19 @@ pub(crate) enum Question {
     Pause(bool, oneshot::Sender<Result<(), Error>>),
     /// Its figures.
     Info(oneshot::Sender<Result<MachineInfo, Error>>),
+    /// Show a file on the shelf, which is closed here once the monitor has it.
+    AddExtent(Option<OwnedFd>, oneshot::Sender<Result<Extent, Error>>),
+    /// Show it no more. Nobody waits for that.
+    RemoveExtent(u64),
+}
+
+/// A file's place on the shelf of a machine, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// Where it begins.
+    pub(crate) offset: u64,
+    /// How many.
+    pub(crate) bytes: u64,
 }
 
 impl Question {
@@ -26,6 +40,16 @@ impl Question {
         match self {
             Self::Pause(paused, _) => Request::Pause { paused: *paused },
             Self::Info(_) => Request::Info,
+            Self::AddExtent(..) => Request::AddExtent,
+            Self::RemoveExtent(offset) => Request::RemoveExtent { offset: *offset },
+        }
+    }
+
+    /// What goes beside the request.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::AddExtent(file, _) => file.as_ref().map(AsFd::as_fd),
+            _ => None,
         }
     }
 
@@ -39,6 +63,8 @@ impl Question {
         match self {
             Self::Pause(_, asker) => drop(asker.send(Err(error))),
             Self::Info(asker) => drop(asker.send(Err(error))),
+            Self::AddExtent(_, asker) => drop(asker.send(Err(error))),
+            Self::RemoveExtent(offset) => tracing::warn!(offset, %error, "a layer stays on the shelf"),
         }
     }
 }
@@ -57,15 +83,18 @@ impl Questions {
         self.waiting.push_back(question);
     }
 
-    /// What to send next.
-    pub(crate) fn unsent(&self) -> Option<Request> {
-        let first = self.waiting.front().filter(|_| !self.sent);
-        first.map(Question::request)
+    /// What to send next, and beside it.
+    pub(crate) fn unsent(&self) -> Option<(Request, Option<BorrowedFd<'_>>)> {
+        let first = self.waiting.front().filter(|_| !self.sent)?;
+        Some((first.request(), first.file()))
     }
 
     /// It was sent.
     pub(crate) fn sent(&mut self) {
         self.sent = true;
+        if let Some(Question::AddExtent(file, _)) = self.waiting.front_mut() {
+            *file = None;
+        }
     }
 
     /// Hands an answer of the monitor to whoever asked first.
@@ -81,6 +110,13 @@ impl Questions {
         match (question, answer) {
             (Question::Pause(_, asker), Event::Paused { .. }) => drop(asker.send(Ok(()))),
             (Question::Info(asker), Event::Info(info)) => drop(asker.send(Ok(info))),
+            (Question::AddExtent(_, asker), Event::ExtentAdded { offset, bytes }) => {
+                // Whoever stopped waiting will not take it away.
+                if asker.send(Ok(Extent { offset, bytes })).is_err() {
+                    self.ask(Question::RemoveExtent(offset));
+                }
+            }
+            (Question::RemoveExtent(_), Event::ExtentRemoved { .. }) => {}
             (question, Event::Refused { operation, reason }) => question.refuse(&operation, &reason),
             (question, _) => question.refuse("this", "the monitor answers another question"),
         }
@@ -111,12 +147,12 @@ mod tests {
                 },
             ),
         ] {
-            assert_eq!(questions.unsent(), Some(request));
+            assert_eq!(questions.unsent().unwrap().0, request);
             questions.sent();
-            assert_eq!(questions.unsent(), None, "one at a time");
+            assert!(questions.unsent().is_none(), "one at a time");
             questions.answer(answer);
         }
-        assert_eq!(questions.unsent(), None);
+        assert!(questions.unsent().is_none());
         // Nobody asked.
         questions.answer(Event::Paused { paused: true });
         assert!(held.try_recv().unwrap().is_ok());
@@ -128,5 +164,35 @@ mod tests {
                 .to_string()
                 .ends_with("holding the machine is not possible: there is none")
         );
+    }
+
+    #[test]
+    fn a_file_is_beside_its_question_and_closed_when_it_was_sent() {
+        let mut questions = Questions::default();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let (asker, mut added) = oneshot::channel();
+        questions.ask(Question::AddExtent(Some(writer.into()), asker));
+        let (request, file) = questions.unsent().unwrap();
+        assert_eq!((request, file.is_some()), (Request::AddExtent, true));
+        questions.sent();
+        let end = std::io::read_to_string(reader).unwrap();
+        assert_eq!(end, "", "the last writer is gone");
+        let bytes = 4096;
+        questions.answer(Event::ExtentAdded { offset: 512, bytes });
+        assert_eq!(added.try_recv().unwrap().unwrap(), Extent { offset: 512, bytes });
+        // An asker that is gone has nothing left on the shelf.
+        let (asker, added) = oneshot::channel();
+        drop(added);
+        questions.ask(Question::AddExtent(None, asker));
+        questions.sent();
+        questions.answer(Event::ExtentAdded { offset: 1024, bytes });
+        let (request, file) = questions.unsent().unwrap();
+        assert_eq!(
+            (request, file.is_none()),
+            (Request::RemoveExtent { offset: 1024 }, true)
+        );
+        questions.sent();
+        questions.answer(Event::ExtentRemoved { offset: 1024 });
+        assert!(questions.unsent().is_none());
     }
 }

@@ -14,7 +14,6 @@ use tokio::sync::oneshot;
 
 use crate::connect::{Connected, connect};
 use crate::container::{Command, Container, Input};
-use crate::disks::Disks;
 use crate::error::{Error, ErrorKind};
 use crate::events::Hub;
 use crate::host::Ready;
@@ -28,6 +27,7 @@ use crate::prepare::{layers, prepare};
 use crate::process::Process;
 use crate::questions::Question;
 use crate::report::{Events, Info, MachineInfo, Samples, Stage, Timings, Usage};
+use crate::shelf::{Layers, Shelf};
 use crate::supervise::{Cause, Ended, Order, Supervision, supervise};
 use crate::{defaults, host, usage};
 
@@ -119,10 +119,15 @@ impl Sandbox {
         }
         timings.mark(Stage::Image);
         let plan = plan(&container, &layers(&image), &name, &capabilities)?;
+        let plan = match purpose {
+            Purpose::Run => plan,
+            Purpose::Keep => plan.with_shelf(),
+        };
         timings.mark(Stage::Plan);
         tracing::info!(sandbox = name, backend = ?plan.selection.hypervisor, "{}", plan.selection.reason);
         let (image_digest, image_config) = (image.digest.clone(), image.config.clone());
-        let digests = image.layers.iter().map(|layer| layer.digest.clone()).collect();
+        let digests = image.layers.iter().map(|layer| layer.digest.clone());
+        let disks = digests.zip(plan.layers.iter().cloned()).collect();
         let preparation = prepare(&plan, image, store, &container);
         let prepared = patience.bound(Stage::Prepare, preparation).await?;
         let described = Described {
@@ -148,12 +153,13 @@ impl Sandbox {
             name: name.clone(),
             vcpus: plan.machine.vcpus,
             shares_pid,
-            disks: Disks::new(digests, &plan.layers),
+            shelf: Shelf::new(disks, &supervision.orders, supervision.state.clone()),
             orders: supervision.orders.downgrade(),
             present: Mutex::default(),
             next_name: AtomicU32::new(2),
         });
-        let created = Member::create(shared, container, plan.container.clone(), timings).await;
+        let request = plan.container.clone();
+        let created = Member::create(shared, container, request, Layers::default(), timings).await;
         let main = match created {
             Ok(main) => ContainerHandle(Arc::new(main)),
             Err(error) => return Err(give_up(&supervision, error).await),
@@ -223,8 +229,8 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidContainer`] for what makes no sense or would be the machine's,
-    /// [`ErrorKind::InvalidState`] for a name that is taken, [`ErrorKind::Unsupported`] for an image with layers that
-    /// the machine has no disks of. The sandbox goes on.
+    /// [`ErrorKind::InvalidState`] for a name that is taken, [`ErrorKind::Unsupported`] for a disk to write to, which
+    /// only the first container can have, and what can go wrong with its image. The sandbox goes on.
     pub async fn create_container(&self, container: Container) -> Result<ContainerHandle, Error> {
         create_container(&self.main.0.shared, container).await
     }

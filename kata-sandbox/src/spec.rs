@@ -10,14 +10,15 @@ use kata_agent_proto::annotation;
 use kata_agent_proto::oci::{
     Box as ConsoleSize, Linux, LinuxCapabilities, LinuxNamespace, Mount, POSIXRlimit, Process, Spec,
 };
-use kata_agent_proto::storage::VERITY;
+use kata_agent_proto::storage::{OFFSET, SIZE, VERITY};
 use protobuf::MessageField;
 
 use crate::container::{Container, ProcessSettings, Writable};
 use crate::limits::Limits;
 use crate::plan::{Layer, Proof};
-use crate::seccomp;
+use crate::questions::Extent;
 use crate::terminal::TerminalSize;
+use crate::{seccomp, shelf};
 
 /// Serial of the disk that a container writes to.
 pub(crate) const WRITABLE_SERIAL: &str = "writable";
@@ -131,21 +132,58 @@ pub(crate) fn exec_request(
     }
 }
 
-/// A disk with a layer.
+/// A disk with a layer, or the part of the shelf that has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LayerDisk {
     pub(crate) serial: String,
+    /// None for a disk of its own.
+    pub(crate) extent: Option<Extent>,
     /// The storage's option that has the agent check every block, if they are checked.
     pub(crate) verity: Option<String>,
 }
 
 impl LayerDisk {
-    /// Of a layer, counted from the lowest.
+    /// Of a layer that the machine is built with, counted from the lowest.
     pub(crate) fn new((place, layer): (usize, &Layer)) -> Self {
+        let verity = layer.proof.as_ref();
         Self {
             serial: format!("layer-{place}"),
-            verity: layer.proof.as_ref().map(|proof| verity(place, proof)),
+            extent: None,
+            verity: verity.map(|proof| proof.option(&tree_serial(place))),
         }
+    }
+
+    /// Of a layer on the shelf, with its hash tree if it has one.
+    pub(crate) fn shown(extent: Extent, tree: Option<(Extent, Proof)>) -> Self {
+        let verity = tree.map(|(Extent { offset, bytes }, proof)| {
+            proof.option(&format!("{}@{offset}+{bytes}", shelf::SERIAL))
+        });
+        Self {
+            serial: shelf::SERIAL.to_owned(),
+            extent: Some(extent),
+            verity,
+        }
+    }
+
+    /// The storage that mounts it.
+    pub(crate) fn storage(&self, mount_point: String) -> Storage {
+        let mut driver_options: Vec<String> = self.verity.iter().cloned().collect();
+        if let Some(Extent { offset, bytes }) = self.extent {
+            driver_options.extend([format!("{OFFSET}{offset}"), format!("{SIZE}{bytes}")]);
+        }
+        Storage {
+            driver_options,
+            ..disk(self.serial.clone(), "erofs", "ro", mount_point)
+        }
+    }
+}
+
+impl Proof {
+    /// The storage's option, of a tree that is there.
+    fn option(&self, tree: &str) -> String {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let (root_hash, salt) = (hex(&self.root_hash), hex(&self.salt));
+        format!("{VERITY}{tree} {} {root_hash} {salt}", self.data_blocks)
     }
 }
 
@@ -154,24 +192,11 @@ pub(crate) fn tree_serial(layer: usize) -> String {
     format!("tree-{layer}")
 }
 
-fn verity(layer: usize, proof: &Proof) -> String {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let (root_hash, salt) = (hex(&proof.root_hash), hex(&proof.salt));
-    format!(
-        "{VERITY}{} {} {root_hash} {salt}",
-        tree_serial(layer),
-        proof.data_blocks
-    )
-}
-
 /// The layers read-only below an overlay, whose upper half is memory or a disk.
 fn storages(rootfs: &str, place: Place<'_>, writable: &Writable) -> Vec<Storage> {
     let base = format!("{GUEST_DIRECTORY}/{}", place.id);
     let lower = |layer: usize| format!("{base}/lower-{layer}");
-    let mount = |(layer, layer_disk): (usize, &LayerDisk)| Storage {
-        driver_options: layer_disk.verity.iter().cloned().collect(),
-        ..disk(layer_disk.serial.clone(), "erofs", "ro", lower(layer))
-    };
+    let mount = |(layer, layer_disk): (usize, &LayerDisk)| layer_disk.storage(lower(layer));
     let mut storages: Vec<Storage> = place.layers.iter().enumerate().map(mount).collect();
     let upper_half = format!("{base}/writable");
     storages.push(match writable {

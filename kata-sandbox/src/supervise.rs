@@ -11,7 +11,7 @@
 //! published only after the monitor is reaped: who sees it knows that nothing is left.
 
 use std::future::pending;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -264,14 +264,12 @@ impl Supervisor {
                     let _ = waiter.send((running, Instant::now()));
                 }
             }
-            answer @ (control::Event::Paused { .. }
-            | control::Event::Info(_)
-            | control::Event::Refused { .. }) => self.questions.answer(answer),
             control::Event::LaunchFailed(error) => return Some((Cause::LaunchFailed(error), None)),
             control::Event::Dialed { host_port } => self.dialed(host_port, fds),
             control::Event::Exited { reason, console_tail } => {
                 return Some((Cause::Vm(reason), Some(console_tail)));
             }
+            answer => self.questions.answer(answer),
         }
         None
     }
@@ -408,11 +406,11 @@ async fn end_of(agent: &mut Option<UnixStream>) {
 }
 
 /// Sends a question, if there is one. A monitor that takes no more has ended, which is an event of its own.
-async fn ask(control: &Control, question: Option<Request>) {
-    let Some(request) = question else {
+async fn ask(control: &Control, question: Option<(Request, Option<BorrowedFd<'_>>)>) {
+    let Some((request, file)) = question else {
         return pending().await;
     };
-    if let Err(error) = control.send(&request, &[]).await {
+    if let Err(error) = control.send(&request, file.as_slice()).await {
         tracing::debug!(%error, "the monitor took no question");
     }
 }

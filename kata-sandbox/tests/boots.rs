@@ -211,6 +211,7 @@ fn machine(acpi: bool) -> Machine {
         },
         acpi,
         disks: Vec::new(),
+        shelf: None,
         nets: Vec::new(),
         guest_cid: 3,
         host_ports: vec![port::HELLO],

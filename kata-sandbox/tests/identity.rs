@@ -1,4 +1,4 @@
-//! Identity, time and what a container sees of its surroundings: `docs/semantics.md` 17, 18 and 22.
+//! Identity, time and what a container sees of its surroundings: `docs/conformance.md`, behaviours 17, 18 and 22.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is test code")]
 

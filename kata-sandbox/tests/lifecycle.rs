@@ -1,4 +1,4 @@
-//! Lives and deaths of sandboxes: `docs/semantics.md` 6, 19, 20 and 23.
+//! Lives and deaths of sandboxes: `docs/conformance.md`, behaviours 6, 19, 20 and 23.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is test code")]
 

@@ -1,4 +1,4 @@
-//! Limits of containers, and what is told when they are reached: `docs/semantics.md` 14 to 16.
+//! Limits of containers, and what is told when they are reached: `docs/conformance.md`, behaviours 14 to 16.
 //!
 //! Limits need cgroup v2, which a guest has; the host of a sandbox that is a process may not, and then the agent says
 //! so by the name of the limit.

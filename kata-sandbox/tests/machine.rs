@@ -54,7 +54,7 @@ on_every_backend! {
             return;
         }
         let names: Vec<&str> = info.devices.iter().map(|device| device.name.as_str()).collect();
-        assert_eq!(names, ["block layer-0", "vsock", "rng", "balloon"]);
+        assert_eq!(names, ["block layer-0", "block shelf", "vsock", "rng", "balloon"]);
         let figure = |device: &str, name: &str| {
             let device = info.devices.iter().find(|found| found.name == device).unwrap();
             *device.figures.get(name).unwrap_or_else(|| panic!("{name} of {device:?}"))

@@ -11,7 +11,8 @@ use kata_agent_proto::{FailureKind, oci};
 
 /// A shell of the idle container's root, for where there is no other: by its loader, without anything of that root.
 fn outside(script: &str) -> oci::Hook {
-    let loader = format!("{ROOT}/lib64/ld-linux-x86-64.so.2");
+    // By no link that begins at the root, which is another here.
+    let loader = format!("{ROOT}/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
     let libraries = format!("{ROOT}/lib/x86_64-linux-gnu");
     oci::Hook {
         path: loader.clone(),

@@ -48,6 +48,85 @@ fn with_users(linux: &mut oci::Linux) {
 const SPACES: &str =
     "for kind in pid net ipc uts mnt user cgroup time; do readlink /proc/self/ns/$kind; done";
 
+/// A container's names and clocks.
+async fn has_names_and_clocks_of_its_own(guest: &Guest) {
+    // Names are the container's own, and not without a namespace for them.
+    let mut named = spec("hostname; cat /proc/sys/kernel/domainname");
+    named.hostname = "host-of-its-own".into();
+    named.domainname = "domain.of.its.own".into();
+    assert_eq!(
+        guest.output(named.clone()).await,
+        "host-of-its-own\ndomain.of.its.own"
+    );
+    set(named.linux.mut_or_insert_default(), "uts", None);
+    guest
+        .refused_as(named.clone(), FailureKind::Invalid, "domainname")
+        .await;
+    named.domainname.clear();
+    guest.refused_as(named, FailureKind::Invalid, "hostname").await;
+
+    // Clocks of its own, for its first process and for others.
+    let later = |linux: &mut oci::Linux| {
+        set(linux, "time", Some(namespace("time", "")));
+        let offset = |secs| oci::LinuxTimeOffset {
+            secs,
+            ..Default::default()
+        };
+        linux.time_offsets = [
+            ("boottime".into(), offset(1_000_000)),
+            ("monotonic".into(), offset(500_000)),
+        ]
+        .into();
+    };
+    let clocks = "cut -d. -f1 /proc/uptime; perl -e 'use Time::HiRes qw(clock_gettime CLOCK_MONOTONIC); printf \"%d\\n\", clock_gettime(CLOCK_MONOTONIC)'";
+    let id = guest.idle(with_linux(later, "")).await;
+    for seen in [
+        guest.output(with_linux(later, clocks)).await,
+        guest.exec(&id, process(clocks)).await.output,
+    ] {
+        let seen: Vec<u64> = seen.lines().map(|line| line.parse().unwrap()).collect();
+        assert!(
+            seen[0] >= 1_000_000 && (500_000..1_000_000).contains(&seen[1]),
+            "{seen:?}"
+        );
+    }
+    let far = |linux: &mut oci::Linux| {
+        later(linux);
+        linux.time_offsets.get_mut("boottime").unwrap().secs = i64::MIN;
+    };
+    guest
+        .refused_as(with_linux(far, "true"), FailureKind::Invalid, "linux.timeOffsets")
+        .await;
+}
+
+/// Where a container's cgroup is.
+async fn has_a_place_of_its_own(guest: &Guest) {
+    // Where, and that it is nobody else's.
+    let at = |path: &str| {
+        with_linux(
+            |linux| {
+                linux.cgroups_path = path.into();
+                set(linux, "cgroup", None);
+            },
+            "grep ^0 /proc/self/cgroup",
+        )
+    };
+    let seen = guest.output(at("/some/where")).await;
+    assert!(seen.ends_with("/some/where"), "{seen}");
+    let seen = guest.output(at("system.slice:kata:name")).await;
+    assert!(seen.ends_with("/system.slice/kata-name.scope"), "{seen}");
+    let id = guest.idle(at("/some/where")).await;
+    for taken in ["/some/where", "/some", "/some/where/else"] {
+        guest
+            .refused_as(at(taken), FailureKind::AlreadyExists, "linux.cgroupsPath")
+            .await;
+    }
+    guest.remove(&id).await;
+    guest
+        .refused_as(at("/../x"), FailureKind::Invalid, "linux.cgroupsPath")
+        .await;
+}
+
 on_every_backend! {
     /// Conformance: oci linux.namespaces.pid
     /// Conformance: oci linux.namespaces.network
@@ -129,33 +208,7 @@ on_every_backend! {
         let looks = "cat /proc/self/cgroup | grep ^0; cat /sys/class/net/lo/flags; ls /sys/class/net";
         assert_eq!(guest.output(with_linux(all, looks)).await, "0::/\n0x9\nlo");
 
-        // Names are the container's own, and not without a namespace for them.
-        let mut named = spec("hostname; cat /proc/sys/kernel/domainname");
-        named.hostname = "host-of-its-own".into();
-        named.domainname = "domain.of.its.own".into();
-        assert_eq!(guest.output(named.clone()).await, "host-of-its-own\ndomain.of.its.own");
-        set(named.linux.mut_or_insert_default(), "uts", None);
-        guest.refused_as(named.clone(), FailureKind::Invalid, "domainname").await;
-        named.domainname.clear();
-        guest.refused_as(named, FailureKind::Invalid, "hostname").await;
-
-        // Clocks of its own, for its first process and for others.
-        let later = |linux: &mut oci::Linux| {
-            set(linux, "time", Some(namespace("time", "")));
-            let offset = |secs| oci::LinuxTimeOffset { secs, ..Default::default() };
-            linux.time_offsets = [("boottime".into(), offset(1_000_000)), ("monotonic".into(), offset(500_000))].into();
-        };
-        let clocks = "cut -d. -f1 /proc/uptime; perl -e 'use Time::HiRes qw(clock_gettime CLOCK_MONOTONIC); printf \"%d\\n\", clock_gettime(CLOCK_MONOTONIC)'";
-        let id = guest.idle(with_linux(later, "")).await;
-        for seen in [guest.output(with_linux(later, clocks)).await, guest.exec(&id, process(clocks)).await.output] {
-            let seen: Vec<u64> = seen.lines().map(|line| line.parse().unwrap()).collect();
-            assert!(seen[0] >= 1_000_000 && (500_000..1_000_000).contains(&seen[1]), "{seen:?}");
-        }
-        let far = |linux: &mut oci::Linux| {
-            later(linux);
-            linux.time_offsets.get_mut("boottime").unwrap().secs = i64::MIN;
-        };
-        guest.refused_as(with_linux(far, "true"), FailureKind::Invalid, "linux.timeOffsets").await;
+        has_names_and_clocks_of_its_own(&guest).await;
         guest.stop().await;
     }
 
@@ -287,18 +340,7 @@ on_every_backend! {
             spec.mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "ro"]));
             spec
         };
-        // Where, and that it is nobody else's.
-        let at = |path: &str| with_linux(|linux| { linux.cgroups_path = path.into(); set(linux, "cgroup", None); }, "grep ^0 /proc/self/cgroup");
-        let seen = guest.output(at("/some/where")).await;
-        assert!(seen.ends_with("/some/where"), "{seen}");
-        let seen = guest.output(at("system.slice:kata:name")).await;
-        assert!(seen.ends_with("/system.slice/kata-name.scope"), "{seen}");
-        let id = guest.idle(at("/some/where")).await;
-        for taken in ["/some/where", "/some", "/some/where/else"] {
-            guest.refused_as(at(taken), FailureKind::AlreadyExists, "linux.cgroupsPath").await;
-        }
-        guest.remove(&id).await;
-        guest.refused_as(at("/../x"), FailureKind::Invalid, "linux.cgroupsPath").await;
+        has_a_place_of_its_own(&guest).await;
 
         // Device rules, in order; the default devices always.
         let rule = |allow, type_: &str, major, minor, access: &str| oci::LinuxDeviceCgroup {
@@ -352,11 +394,9 @@ on_every_backend! {
         ] {
             guest.refused_as(limited(resources, "true"), kind, field).await;
         }
-        if guest.is_machine {
-            let memory = oci::LinuxMemory { limit: 4096, ..Default::default() };
-            let impossible = limited(oci::LinuxResources { memory: Some(memory).into(), ..Default::default() }, "true");
-            guest.refused_as(impossible, FailureKind::Invalid, "linux.resources.memory.limit").await;
-        }
+        let memory = oci::LinuxMemory { limit: 4096, ..Default::default() };
+        let impossible = limited(oci::LinuxResources { memory: Some(memory).into(), ..Default::default() }, "true");
+        guest.refused_as(impossible, FailureKind::Invalid, "memory.limit").await;
         assert_eq!(guest.traces().await, before, "nothing is left");
         guest.stop().await;
     }

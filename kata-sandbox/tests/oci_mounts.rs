@@ -24,6 +24,40 @@ fn options(path: &str) -> String {
     format!("awk '$5 == \"{path}\" {{ print $6 }}' /proc/self/mountinfo | tail -1")
 }
 
+/// Bind mounts of the guest's directories and files.
+async fn binds_what_the_guest_has(guest: &Guest) {
+    // Directories and files of the guest, with and without what is mounted in them. The guest's memory file system
+    // `/run` has no devices, and a bind mount keeps that unless it says otherwise.
+    let mounts = vec![
+        bind(&in_root("/tree"), "/bound", &["bind", "ro"]),
+        bind(&in_root("/tree/file"), "/etc/hostname", &["bind"]),
+        bind(
+            &in_root("/tree/file"),
+            "/new/name",
+            &["rbind", "noexec", "nosuid"],
+        ),
+        tmpfs("/outer", &["mode=755"]),
+        tmpfs("/outer/in", &[]),
+        bind("/proc", "/all", &["rbind", "rro", "rnodev"]),
+        bind("/proc", "/one", &["bind"]),
+    ];
+    let looks = [
+        "cat /bound/file /etc/hostname /new/name".into(),
+        "echo x 2>/dev/null >>/bound/file || echo bound is read-only; echo more >>/etc/hostname; cat /tree/file".into(),
+        options("/bound"),
+        options("/new/name"),
+    ];
+    let seen = guest.output(with_mounts(mounts, &looks.join("; "))).await;
+    let lines: Vec<&str> = seen.lines().collect();
+    assert_eq!(lines[..3], ["file"; 3], "{seen}");
+    assert_eq!(lines[3..6], ["bound is read-only", "file", "more"], "{seen}");
+    assert!(lines[6].starts_with("ro,"), "{seen}");
+    assert!(
+        lines[7].contains("noexec") && lines[7].contains("nosuid"),
+        "{seen}"
+    );
+}
+
 on_every_backend! {
     /// Conformance: oci mounts.destination
     /// Conformance: oci mounts.source
@@ -65,29 +99,7 @@ on_every_backend! {
         assert_eq!(seen[7], "rw,relatime", "{seen:?}");
         assert!(seen[8].contains("sync") && seen[8].contains("dirsync"), "{seen:?}");
 
-        // Directories and files of the guest, with and without what is mounted in them. The guest's memory file system
-        // `/run` has no devices, and a bind mount keeps that unless it says otherwise.
-        let mounts = vec![
-            bind(&in_root("/tree"), "/bound", &["bind", "ro"]),
-            bind(&in_root("/tree/file"), "/etc/hostname", &["bind"]),
-            bind(&in_root("/tree/file"), "/new/name", &["rbind", "noexec", "nosuid"]),
-            tmpfs("/outer", &["mode=755"]),
-            tmpfs("/outer/in", &[]),
-            bind("/proc", "/all", &["rbind", "rro", "rnodev"]),
-            bind("/proc", "/one", &["bind"]),
-        ];
-        let looks = [
-            "cat /bound/file /etc/hostname /new/name".into(),
-            "echo x 2>/dev/null >>/bound/file || echo bound is read-only; echo more >>/etc/hostname; cat /tree/file".into(),
-            options("/bound"),
-            options("/new/name"),
-        ];
-        let seen = guest.output(with_mounts(mounts, &looks.join("; "))).await;
-        let lines: Vec<&str> = seen.lines().collect();
-        assert_eq!(lines[..3], ["file"; 3], "{seen}");
-        assert_eq!(lines[3..6], ["bound is read-only", "file", "more"], "{seen}");
-        assert!(lines[6].starts_with("ro,"), "{seen}");
-        assert!(lines[7].contains("noexec") && lines[7].contains("nosuid"), "{seen}");
+        binds_what_the_guest_has(&guest).await;
 
         // `bind` is one mount, `rbind` is all below it, and so are the options with an r.
         let mounts = vec![

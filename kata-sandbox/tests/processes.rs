@@ -1,4 +1,4 @@
-//! Processes and their ends: `docs/semantics.md` 1 to 8.
+//! Processes and their ends: `docs/conformance.md`, behaviours 1 to 8.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is test code")]
 

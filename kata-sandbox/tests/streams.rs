@@ -1,4 +1,4 @@
-//! Standard streams: `docs/semantics.md` 9 to 13.
+//! Standard streams: `docs/conformance.md`, behaviours 9 to 13.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is test code")]
 

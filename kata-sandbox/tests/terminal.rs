@@ -1,4 +1,4 @@
-//! Terminals: `docs/semantics.md` 9 and 11.
+//! Terminals: `docs/conformance.md`, behaviours 9 and 11.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is test code")]
 

@@ -12,7 +12,10 @@
 //!   │  ◄──────────── Dialed{port} + stream  │   guest → host connection
 //!   │ FollowConsole + socket           ──►  │   the console, as it is written
 //!   │ Console, Info, Pause{paused}     ──►  │
-//!   │  ◄── Console{tail}, Info(..), Paused  │   or Refused{..}; one to each, Paused when it is so
+//!   │ AddExtent + file                 ──►  │   of the machine's shelf, and back again
+//!   │ RemoveExtent{offset}             ──►  │
+//!   │  ◄── Console{tail}, Info(..), Paused, │   or Refused{..}; one to each, Paused when it is so
+//!   │      ExtentAdded{..}, ExtentRemoved   │
 //!   │  ◄──────────── Exited{reason, tail}   │   then EOF
 //!   │ close                            ──►  │   kills the machine
 //! ```
@@ -74,6 +77,15 @@ pub enum Request {
     },
     /// Ask for [`Event::Info`].
     Info,
+    /// Show the file beside this message, opened for reading only, on the machine's
+    /// [`shelf`](Machine::shelf). Answered by [`Event::ExtentAdded`] or [`Event::Refused`].
+    AddExtent,
+    /// Show it no more; the monitor closes its descriptor. Answered by [`Event::ExtentRemoved`] or
+    /// [`Event::Refused`].
+    RemoveExtent {
+        /// Where it begins, in bytes.
+        offset: u64,
+    },
 }
 
 /// What the monitor tells the SDK.
@@ -109,6 +121,18 @@ pub enum Event {
     },
     /// Answer to [`Request::Info`].
     Info(MachineInfo),
+    /// Answer to [`Request::AddExtent`]: the guest can read it now.
+    ExtentAdded {
+        /// Where it begins on the disk, in bytes. No other extent of this machine ever did or will.
+        offset: u64,
+        /// Its size: that of the file, in whole sectors.
+        bytes: u64,
+    },
+    /// Answer to [`Request::RemoveExtent`]: what the guest reads there now is an I/O error.
+    ExtentRemoved {
+        /// Where it began.
+        offset: u64,
+    },
     /// Answer to a request that could not be met. A hold is taken back; a machine that was to go on does, but
     /// for what the reason names.
     Refused {

@@ -41,6 +41,10 @@ pub struct Machine {
     pub acpi: bool,
     /// Block devices, in order; the guest finds them by serial.
     pub disks: Vec<Disk>,
+    /// The serial of one more block device: a large read-only one without content, on which files are shown
+    /// that come while the machine runs ([`Request::AddExtent`](crate::control::Request::AddExtent)).
+    #[serde(default)]
+    pub shelf: Option<String>,
     /// Network cards, in order; the guest finds them by address.
     #[serde(default)]
     pub nets: Vec<Net>,

@@ -10,9 +10,10 @@
 
 mod harness;
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ on_every_backend! {
     the_console_can_be_followed("wait");
     a_machine_killed_at_once_leaves_nothing("wait");
     streams_go_both_ways("vsock");
+    extents_come_and_go("wait");
+    a_machine_without_a_shelf_takes_no_extent("wait");
 }
 
 fn a_guest_that_powers_off_is_reported(guest: &Guest) {
@@ -153,4 +156,90 @@ fn streams_go_both_ways(guest: &Guest) {
     };
     assert_eq!(reason, VmExit::PowerOff);
     assert_eq!(monitor.ended().code(), Some(0));
+}
+
+/// The answer to a request of an extent.
+fn asked(monitor: &Monitor, request: &Request, file: Option<&OwnedFd>) -> Event {
+    let files: Vec<_> = file.into_iter().map(AsFd::as_fd).collect();
+    monitor.socket().send(request, &files).unwrap();
+    monitor.event()
+}
+
+fn reason(event: Event) -> String {
+    match event {
+        Event::Refused { operation, reason } => format!("{operation}: {reason}"),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn extents_come_and_go(guest: &Guest) {
+    let mut with = Guest {
+        machine: guest.machine.clone(),
+        files: guest.files.iter().map(|file| file.try_clone().unwrap()).collect(),
+    };
+    with.machine.shelf = Some("shelf".to_owned());
+    let (monitor, _) = Monitor::running(&with);
+    let file = harness::guest::file(&[7; 4100]);
+    let added = asked(&monitor, &Request::AddExtent, Some(&file));
+    let expected = |offset| Event::ExtentAdded { offset, bytes: 4096 };
+    assert_eq!(added, expected(1 << 20));
+    assert_eq!(
+        asked(&monitor, &Request::AddExtent, Some(&file)),
+        expected(2 << 20)
+    );
+    let figures = || {
+        let Event::Info(info) = asked(&monitor, &Request::Info, None) else {
+            panic!("no figures");
+        };
+        let shelf = info
+            .devices
+            .into_iter()
+            .find(|device| device.name == "block shelf");
+        shelf.map(|shelf| (shelf.figures["extents"], shelf.figures["extent_bytes"]))
+    };
+    // Without a machine there are no devices.
+    let has_devices = figures().is_some();
+    assert!(!has_devices || figures() == Some((2, 8192)));
+    let remove = Request::RemoveExtent { offset: 1 << 20 };
+    let removed = Event::ExtentRemoved { offset: 1 << 20 };
+    assert_eq!(asked(&monitor, &remove, None), removed);
+    assert_eq!(
+        reason(asked(&monitor, &remove, None)),
+        "removing an extent: no extent begins at 1048576"
+    );
+    assert!(!has_devices || figures() == Some((1, 4096)));
+    // Where one was, none comes again.
+    assert_eq!(
+        asked(&monitor, &Request::AddExtent, Some(&file)),
+        expected(3 << 20)
+    );
+    let writable = tempfile::tempfile().unwrap().into();
+    assert_eq!(
+        reason(asked(&monitor, &Request::AddExtent, Some(&writable))),
+        "adding an extent: its descriptor is not opened for reading only"
+    );
+    let device = File::open("/dev/null").unwrap().into();
+    assert_eq!(
+        reason(asked(&monitor, &Request::AddExtent, Some(&device))),
+        "adding an extent: cannot use the file as an extent: neither a regular file nor a block device"
+    );
+}
+
+fn a_machine_without_a_shelf_takes_no_extent(guest: &Guest) {
+    let (monitor, _) = Monitor::running(guest);
+    let file = harness::guest::file(&[7; 4096]);
+    let refused = asked(&monitor, &Request::AddExtent, Some(&file));
+    assert_eq!(
+        reason(refused),
+        "adding an extent: the machine was made without a shelf"
+    );
+    let refused = asked(&monitor, &Request::RemoveExtent { offset: 1 << 20 }, None);
+    assert_eq!(
+        reason(refused),
+        "removing an extent: the machine was made without a shelf"
+    );
+    // An extent without its file is no request: the monitor ends, and the machine with it.
+    monitor.socket().send(&Request::AddExtent, &[]).unwrap();
+    assert!(monitor.received().is_none());
+    assert_eq!(monitor.ended().code(), Some(1));
 }

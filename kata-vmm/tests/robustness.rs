@@ -241,6 +241,7 @@ fn a_first_message_that_is_not_a_launch_is_refused() {
     }
 }
 
+/// Conformance: semantics 23
 #[test]
 fn another_protocol_is_one_clear_error() {
     let monitor = Monitor::start();

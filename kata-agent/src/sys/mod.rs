@@ -282,6 +282,52 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
 }
 
+/// Makes a part of a disk a partition, in bytes and with a number that is free (uapi linux/blkpg.h).
+pub(crate) fn add_partition(disk: &impl AsFd, number: i32, offset: u64, bytes: u64) -> io::Result<()> {
+    const BLKPG_ADD_PARTITION: i32 = 1;
+    change_partition(disk, BLKPG_ADD_PARTITION, number, offset, bytes)
+}
+
+/// Undoes it; a partition that is in use is busy.
+pub(crate) fn delete_partition(disk: &impl AsFd, number: i32) -> io::Result<()> {
+    const BLKPG_DEL_PARTITION: i32 = 2;
+    change_partition(disk, BLKPG_DEL_PARTITION, number, 0, 0)
+}
+
+fn change_partition(disk: &impl AsFd, op: i32, number: i32, offset: u64, bytes: u64) -> io::Result<()> {
+    const BLKPG: libc::c_ulong = 0x1269;
+    /// `struct blkpg_partition`, whose names mean nothing to the kernel.
+    #[repr(C)]
+    struct Partition {
+        start: i64,
+        length: i64,
+        pno: libc::c_int,
+        names: [u8; 128],
+    }
+    /// `struct blkpg_ioctl_arg`.
+    #[repr(C)]
+    struct Argument {
+        op: libc::c_int,
+        flags: libc::c_int,
+        datalen: libc::c_int,
+        data: *const Partition,
+    }
+    let partition = Partition {
+        start: i64::try_from(offset).map_err(io::Error::other)?,
+        length: i64::try_from(bytes).map_err(io::Error::other)?,
+        pno: number,
+        names: [0; 128],
+    };
+    let argument = Argument {
+        op,
+        flags: 0,
+        datalen: i32::try_from(size_of::<Partition>()).map_err(io::Error::other)?,
+        data: &raw const partition,
+    };
+    // SAFETY: `argument` and the `partition` that it points to have the layout of the request and outlive it.
+    check(unsafe { libc::ioctl(disk.as_fd().as_raw_fd(), BLKPG, &raw const argument) }).map(drop)
+}
+
 /// Attaches a file to a free loop device, which is gone with its last user: until it is mounted, that is the device in
 /// the answer, beside its path.
 pub(crate) fn attach_loop(file: &impl AsFd, read_only: bool) -> io::Result<(String, std::fs::File)> {

@@ -2,7 +2,9 @@
 //!
 //! `SOCK_SEQPACKET`; each message is the guest's port and the host's, both `u32` little endian, with one
 //! stream socket beside it. From the host it is a connection to the guest's port; from the agent (guest
-//! port 0) a dial to the host's. The end of the socket is the end of the host. Owns that format.
+//! port 0) a dial to the host's. From the host, guest port 0 is a disk that is a file: its serial follows the
+//! ports, and host port 1 means that it comes, with its file beside the message, 0 that it goes. The end of the
+//! socket is the end of the host. Owns that format.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -17,10 +19,13 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys;
 
-use super::{Incoming, Stream, stream};
+use super::{Arrival, Incoming, Stream, stream};
 
-/// Bytes of a message.
+/// Bytes of a message, up to the serial of a disk.
 const MESSAGE_BYTES: usize = 8;
+
+/// Longest serial of a disk, in bytes.
+const SERIAL_MAX_BYTES: usize = 64;
 
 /// The agent's end of the socket.
 pub(crate) struct Channel(AsyncFd<OwnedFd>);
@@ -36,7 +41,7 @@ impl Channel {
         )?))
     }
 
-    pub(super) async fn accept(&self) -> io::Result<Option<Incoming>> {
+    pub(super) async fn accept(&self) -> io::Result<Option<Arrival>> {
         self.0.async_io(Interest::READABLE, receive).await
     }
 
@@ -49,8 +54,8 @@ impl Channel {
     }
 }
 
-fn receive(socket: &OwnedFd) -> io::Result<Option<Incoming>> {
-    let mut bytes = [0; MESSAGE_BYTES];
+fn receive(socket: &OwnedFd) -> io::Result<Option<Arrival>> {
+    let mut bytes = [0; MESSAGE_BYTES + SERIAL_MAX_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut slices = [IoSliceMut::new(&mut bytes)];
@@ -62,22 +67,36 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<Incoming>> {
         RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
         _ => None,
     });
-    match rights {
-        Some(connection) if received == MESSAGE_BYTES => incoming(bytes, connection).map(Some),
-        _ => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "a channel message without its ports or stream",
-        )),
+    let bytes = bytes.get(..received).unwrap_or_default();
+    match bytes.split_first_chunk() {
+        Some((ports, serial)) => arrival(*ports, serial, rights).map(Some),
+        None => Err(malformed()),
     }
 }
 
-fn incoming(bytes: [u8; MESSAGE_BYTES], connection: OwnedFd) -> io::Result<Incoming> {
-    let [a, b, c, d, e, f, g, h] = bytes;
-    Ok(Incoming {
-        guest_port: u32::from_le_bytes([a, b, c, d]),
-        host_port: u32::from_le_bytes([e, f, g, h]),
-        stream: stream(connection)?,
-    })
+fn arrival(ports: [u8; MESSAGE_BYTES], serial: &[u8], fd: Option<OwnedFd>) -> io::Result<Arrival> {
+    let [a, b, c, d, e, f, g, h] = ports;
+    let ports = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+    match (ports, fd, serial) {
+        ((0, 1), Some(file), [_, ..]) => disk(serial, Some(file)),
+        ((0, 0), None, [_, ..]) => disk(serial, None),
+        ((guest_port, host_port), Some(connection), []) => Ok(Arrival::Connection(Incoming {
+            guest_port,
+            host_port,
+            stream: stream(connection)?,
+        })),
+        _ => Err(malformed()),
+    }
+}
+
+fn disk(serial: &[u8], file: Option<OwnedFd>) -> io::Result<Arrival> {
+    let serial = String::from_utf8(serial.to_vec()).map_err(|_| malformed())?;
+    Ok(Arrival::Disk { serial, file })
+}
+
+fn malformed() -> io::Error {
+    let what = "a channel message that is neither ports with a stream nor a disk";
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 fn send(socket: &OwnedFd, host_port: u32, connection: &impl AsFd) -> io::Result<()> {
@@ -120,7 +139,9 @@ mod tests {
     async fn a_dial_arrives_as_a_connection_and_carries_bytes() {
         let (near, far) = pair();
         let mut dialed = near.dial(1030).await.expect("dialed");
-        let mut arrived = far.accept().await.expect("no error").expect("a connection");
+        let Some(Arrival::Connection(mut arrived)) = far.accept().await.expect("no error") else {
+            panic!("no connection");
+        };
         assert_eq!((arrived.guest_port, arrived.host_port), (0, 1030));
         dialed.write_all(b"hi").await.expect("written");
         drop(dialed);
@@ -137,12 +158,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_without_a_stream_is_an_error() {
+    async fn what_is_neither_a_connection_nor_a_disk_is_an_error() {
         let (near, far) = pair();
-        rustix::io::write(near.0.get_ref(), &[0; 8]).expect("written");
-        assert_eq!(
-            far.accept().await.expect_err("refused").kind(),
-            io::ErrorKind::InvalidData
+        let numbers = |guest: u32, host: u32| [guest.to_le_bytes(), host.to_le_bytes()].concat();
+        for message in [
+            vec![0; 7],
+            numbers(1024, 7),
+            numbers(0, 0),
+            [numbers(0, 1), b"shelf".to_vec()].concat(),
+            [numbers(0, 0), b"\xff".to_vec()].concat(),
+            [numbers(1024, 7), b"shelf".to_vec()].concat(),
+        ] {
+            rustix::io::write(near.0.get_ref(), &message).expect("written");
+            let refused = far.accept().await.expect_err("refused");
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidData, "{message:?}");
+        }
+        let gone = [numbers(0, 0), b"shelf@512".to_vec()].concat();
+        rustix::io::write(near.0.get_ref(), &gone).expect("written");
+        let arrived = far.accept().await.expect("no error");
+        assert!(
+            matches!(&arrived, Some(Arrival::Disk { serial, file: None }) if serial == "shelf@512"),
+            "{arrived:?}"
         );
     }
 }

@@ -31,6 +31,20 @@ pub(crate) struct Incoming {
     pub(crate) stream: Stream,
 }
 
+/// What comes from the host.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    /// A connection.
+    Connection(Incoming),
+    /// A disk that is a file, where the agent is an ordinary process; or without a file, that it goes.
+    Disk {
+        /// Its serial.
+        serial: String,
+        /// What is on it.
+        file: Option<OwnedFd>,
+    },
+}
+
 /// One of the carriers.
 pub(crate) enum Transport {
     /// In a guest.
@@ -42,12 +56,12 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
-    /// The next connection from the host; `None` when the host is gone for good.
-    pub(crate) async fn accept(&self) -> io::Result<Option<Incoming>> {
+    /// What comes next from the host; `None` when the host is gone for good.
+    pub(crate) async fn accept(&self) -> io::Result<Option<Arrival>> {
         match self {
-            Transport::Vsock(vsock) => vsock.accept().await.map(Some),
+            Transport::Vsock(vsock) => vsock.accept().await.map(Arrival::Connection).map(Some),
             Transport::Channel(channel) => channel.accept().await,
-            Transport::Listener(listener) => listener.accept().await.map(Some),
+            Transport::Listener(listener) => listener.accept().await.map(Arrival::Connection).map(Some),
         }
     }
 

@@ -12,6 +12,7 @@ mod given;
 pub(crate) mod machine;
 mod network;
 mod ownership;
+mod partition;
 pub(crate) mod passwd;
 mod pause;
 pub(crate) mod program;

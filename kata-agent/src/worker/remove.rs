@@ -21,6 +21,9 @@ pub(super) fn remove(order: &Remove) -> Result<(), Failed> {
     for mount_point in order.mount_points.iter().rev().map(Path::new) {
         results.push(storage::unmount(mount_point).map_err(|error| file_failure(mount_point, &error)));
     }
+    for serial in &order.partitioned {
+        results.push(storage::sweep(serial));
+    }
     hooks::run_all(&order.poststop, &order.state, "stopped");
     // A mount that is still there must not be emptied.
     if results.iter().all(Result::is_ok) {

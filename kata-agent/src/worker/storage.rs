@@ -2,7 +2,9 @@
 //!
 //! Owns the words of a storage (driver, source, options). A failure unmounts what this call mounted.
 
-use std::fs;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirEntry};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,7 +14,9 @@ use kata_agent_proto::{Failed, FailureKind};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::ownership;
+use super::partition::Disk;
 use super::verity::{Table, Verified};
+use crate::extent::Extent;
 use crate::order::{Storage, Storages};
 use crate::sys;
 
@@ -24,20 +28,29 @@ pub(super) const DISK_POLL: Duration = Duration::from_millis(2);
 const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_directory=";
 
 /// Mounts that are undone unless kept.
-pub(crate) struct Mounted(Vec<PathBuf>);
+#[derive(Default)]
+pub(crate) struct Mounted {
+    points: Vec<PathBuf>,
+    /// Serials of disks of which partitions were made.
+    partitioned: BTreeSet<String>,
+}
 
 impl Mounted {
     /// Keeps the mounts.
     pub(crate) fn keep(mut self) {
-        self.0.clear();
+        self.points.clear();
+        self.partitioned.clear();
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        for path in self.0.iter().rev() {
-            // Rolling back: the failure that led here is the one to report.
+        // Rolling back: the failure that led here is the one to report.
+        for path in self.points.iter().rev() {
             let _ = unmount(path);
+        }
+        for serial in &self.partitioned {
+            let _ = sweep(serial);
         }
     }
 }
@@ -53,11 +66,15 @@ pub(crate) fn are_memory(storages: &Storages) -> bool {
 /// # Errors
 /// The first that cannot be mounted, by kind; those before it are unmounted again.
 pub(crate) fn mount_all(storages: &Storages) -> Result<Mounted, Failed> {
-    let mut mounted = Mounted(Vec::new());
+    let mut mounted = Mounted::default();
     for storage in &storages.list {
-        mount(storage, storages)?;
+        let extent = Extent::of(storage)?;
+        if extent.is_some() && storages.disks.is_empty() {
+            mounted.partitioned.insert(storage.source.clone());
+        }
+        mount(storage, extent, storages)?;
         let path = PathBuf::from(&storage.mount_point);
-        mounted.0.push(path.clone());
+        mounted.points.push(path.clone());
         if let Some(group) = &storage.group {
             let read_only = storage.options.iter().any(|option| option == "ro");
             ownership::give(&path, group, read_only).map_err(|error| failed(storage, &error))?;
@@ -82,7 +99,16 @@ pub(crate) fn unmount(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn mount(storage: &Storage, storages: &Storages) -> Result<(), Failed> {
+/// Deletes the partitions of the disk with this serial that nobody uses.
+pub(crate) fn sweep(serial: &str) -> Result<(), Failed> {
+    let swept = match find_disk(Path::new("/sys/block"), serial) {
+        Some(device) => Disk::lock(Path::new(&device)).and_then(|disk| disk.sweep()),
+        None => Ok(()),
+    };
+    swept.map_err(|error| Failed::new(FailureKind::Mount, format!("partitions of {serial:?}: {error}")))
+}
+
+fn mount(storage: &Storage, extent: Option<Extent>, storages: &Storages) -> Result<(), Failed> {
     if !Path::new(&storage.mount_point).is_absolute() {
         return Err(Failed::new(
             FailureKind::Invalid,
@@ -91,7 +117,7 @@ fn mount(storage: &Storage, storages: &Storages) -> Result<(), Failed> {
     }
     fs::create_dir_all(&storage.mount_point).map_err(|error| failed(storage, &error))?;
     match (storage.driver.as_str(), storage.fstype.as_str()) {
-        ("blk", _) => mount_disk(storage, storages),
+        ("blk", _) => mount_disk(storage, extent, storages),
         ("ephemeral", "tmpfs") => mount_options(storage, "tmpfs", "tmpfs"),
         ("overlayfs", "overlay") => mount_overlay(storage),
         (driver, fstype) => Err(Failed::new(
@@ -114,21 +140,49 @@ fn mount_overlay(storage: &Storage) -> Result<(), Failed> {
     mount_options(storage, "overlay", "overlay")
 }
 
-fn mount_disk(storage: &Storage, storages: &Storages) -> Result<(), Failed> {
-    let inherited = storages
-        .disks
-        .iter()
-        .find(|(serial, _)| *serial == storage.source);
+/// Devices of disks, and of parts of them. While it lives, nobody deletes the partitions that were made.
+#[derive(Default)]
+struct Devices(BTreeMap<String, Disk>);
+
+impl Devices {
+    fn path(&mut self, serial: &str, extent: Option<Extent>) -> Result<String, Failed> {
+        let Some(extent) = extent else {
+            return wait_for_disk(serial);
+        };
+        let partition = self.partition(serial, extent);
+        let path = partition.map_err(|error| {
+            let text = format!("a part of disk {serial:?}: {error}");
+            Failed::new(FailureKind::Mount, text)
+        })?;
+        Ok(path.to_string_lossy().into_owned())
+    }
+
+    fn partition(&mut self, serial: &str, extent: Extent) -> io::Result<PathBuf> {
+        let disk = match self.0.entry(serial.to_owned()) {
+            Entry::Occupied(locked) => locked.into_mut(),
+            Entry::Vacant(place) => {
+                let device = wait_for_disk(serial).map_err(io::Error::other)?;
+                place.insert(Disk::lock(Path::new(&device))?)
+            }
+        };
+        disk.partition(extent)
+    }
+}
+
+fn mount_disk(storage: &Storage, extent: Option<Extent>, storages: &Storages) -> Result<(), Failed> {
+    let name = extent.map_or_else(|| storage.source.clone(), |extent| extent.name(&storage.source));
+    let inherited = storages.disks.iter().find(|(serial, _)| *serial == name);
     let words = storage
         .driver_options
         .iter()
         .find_map(|option| option.strip_prefix(VERITY));
     if let Some(words) = words {
-        return mount_verified(storage, words, inherited.is_some());
+        return mount_verified(storage, extent, words, inherited.is_some());
     }
+    let mut devices = Devices::default();
     let source = match inherited {
         Some((_, fd)) => format!("/proc/self/fd/{fd}"),
-        None => wait_for_disk(&storage.source)?,
+        None => devices.path(&storage.source, extent)?,
     };
     match mount_options(storage, &source, &storage.fstype) {
         // A file where this file system wants a device.
@@ -138,13 +192,21 @@ fn mount_disk(storage: &Storage, storages: &Storages) -> Result<(), Failed> {
 }
 
 /// Mounts a disk whose every block is checked when it is read. What keeps the checking device is the mount alone.
-fn mount_verified(storage: &Storage, words: &str, is_inherited: bool) -> Result<(), Failed> {
+fn mount_verified(
+    storage: &Storage,
+    extent: Option<Extent>,
+    words: &str,
+    is_inherited: bool,
+) -> Result<(), Failed> {
     if is_inherited {
         let what = "a disk that is read through dm-verity, without a guest's kernel";
         return Err(Failed::new(FailureKind::Unsupported, what));
     }
     let table = Table::parse(words)?;
-    let (data, hashes) = (wait_for_disk(&storage.source)?, wait_for_disk(&table.hashes)?);
+    let mut devices = Devices::default();
+    let data = devices.path(&storage.source, extent)?;
+    let (serial, part) = &table.hashes;
+    let hashes = devices.path(serial, *part)?;
     // One for each mount: containers that share a disk come and go on their own.
     let name = storage.mount_point.replace('/', ":");
     let device = Verified::open(&name, &data, &hashes, &table)?;
@@ -175,8 +237,10 @@ pub(super) fn wait_for_disk(serial: &str) -> Result<String, Failed> {
 }
 
 fn find_disk(directory: &Path, serial: &str) -> Option<String> {
-    let entries = fs::read_dir(directory).ok()?;
-    entries.flatten().find_map(|entry| {
+    let mut entries: Vec<_> = fs::read_dir(directory).ok()?.flatten().collect();
+    // Each look is a request to its disk, and those that a machine is built with are the first.
+    entries.sort_by_key(DirEntry::file_name);
+    entries.into_iter().find_map(|entry| {
         let found = fs::read_to_string(entry.path().join("serial")).ok()?;
         let name = entry.file_name().into_string().ok()?;
         (found.trim_end() == serial).then(|| format!("/dev/{name}"))

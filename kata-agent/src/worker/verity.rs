@@ -8,6 +8,7 @@ use std::io;
 
 use kata_agent_proto::{Failed, FailureKind};
 
+use crate::extent::Extent;
 use crate::sys;
 
 /// A `struct dm_ioctl`, and the `struct dm_target_spec` that begins a table.
@@ -31,8 +32,8 @@ const DEFERRED_REMOVE: u32 = 1 << 17;
 /// What a disk is checked against.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Table {
-    /// Serial of the disk with the hash tree.
-    pub(super) hashes: String,
+    /// Serial of the disk with the hash tree, and where in it the tree is.
+    pub(super) hashes: (String, Option<Extent>),
     blocks: u64,
     /// In hexadecimal, as the table wants them.
     root_hash: String,
@@ -50,12 +51,14 @@ impl Table {
         };
         let parsed = match *words.split(' ').collect::<Vec<_>>() {
             [hashes, blocks, root_hash, salt] if is_hex(root_hash, HASH_BYTES) => {
+                let hashes = Extent::parse(hashes);
                 let is_salt = salt.len() <= 2 * SALT_BYTES_MAX && is_hex(salt, salt.len() / 2);
                 let blocks = blocks.parse().ok().filter(|blocks| (1..1 << 51).contains(blocks));
                 blocks
-                    .filter(|_| is_salt && !hashes.is_empty())
-                    .map(|blocks| Self {
-                        hashes: hashes.to_owned(),
+                    .filter(|_| is_salt)
+                    .zip(hashes)
+                    .map(|(blocks, hashes)| Self {
+                        hashes,
                         blocks,
                         root_hash: root_hash.to_owned(),
                         // The kernel's word for none.
@@ -188,6 +191,13 @@ mod tests {
         );
         let unsalted = Table::parse(&format!("tree-0 700 {root} ")).expect("a table");
         assert_eq!(unsalted.salt, "-");
+        assert_eq!(unsalted.hashes, ("tree-0".to_owned(), None));
+        let part = Table::parse(&format!("shelf@1048576+8192 700 {root} ")).expect("a table");
+        let extent = Extent {
+            offset: 1 << 20,
+            bytes: 8192,
+        };
+        assert_eq!(part.hashes, ("shelf".to_owned(), Some(extent)));
     }
 
     #[test]
@@ -201,6 +211,9 @@ mod tests {
             format!("tree-0 -1 {root} 01"),
             format!("tree-0 18446744073709551615 {root} 01"),
             format!(" 700 {root} 01"),
+            format!("@512+512 700 {root} 01"),
+            format!("shelf@512 700 {root} 01"),
+            format!("shelf@512+1 700 {root} 01"),
             format!("tree-0 700 {root}ab 01"),
             format!("tree-0 700 {root} 0x"),
             format!("tree-0 700 {root} 012"),

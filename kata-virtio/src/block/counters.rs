@@ -1,7 +1,9 @@
 //! What the device has done so far, readable from any thread.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::shelf::Shelf;
 use crate::Meter;
 
 macro_rules! counters {
@@ -64,5 +66,27 @@ impl Cell {
 
     fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The counters of a disk of extents, and what is on its shelf.
+#[derive(Debug)]
+pub(super) struct Shelved {
+    counters: Arc<Cells>,
+    shelf: Shelf,
+}
+
+impl Shelved {
+    pub(super) fn new(counters: Arc<Cells>, shelf: Shelf) -> Self {
+        Self { counters, shelf }
+    }
+}
+
+impl Meter for Shelved {
+    fn figures(&self) -> Vec<(&'static str, u64)> {
+        let (count, bytes) = self.shelf.figures();
+        let mut figures = self.counters.figures();
+        figures.extend([("extents", count), ("extent_bytes", bytes)]);
+        figures
     }
 }

@@ -17,13 +17,14 @@ use vm_memory::{Bytes, GuestAddress};
 use super::answer::{Fault, Pending, answer, fault, signals};
 use super::builder::{BuildError, Builder, Settings};
 use super::clear::Ranges;
-use super::counters::{Cells, Counters};
-use super::disk::Disk;
+use super::counters::{Cells, Counters, Shelved};
+use super::disk::{Backing, Disk};
 use super::engine::{Begun, Engine, Executor, IN_FLIGHT_MAX};
 use super::events::Events;
 use super::kernel::Task;
 use super::layout::{Layout, QUEUE_SIZE, WRITEBACK_OFFSET};
 use super::request::{Part, Request};
+use super::shelf::Shelf;
 use super::turn::{Budget, weight};
 use super::verdict::{Judge, Refusal, SERIAL_BYTES, Work};
 use crate::complaint::Complaints;
@@ -82,6 +83,11 @@ impl Block {
     )]
     pub fn new(file: File) -> Builder {
         Builder::new(file)
+    }
+
+    /// Begins to make a disk of what is on this shelf, now and later.
+    pub fn of_shelf(shelf: &Shelf) -> Builder {
+        Builder::of_shelf(shelf)
     }
 
     pub(super) fn assemble(disk: Disk, settings: Settings) -> Result<Self, BuildError> {
@@ -568,7 +574,11 @@ impl Device for Block {
     }
 
     fn meter(&self) -> Arc<dyn Meter> {
-        Arc::clone(&self.counters) as Arc<dyn Meter>
+        let counters = Arc::clone(&self.counters);
+        match &self.executor.disk.backing {
+            Backing::File(_) => counters,
+            Backing::Shelf(shelf) => Arc::new(Shelved::new(counters, shelf.clone())),
+        }
     }
 }
 

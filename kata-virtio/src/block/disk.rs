@@ -1,17 +1,20 @@
-//! The file or block device behind a disk: its size and units, and everything that is done to it in the
-//! worker's own thread.
+//! What is behind a disk, a file or block device or a shelf of them: its size and units, and everything that
+//! is done to it in the worker's own thread.
 //!
 //! Knows no requests and no queues. Positions here lie within the disk: others have checked that.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FallocateFlags, OFlags, StatxFlags, fallocate};
 use rustix::io::Errno;
 
+use super::extents::SHELF_BYTES;
 use super::kernel::Task;
 use super::layout::SECTOR_BYTES;
+use super::shelf::Shelf;
 use super::verdict::Range;
 use crate::vectors::Vectors;
 
@@ -24,10 +27,28 @@ const BOUNCE_BYTES: usize = 1 << 20;
 /// What is written at a time where a file system cannot write zeroes by itself.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
+/// What the bytes of a disk are.
+#[derive(Debug)]
+pub(super) enum Backing {
+    /// Those of one file or block device.
+    File(File),
+    /// Those of several files, which come and go; they are only read.
+    Shelf(Shelf),
+}
+
+/// The file that a task is for.
+#[derive(Debug)]
+pub(super) enum Target {
+    /// The only one of the disk.
+    Own(Task),
+    /// One of a shelf, where the task is at another place.
+    Extent(Arc<File>, Task),
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Disk {
-    pub(super) file: File,
+    pub(super) backing: Backing,
     /// Sectors of 512 bytes.
     pub(super) sectors: u64,
     /// Logical block, in bytes.
@@ -46,16 +67,7 @@ impl Disk {
     /// # Errors
     /// When it is no disk: neither a file nor a block device, or without direct I/O where it is asked for.
     pub(super) fn open(mut file: File, direct: bool) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        let block_device = metadata.file_type().is_block_device();
-        if !metadata.is_file() && !block_device {
-            let what = "neither a regular file nor a block device";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-        }
-        let bytes = match block_device {
-            true => device_bytes(&mut file)?,
-            false => metadata.len(),
-        };
+        let (bytes, block_device) = size(&mut file)?;
         let (mut block_bytes, mut physical_block_bytes) = match block_device {
             true => (
                 rustix::fs::ioctl_blksszget(&file)?,
@@ -74,13 +86,49 @@ impl Disk {
         physical_block_bytes = physical_block_bytes.max(block_bytes);
         let blocks = bytes / u64::from(block_bytes);
         Ok(Self {
-            file,
+            backing: Backing::File(file),
             sectors: blocks * (u64::from(block_bytes) / SECTOR_BYTES),
             block_bytes,
             physical_block_bytes,
             direct,
             memory_unit,
         })
+    }
+
+    /// A disk of whatever is on the shelf.
+    pub(super) fn of_shelf(shelf: Shelf) -> Self {
+        Self {
+            backing: Backing::Shelf(shelf),
+            sectors: SHELF_BYTES / SECTOR_BYTES,
+            block_bytes: 512,
+            physical_block_bytes: 4096,
+            direct: false,
+            memory_unit: 1,
+        }
+    }
+
+    /// Its only file.
+    ///
+    /// # Errors
+    /// On a shelf, of which nothing is written.
+    pub(super) fn file(&self) -> io::Result<&File> {
+        match &self.backing {
+            Backing::File(file) => Ok(file),
+            Backing::Shelf(_) => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+        }
+    }
+
+    /// The one file that has everything that a task of so many bytes is about.
+    pub(super) fn target(&self, task: Task, bytes: u64) -> Option<Target> {
+        let shelf = match &self.backing {
+            Backing::File(_) => return Some(Target::Own(task)),
+            Backing::Shelf(shelf) => shelf,
+        };
+        let Task::Read { offset } = task else {
+            return None;
+        };
+        let (file, offset) = shelf.whole(offset, bytes)?;
+        Some(Target::Extent(file, Task::Read { offset }))
     }
 
     /// The unit of positions and lengths, in bytes.
@@ -95,13 +143,17 @@ impl Disk {
 
     /// Carries a task out.
     pub(super) fn carry_out(&self, task: Task, vectors: &mut Vectors) -> io::Result<()> {
+        let file = match &self.backing {
+            Backing::File(file) => file,
+            Backing::Shelf(shelf) => return of_shelf(shelf, task, 0, vectors),
+        };
         if let Task::Flush = task {
-            return self.file.sync_data();
+            return file.sync_data();
         }
-        let moved = again(|| self.move_once(task, vectors, 0))?;
+        let moved = again(|| move_once(file, task, vectors, 0))?;
         self.carry_on(task, moved, vectors)?;
         match task {
-            Task::Write { durable: true, .. } => self.file.sync_data(),
+            Task::Write { durable: true, .. } => file.sync_data(),
             _ => Ok(()),
         }
     }
@@ -111,6 +163,10 @@ impl Disk {
         if let Task::Flush = task {
             return Ok(());
         }
+        let file = match &self.backing {
+            Backing::File(file) => file,
+            Backing::Shelf(shelf) => return of_shelf(shelf, task, moved, vectors),
+        };
         let (mut moved, mut done) = (moved, 0);
         loop {
             vectors.advance(moved);
@@ -121,15 +177,16 @@ impl Disk {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             done += u64::try_from(moved).unwrap_or(u64::MAX);
-            moved = again(|| self.move_once(task, vectors, done))?;
+            moved = again(|| move_once(file, task, vectors, done))?;
             if let Task::Write { durable: true, .. } = task {
-                self.file.sync_data()?;
+                file.sync_data()?;
             }
         }
     }
 
     /// Carries a task out by way of memory that the kernel takes.
     pub(super) fn bounce(&self, task: Task, vectors: &mut Vectors) -> io::Result<()> {
+        let file = self.file()?;
         let most = usize::try_from(vectors.bytes()).map_or(BOUNCE_BYTES, |bytes| bytes.min(BOUNCE_BYTES));
         let mut room = Aligned::new(most, self.memory_unit);
         let mut done = 0;
@@ -138,28 +195,20 @@ impl Disk {
             let bytes = &mut room.bytes_mut()[..left];
             match task {
                 Task::Read { offset } => {
-                    self.file.read_exact_at(bytes, offset + done)?;
+                    file.read_exact_at(bytes, offset + done)?;
                     vectors.fill(bytes);
                 }
                 Task::Write { offset, .. } => {
                     vectors.empty(bytes);
-                    self.file.write_all_at(bytes, offset + done)?;
+                    file.write_all_at(bytes, offset + done)?;
                 }
-                Task::Flush => return self.file.sync_data(),
+                Task::Flush => return file.sync_data(),
             }
             done += u64::try_from(left).unwrap_or(u64::MAX);
         }
         match task {
-            Task::Write { durable: true, .. } => self.file.sync_data(),
+            Task::Write { durable: true, .. } => file.sync_data(),
             _ => Ok(()),
-        }
-    }
-
-    fn move_once(&self, task: Task, vectors: &Vectors, done: u64) -> io::Result<usize> {
-        match task {
-            Task::Read { offset } => vectors.read(&self.file, offset + done),
-            Task::Write { offset, .. } => vectors.write(&self.file, offset + done),
-            Task::Flush => Ok(0),
         }
     }
 
@@ -169,7 +218,8 @@ impl Disk {
     /// [`io::ErrorKind::Unsupported`] where there is no way.
     pub(super) fn discard(&self, range: Range) -> io::Result<()> {
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        again(|| Ok(fallocate(&self.file, hole, range.offset, range.bytes)?))
+        let file = self.file()?;
+        again(|| Ok(fallocate(file, hole, range.offset, range.bytes)?))
     }
 
     /// Makes a range read as zeroes, in the cheapest way that there is.
@@ -182,7 +232,8 @@ impl Disk {
             false => FallocateFlags::ZERO_RANGE,
         };
         let mode = way | FallocateFlags::KEEP_SIZE;
-        match again(|| Ok(fallocate(&self.file, mode, range.offset, range.bytes)?)) {
+        let file = self.file()?;
+        match again(|| Ok(fallocate(file, mode, range.offset, range.bytes)?)) {
             Err(cause) if cause.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {
                 self.write_zeroes(range)
             }
@@ -191,26 +242,66 @@ impl Disk {
     }
 
     fn write_zeroes(&self, range: Range) -> io::Result<()> {
+        let file = self.file()?;
         let mut done = 0;
         let aligned = Aligned::new(if self.direct { ZEROES.len() } else { 0 }, self.memory_unit);
         let zeroes = if self.direct { aligned.bytes() } else { &ZEROES };
         while done < range.bytes {
             let len = usize::try_from(range.bytes - done).map_or(zeroes.len(), |left| left.min(zeroes.len()));
-            self.file.write_all_at(&zeroes[..len], range.offset + done)?;
+            file.write_all_at(&zeroes[..len], range.offset + done)?;
             done += u64::try_from(len).unwrap_or(u64::MAX);
         }
         Ok(())
     }
 }
 
+fn move_once(file: &File, task: Task, vectors: &Vectors, done: u64) -> io::Result<usize> {
+    match task {
+        Task::Read { offset } => vectors.read(file, offset + done),
+        Task::Write { offset, .. } => vectors.write(file, offset + done),
+        Task::Flush => Ok(0),
+    }
+}
+
+/// Carries out the rest of a task on a shelf that has moved so many bytes already.
+fn of_shelf(shelf: &Shelf, task: Task, moved: usize, vectors: &mut Vectors) -> io::Result<()> {
+    match task {
+        Task::Read { offset } => {
+            vectors.advance(moved);
+            shelf.read(offset + u64::try_from(moved).unwrap_or(u64::MAX), vectors)
+        }
+        // Nothing was written that would have to be made durable.
+        Task::Flush => Ok(()),
+        Task::Write { .. } => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+    }
+}
+
 /// Repeats what a signal has interrupted.
-fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub(super) fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
     }
+}
+
+/// The bytes of a regular file or block device, and whether it is a block device.
+///
+/// # Errors
+/// When it is neither.
+pub(super) fn size(file: &mut File) -> io::Result<(u64, bool)> {
+    let metadata = file.metadata()?;
+    let block_device = metadata.file_type().is_block_device();
+    if !metadata.is_file() && !block_device {
+        let what = "neither a regular file nor a block device";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    let bytes = match block_device {
+        true => device_bytes(file)?,
+        false => metadata.len(),
+    };
+    Ok((bytes, block_device))
 }
 
 /// The position in the file is others' too: it stays.

@@ -80,7 +80,7 @@ impl Executor {
     /// # Errors
     /// When `engine` is io_uring, and it cannot be had.
     pub(super) fn new(disk: Disk, engine: Engine, event: BorrowedFd<'_>) -> io::Result<Self> {
-        let ring = || Ring::new(&disk.file, event, IN_FLIGHT_MAX);
+        let ring = || Ring::new(disk.file().ok(), event, IN_FLIGHT_MAX);
         let ring = match engine {
             Engine::Plain => None,
             Engine::IoUring => Some(ring()?),
@@ -134,10 +134,14 @@ impl Executor {
         let Some(ring) = &mut self.ring else {
             return self.at_once(task, vectors, Disk::carry_out);
         };
+        // What is in more than one file is copied together in this thread.
+        let Some(target) = self.disk.target(task, vectors.bytes()) else {
+            return self.at_once(task, vectors, Disk::carry_out);
+        };
         let Some(token) = self.free.pop() else {
             return self.at_once(task, vectors, Disk::carry_out);
         };
-        match ring.start(token, task, vectors) {
+        match ring.start(token, target, vectors) {
             Ok(()) => {
                 if let Some(place) = self.tasks.get_mut(usize::from(token)) {
                     *place = task;
@@ -209,7 +213,7 @@ impl Executor {
         };
         ring.settle()?;
         if ring.waiting() > 0 {
-            let fresh = Ring::new(&self.disk.file, event, IN_FLIGHT_MAX);
+            let fresh = Ring::new(self.disk.file().ok(), event, IN_FLIGHT_MAX);
             self.ring = fresh
                 .inspect_err(|cause| {
                     log::warn!("block: no io_uring any more, requests are carried out in turn: {cause}");
@@ -305,6 +309,35 @@ mod tests {
         let mut vectors = Vectors::default();
         vectors.load(&memory, &[(GuestAddress(0), 512)]).unwrap();
         (vectors, memory)
+    }
+
+    #[test]
+    fn what_was_begun_of_an_extent_is_finished_after_it_was_taken_away() {
+        let (_, file, event) = executor();
+        let shelf = crate::block::Shelf::new();
+        let extent = shelf.add(file).unwrap();
+        let disk = Disk::of_shelf(shelf.clone());
+        let mut executor = Executor::new(disk, Engine::IoUring, event.as_fd()).unwrap();
+        let task = Task::Read {
+            offset: extent.offset + 512,
+        };
+        let (first, memory) = vectors();
+        let begun = executor.begin(task, first);
+        assert!(matches!(begun, Begun::Running(_)), "{begun:?}");
+        shelf.remove(extent.offset).unwrap();
+        let (late, _) = vectors();
+        let begun = executor.begin(task, late);
+        assert!(matches!(begun, Begun::Done(Err(_))), "{begun:?}");
+        executor.submit().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let finished = loop {
+            if let Some(finished) = executor.finished() {
+                break finished;
+            }
+            assert!(Instant::now() < deadline);
+        };
+        assert!(finished.result.is_ok() && !finished.here, "{finished:?}");
+        assert_eq!(memory.read_obj::<[u8; 32]>(GuestAddress(0)).unwrap(), [7; 32]);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! Owns the ring and what the kernel has of it. Knows neither requests nor queues; the addresses of guest
 //! memory are those of [`Vectors`]. What it upholds: while a ring works on a [`Vectors`], the ring owns it,
-//! unmoved and unchanged; a ring that ends waits for what the kernel was given; what was only started never
-//! gets there.
+//! unmoved and unchanged, and keeps the file open that the task is for; a ring that ends waits for what the
+//! kernel was given; what was only started never gets there.
 #![expect(
     unsafe_code,
     reason = "io_uring takes addresses, which stay its own until it has finished"
@@ -13,10 +13,12 @@ use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
-use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
 
+use super::disk::Target;
 use crate::vectors::Vectors;
 
 /// `RWF_DSYNC` (uapi linux/fs.h): a write that is durable when it is done.
@@ -41,7 +43,10 @@ pub(super) enum Task {
     Flush,
 }
 
-/// One io_uring for one file.
+/// What the kernel works on: memory, and the file where it is not the ring's own.
+type Busy = (Vectors, Option<Arc<File>>);
+
+/// One io_uring, for one file of its own or for any.
 ///
 /// ```text
 ///   free ── start ──► waiting ── submit ──► owned by the kernel ── finished ──► free
@@ -49,19 +54,22 @@ pub(super) enum Task {
 pub(super) struct Ring {
     ring: ManuallyDrop<IoUring>,
     /// What the kernel works on, by token.
-    busy: ManuallyDrop<Vec<Option<Vectors>>>,
+    busy: ManuallyDrop<Vec<Option<Busy>>>,
     in_flight: usize,
     unsubmitted: bool,
 }
 
 impl Ring {
-    /// A ring for `file` that takes `size` tasks at once; `event` becomes readable when some are finished.
+    /// A ring, for `file` if there is one, that takes `size` tasks at once; `event` becomes readable when some are
+    /// finished.
     ///
     /// # Errors
     /// When the kernel has no io_uring, or this process may not use it.
-    pub(super) fn new(file: &File, event: BorrowedFd<'_>, size: u16) -> io::Result<Self> {
+    pub(super) fn new(file: Option<&File>, event: BorrowedFd<'_>, size: u16) -> io::Result<Self> {
         let ring = IoUring::builder().dontfork().build(size.into())?;
-        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        if let Some(file) = file {
+            ring.submitter().register_files(&[file.as_raw_fd()])?;
+        }
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         Ok(Self {
             ring: ManuallyDrop::new(ring),
@@ -80,26 +88,35 @@ impl Ring {
     ///
     /// # Errors
     /// The vectors, when the token is busy or there is no room.
-    pub(super) fn start(&mut self, token: u16, task: Task, vectors: Vectors) -> Result<(), Vectors> {
+    pub(super) fn start(&mut self, token: u16, target: Target, vectors: Vectors) -> Result<(), Vectors> {
         let Some(place @ None) = self.busy.get_mut(usize::from(token)) else {
             return Err(vectors);
         };
         let Ok(count) = u32::try_from(vectors.count()) else {
             return Err(vectors);
         };
-        let vectors = place.insert(vectors);
+        let (task, file) = match target {
+            Target::Own(task) => (task, None),
+            Target::Extent(file, task) => (task, Some(file)),
+        };
+        let (vectors, file) = place.insert((vectors, file));
         let list = vectors.as_ptr().cast();
+        let (fd, flags) = match file {
+            // The number of the only file that is registered.
+            None => (Fd(0), squeue::Flags::FIXED_FILE),
+            Some(file) => (Fd(file.as_raw_fd()), squeue::Flags::empty()),
+        };
         let entry: squeue::Entry = match task {
-            Task::Read { offset } => opcode::Readv::new(Fixed(0), list, count).offset(offset).build(),
-            Task::Write { offset, durable } => opcode::Writev::new(Fixed(0), list, count)
+            Task::Read { offset } => opcode::Readv::new(fd, list, count).offset(offset).build(),
+            Task::Write { offset, durable } => opcode::Writev::new(fd, list, count)
                 .offset(offset)
                 .rw_flags(if durable { DURABLE } else { 0 })
                 .build(),
-            Task::Flush => opcode::Fsync::new(Fixed(0)).flags(FsyncFlags::DATASYNC).build(),
+            Task::Flush => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
         };
-        let entry = entry.user_data(token.into());
-        // SAFETY: the list and the memory behind it are in `busy`, which gives them out only when the
-        // kernel has finished this token.
+        let entry = entry.flags(flags).user_data(token.into());
+        // SAFETY: the list, the memory behind it and the file are in `busy` or are the ring's own; `busy` gives
+        // them out only when the kernel has finished this token.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         match pushed {
             Ok(()) => {
@@ -107,7 +124,7 @@ impl Ring {
                 self.unsubmitted = true;
                 Ok(())
             }
-            Err(_full) => Err(place.take().unwrap_or_default()),
+            Err(_full) => Err(place.take().map(|(vectors, _)| vectors).unwrap_or_default()),
         }
     }
 
@@ -130,7 +147,7 @@ impl Ring {
     pub(super) fn finished(&mut self) -> Option<(u16, io::Result<usize>, Vectors)> {
         let entry = self.ring.completion().next()?;
         let token = u16::try_from(entry.user_data()).ok()?;
-        let vectors = self.busy.get_mut(usize::from(token))?.take()?;
+        let (vectors, _file) = self.busy.get_mut(usize::from(token))?.take()?;
         self.in_flight -= 1;
         let result = entry.result();
         let moved = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));

@@ -1,4 +1,5 @@
-//! Block device (VIRTIO 1.2 §5.2): a raw file or a block device of the host as a disk of the guest.
+//! Block device (VIRTIO 1.2 §5.2): a raw file or a block device of the host as a disk of the guest, or a
+//! [`Shelf`] of files that come and go while the guest runs.
 //!
 //! Owns everything between the guest's queues and the file. Knows guest memory and descriptors; must not
 //! know who runs the guest, how the queues were set up, or what is on the disk.
@@ -13,7 +14,7 @@
 //! ```
 //!
 //! - `request` the layout of a request · `verdict` what it comes to · `layout` features and configuration
-//!   space: all three pure · `disk` the file · `kernel` guest memory for io_uring, the only unsafe code
+//!   space: all three pure · `disk` the file · `extents` which file is where on a shelf, `shelf` what is on it · `kernel` guest memory for io_uring, the only unsafe code
 //!   · `engine` at once or in the ring · `events` what wakes the worker · `turn` how much is done at once · `clear` discards and zeroes ·
 //!   `answer` the end of a request · `device` the queues.
 //! - The worker is one thread. Plain requests, discards and writes of zeroes are carried out in it, one
@@ -37,6 +38,8 @@
 //! | any write to a read-only disk | `IOERR`; the file need not even be open for writing |
 //! | header or range changed after the check | they are copied once, then judged |
 //! | data changed while it is written | that version or this is on its own disk |
+//! | a read that begins in one extent of a shelf and ends in another, or before the first, where zeroes are | all of it is read |
+//! | a read of what no extent has, or has no more | `IOERR`, also when only its last sector is there; nothing is read |
 //! | half blocks where direct I/O has larger ones | `IOERR`; it was told the block size |
 //! | buffers at odd addresses in direct I/O | copied through memory of at most 1 MiB |
 //! | flood of any requests | 128 or 4 MiB a turn, and one request of 16 MiB at most beyond that; then answers are signalled and the worker looks at everything else |
@@ -54,9 +57,11 @@ mod device;
 mod disk;
 mod engine;
 mod events;
+mod extents;
 mod kernel;
 mod layout;
 mod request;
+mod shelf;
 mod turn;
 mod verdict;
 
@@ -64,3 +69,5 @@ pub use builder::{BuildError, Builder};
 pub use counters::Counters;
 pub use device::{Block, State};
 pub use engine::Engine;
+pub use extents::{Extent, SHELF_BYTES};
+pub use shelf::{Shelf, ShelfError, ShelfState};

@@ -8,7 +8,7 @@ use super::bench::Bench;
 use super::ring::Buffer;
 use super::rings::{Chain, MEMORY_BYTES};
 use crate::Device;
-use crate::block::{Block, Engine};
+use crate::block::{Block, Engine, Extent, Shelf};
 
 /// Types of requests (VIRTIO 1.2 §5.2.6).
 pub mod kind {
@@ -133,8 +133,12 @@ impl Disk {
 /// Sectors of the fuzzer's disk.
 const SECTORS: u64 = 64;
 
+/// Sectors from one possible beginning of an extent to the next.
+const EXTENT_SECTORS: u64 = 2048;
+
 /// Runs the script `data` against a device and checks what must hold whatever a driver does: no panic, no
-/// change to the size of the file, each chain returned exactly once, nothing in flight after a reset.
+/// change to the size of the file, each chain returned exactly once, nothing in flight after a reset. The disk
+/// is a file, or a shelf on which extents come and go.
 ///
 /// # Panics
 /// When it does not hold.
@@ -170,6 +174,8 @@ struct Stage {
     disk: Disk,
     file: File,
     read_only: bool,
+    /// Where there is one, what is on it.
+    shelf: Option<(Shelf, Vec<Extent>)>,
     offered: u64,
     returned: u64,
     broken: bool,
@@ -180,13 +186,18 @@ impl Stage {
         let file = rustix::fs::memfd_create("fuzz-disk", rustix::fs::MemfdFlags::CLOEXEC).ok()?;
         let file = File::from(file);
         file.set_len(SECTORS * 512).ok()?;
-        let read_only = choice & 1 == 1;
+        let shelf = (choice & 4 != 0).then(|| (Shelf::new(), Vec::new()));
+        let read_only = choice & 1 == 1 || shelf.is_some();
         let engine = if choice & 2 == 0 {
             Engine::Plain
         } else {
             Engine::IoUring
         };
-        let device = Block::new(file.try_clone().ok()?)
+        let device = match &shelf {
+            Some((shelf, _)) => Block::of_shelf(shelf),
+            None => Block::new(file.try_clone().ok()?),
+        };
+        let device = device
             .read_only(read_only)
             .serial("fuzz")
             .queues(2)
@@ -195,6 +206,7 @@ impl Stage {
             disk: Disk::new(device.build().ok()?).ok()?,
             file,
             read_only,
+            shelf,
             offered: 0,
             returned: 0,
             broken: false,
@@ -213,6 +225,7 @@ impl Stage {
                 self.disk.bench.work();
                 self.reset();
             }
+            6 if self.shelf.is_some() => self.change_shelf(script.number()),
             6 => {
                 let offset = usize::from(script.number() % 60);
                 self.disk.bench.device.write_config(offset, &[script.number()]);
@@ -221,13 +234,40 @@ impl Stage {
         }
     }
 
+    /// A file comes, of the size that touches the next or of another, or one goes.
+    fn change_shelf(&mut self, choice: u8) {
+        let Some((shelf, extents)) = &mut self.shelf else {
+            return;
+        };
+        if choice & 1 == 1 && !extents.is_empty() {
+            let gone = extents.swap_remove(usize::from(choice >> 1) % extents.len());
+            assert!(shelf.remove(gone.offset).is_ok(), "an extent is lost");
+            assert!(shelf.remove(gone.offset).is_err(), "an extent was there twice");
+            return;
+        }
+        let file = rustix::fs::memfd_create("fuzz-extent", rustix::fs::MemfdFlags::CLOEXEC);
+        let bytes = match choice & 2 {
+            0 => EXTENT_SECTORS * 512,
+            _ => SECTORS * 512 - u64::from(choice),
+        };
+        let file = file.map(File::from).and_then(|file| {
+            rustix::fs::ftruncate(&file, bytes)?;
+            Ok(file)
+        });
+        let Ok(file) = file else { return };
+        extents.extend(shelf.add(file));
+        assert_eq!(shelf.state().extents.len(), extents.len());
+    }
+
     /// Something that looks like a request.
     fn offer_request(&mut self, script: &mut Script<'_>) {
         let kinds = [0, 1, 4, 8, 11, 13, 2, u32::MAX];
         let kind = kinds[usize::from(script.number() % 8)];
         let sector = match script.number() {
             255 => u64::MAX,
-            near => u64::from(near % 80),
+            near if self.shelf.is_none() => u64::from(near % 80),
+            // Before, at and behind where extents begin.
+            near => (u64::from(near / 80) * EXTENT_SECTORS + u64::from(near % 80)).saturating_sub(40),
         };
         let head = header(kind, sector);
         let cut = usize::from(script.number() % 17);

@@ -4,6 +4,7 @@
 mod host;
 mod hostile;
 mod requests;
+mod shelf;
 mod turns;
 
 use std::fs::File;

@@ -2,8 +2,10 @@
 //!
 //! `SOCK_SEQPACKET`; each packet is 8 bytes, guest port and host port as little-endian `u32`, with the
 //! connected stream beside it. One end is the control loop's; the other is the vsock device's worker
-//! thread (dials of the guest) or the program that stands in for a guest (both directions).
-//! It must not know what the streams carry.
+//! thread (dials of the guest) or the program that stands in for a guest (both directions). To the latter disks
+//! are handed over too: guest port 0, which no guest has, and behind the ports the disk's name. Host port 1
+//! means that the disk comes, beside its file; 0 that it goes.
+//! It must not know what the streams carry, nor what is on the disks.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -62,17 +64,17 @@ impl Channel {
         let mut bytes = [0; PACKET_BYTES];
         bytes[..4].copy_from_slice(&ports.guest.to_le_bytes());
         bytes[4..].copy_from_slice(&ports.host.to_le_bytes());
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let streams = [stream];
-        ancillary.push(SendAncillaryMessage::ScmRights(&streams));
-        rustix::net::sendmsg(
-            &self.0,
-            &[IoSlice::new(&bytes)],
-            &mut ancillary,
-            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-        )?;
-        Ok(())
+        send_packet(&self.0, &bytes, Some(stream))
+    }
+
+    /// Hands a disk over, or takes the one of this name back; never waits.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub(super) fn send_disk(&self, name: &str, file: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let comes = u32::from(file.is_some());
+        let bytes = [&[0; 4], &comes.to_le_bytes(), name.as_bytes()].concat();
+        send_packet(&self.0, &bytes, file)
     }
 
     /// Takes dials of the guest to `host_ports`, at most [`STREAMS_AT_ONCE`] packets: the channel stays
@@ -143,6 +145,17 @@ impl Channel {
     }
 }
 
+fn send_packet(socket: &OwnedFd, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if let Some(fd) = &fd {
+        ancillary.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags)?;
+    Ok(())
+}
+
 /// Whether the channel goes on after this failure to receive.
 fn is_of_one_packet(cause: &io::Error) -> bool {
     cause.kind() == io::ErrorKind::InvalidData
@@ -185,6 +198,35 @@ mod tests {
         assert_eq!(ours.read(&mut [0]).unwrap(), 0);
         drop(a);
         assert_eq!(b.recv().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_disk_comes_with_its_file_and_goes_without() {
+        let (a, b) = Channel::pair().unwrap();
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        a.send_disk("shelf@1048576", Some(file.as_fd())).unwrap();
+        a.send_disk("shelf@1048576", None).unwrap();
+        for comes in [1, 0] {
+            let mut bytes = [0; 64];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let mut slices = [IoSliceMut::new(&mut bytes)];
+            let count = rustix::net::recvmsg(&b.0, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+                .unwrap()
+                .bytes;
+            let files: usize = ancillary
+                .drain()
+                .map(|message| match message {
+                    RecvAncillaryMessage::ScmRights(files) => files.count(),
+                    _ => 0,
+                })
+                .sum();
+            assert_eq!(files, usize::from(comes));
+            assert_eq!(
+                bytes[..count],
+                [&[0, 0, 0, 0, comes, 0, 0, 0], &b"shelf@1048576"[..]].concat()
+            );
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use crate::control::LaunchError;
-use crate::machine::{Disk, FdIndex, Machine, MiB, Net};
+use crate::machine::{FdIndex, Machine, MiB, Net};
 
 /// Most virtual processors.
 const VCPUS_MAX: u8 = 32;
@@ -40,7 +40,7 @@ pub(super) fn check(machine: &Machine, files: usize) -> Result<(), LaunchError> 
         let reason = "0 to 2 and 4294967295 are reserved";
         return Err(unsupported(format!("guest cid {}", machine.guest_cid), reason));
     }
-    check_disks(&machine.disks)?;
+    check_serials(machine)?;
     check_nets(&machine.nets)?;
     for FdIndex(index) in machine.descriptors() {
         if index >= files {
@@ -51,9 +51,10 @@ pub(super) fn check(machine: &Machine, files: usize) -> Result<(), LaunchError> 
     Ok(())
 }
 
-fn check_disks(disks: &[Disk]) -> Result<(), LaunchError> {
+fn check_serials(machine: &Machine) -> Result<(), LaunchError> {
     let mut seen = HashSet::new();
-    for Disk { serial, .. } in disks {
+    let disks = machine.disks.iter().map(|disk| &disk.serial);
+    for serial in disks.chain(&machine.shelf) {
         let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if serial.is_empty() || serial.len() > SERIAL_BYTES_MAX || !serial.bytes().all(word) {
             let reason = format!("it is not 1 to {SERIAL_BYTES_MAX} bytes of a-z, 0-9 and -");
@@ -96,7 +97,7 @@ pub(super) fn unsupported(operation: impl Into<String>, reason: impl Into<String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{Boot, Hypervisor};
+    use crate::machine::{Boot, Disk, Hypervisor};
 
     fn net(mac: [u8; 6]) -> Net {
         Net {
@@ -119,6 +120,7 @@ mod tests {
             boot: Boot::Program { program: FdIndex(0) },
             acpi: true,
             disks: vec![disk("rootfs"), disk("a-name-of-20-bytes-x")],
+            shelf: Some("shelf".to_owned()),
             nets: vec![net([2, 0, 0, 0, 0, 1]), net([2, 0, 0, 0, 0, 2])],
             guest_cid: 3,
             host_ports: Vec::new(),
@@ -131,7 +133,7 @@ mod tests {
     fn what_cannot_be_built_is_refused_with_its_reason() {
         check(&machine(), 2).unwrap();
         type Spoil = fn(&mut Machine);
-        let table: [(Spoil, &str); 14] = [
+        let table: [(Spoil, &str); 16] = [
             (
                 |m| m.vcpus = 0,
                 "0 virtual processors is not supported: a machine has 1 to 32 of them",
@@ -171,6 +173,14 @@ mod tests {
             (
                 |m| m.disks[1].serial = "rootfs".to_owned(),
                 "disk serial \"rootfs\" is not supported: another disk has it",
+            ),
+            (
+                |m| m.shelf = Some("rootfs".to_owned()),
+                "disk serial \"rootfs\" is not supported: another disk has it",
+            ),
+            (
+                |m| m.shelf = Some("a,b".to_owned()),
+                "disk serial \"a,b\" is not supported: it is not 1 to 20 bytes of a-z, 0-9 and -",
             ),
             (
                 |m| m.nets[0].mac[0] = 1,

@@ -21,6 +21,7 @@ mod limits;
 mod probe;
 mod process;
 mod qemu;
+mod shelf;
 mod sockets;
 mod tail;
 mod vm;

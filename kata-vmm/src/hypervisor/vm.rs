@@ -13,6 +13,8 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use kata_virtio::block::Extent;
+
 use super::{kvm, limits, process, qemu};
 use crate::control::LaunchError;
 use crate::machine::{Boot, FdIndex, Hypervisor, Machine, MachineInfo, Running, VmExit};
@@ -77,6 +79,18 @@ pub(crate) trait Vm {
     /// What this hypervisor cannot do. A hold that fails is taken back; after a failure to go on the processors
     /// run, and the device that the reason names may not.
     fn pause(&mut self, paused: bool) -> Result<(), Refusal>;
+
+    /// Shows a file on the machine's shelf.
+    ///
+    /// # Errors
+    /// When it has none, or the file cannot be shown.
+    fn add_extent(&mut self, file: OwnedFd) -> Result<Extent, Refusal>;
+
+    /// Shows the file at this place no more.
+    ///
+    /// # Errors
+    /// When there is none.
+    fn remove_extent(&mut self, offset: u64) -> Result<(), Refusal>;
 
     /// Its figures now.
     fn info(&self) -> MachineInfo;

@@ -23,6 +23,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use kata_virtio::block::Extent;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -244,9 +245,26 @@ fn answer(socket: &Socket, vm: &mut dyn Vm) -> Result<Next, ServeError> {
             send(socket, &Event::Info(vm.info()), None)?;
             Ok(Next::Continue)
         }
+        Some((Request::AddExtent, mut files)) => {
+            let Some(file) = files.pop() else {
+                return Err(ServeError::Protocol {
+                    reason: "an AddExtent came without its file",
+                });
+            };
+            let added = vm.add_extent(file);
+            let answer = |Extent { offset, bytes }| Event::ExtentAdded { offset, bytes };
+            send(socket, &added.map_or_else(refused, answer), None)?;
+            Ok(Next::Continue)
+        }
+        Some((Request::RemoveExtent { offset }, _)) => {
+            let removed = vm.remove_extent(offset);
+            let answer = |()| Event::ExtentRemoved { offset };
+            send(socket, &removed.map_or_else(refused, answer), None)?;
+            Ok(Next::Continue)
+        }
         Some((Request::Pause { paused }, _)) => {
-            if let Err(Refusal { operation, reason }) = vm.pause(paused) {
-                send(socket, &Event::Refused { operation, reason }, None)?;
+            if let Err(refusal) = vm.pause(paused) {
+                send(socket, &refused(refusal), None)?;
             }
             Ok(Next::Continue)
         }
@@ -270,6 +288,10 @@ fn answer(socket: &Socket, vm: &mut dyn Vm) -> Result<Next, ServeError> {
             reason: "a second Launch came",
         }),
     }
+}
+
+fn refused(Refusal { operation, reason }: Refusal) -> Event {
+    Event::Refused { operation, reason }
 }
 
 fn send(socket: &Socket, event: &Event, stream: Option<OwnedFd>) -> Result<(), ServeError> {

@@ -212,6 +212,7 @@ fn machine(hypervisor: Hypervisor, boot: Boot, disks: Vec<Disk>) -> Machine {
         boot,
         acpi: true,
         disks,
+        shelf: None,
         nets: Vec::new(),
         guest_cid: 3,
         host_ports: vec![7, 8],

@@ -272,6 +272,7 @@ fn machine() -> Machine {
         },
         acpi: true,
         disks: Vec::new(),
+        shelf: None,
         nets: Vec::new(),
         guest_cid: 3,
         host_ports: Vec::new(),

@@ -236,6 +236,7 @@ fn machine(hypervisor: Hypervisor) -> Machine {
             image: FdIndex(2),
             read_only: false,
         }],
+        shelf: None,
         nets: vec![Net {
             queues: vec![FdIndex(4)],
             mac: MAC,

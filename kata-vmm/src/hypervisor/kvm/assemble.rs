@@ -27,6 +27,7 @@ use super::memory::{Contents, Ram};
 use super::{create_vm, devices};
 use crate::control::LaunchError;
 use crate::hypervisor::limits::unsupported;
+use crate::hypervisor::shelf::Shelf;
 use crate::hypervisor::sockets::Sockets;
 use crate::hypervisor::vm::{Files, chain, failure};
 use crate::machine::{FdIndex, Machine};
@@ -69,7 +70,8 @@ pub(in crate::hypervisor) fn launch(
         .map_err(|cause| failure("make the interrupt controllers", &cause))?;
     steps.done("VM, interrupt controllers");
     let (sockets, vsock) = Sockets::new(machine.guest_cid, &machine.host_ports)?;
-    let devices = devices::all(machine, files, vsock)?;
+    let shelf = Shelf::of(machine);
+    let devices = devices::all(machine, files, &shelf, vsock)?;
     let (registers, slots) = attach(&vm, ram.memory(), devices)?;
     let console = Console::default();
     let com1 = platform::com1_interrupt(&vm)
@@ -97,6 +99,7 @@ pub(in crate::hypervisor) fn launch(
         processors,
         bus,
         sockets,
+        shelf,
         console,
         start: steps.start,
     })

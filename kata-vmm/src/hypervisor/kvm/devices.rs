@@ -8,12 +8,19 @@ use kata_virtio::vsock::Vsock;
 
 use crate::control::LaunchError;
 use crate::hypervisor::devices::{Named, disks, nets};
+use crate::hypervisor::shelf::Shelf;
 use crate::hypervisor::vm::{Files, failure};
 use crate::machine::Machine;
 
 /// Every device. Disks are first, so that the root's name does not depend on the others.
-pub(super) fn all(machine: &Machine, files: &Files, vsock: Vsock) -> Result<Vec<Named>, LaunchError> {
+pub(super) fn all(
+    machine: &Machine,
+    files: &Files,
+    shelf: &Shelf,
+    vsock: Vsock,
+) -> Result<Vec<Named>, LaunchError> {
     let mut devices = disks(machine, files)?;
+    devices.extend(shelf.device(machine)?);
     devices.extend(nets(machine, files)?);
     devices.push(("vsock".to_owned(), Box::new(vsock)));
     let rng = Rng::new().map_err(|cause| failure("make the entropy device", &cause))?;

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder, JoinHandle};
 use std::time::Instant;
 
+use kata_virtio::block::Extent;
 use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -28,6 +29,7 @@ use super::kick;
 use super::memory::Ram;
 use super::vcpu::{self, Shared};
 use crate::control::LaunchError;
+use crate::hypervisor::shelf::Shelf;
 use crate::hypervisor::sockets::Sockets;
 use crate::hypervisor::tail::Tail;
 use crate::hypervisor::vm::failure;
@@ -47,6 +49,7 @@ pub(in crate::hypervisor) struct Microvm {
     /// Gone once the machine has ended, and the devices with it.
     shared: Option<Shared>,
     sockets: Sockets,
+    shelf: Shelf,
     console: Console,
     /// What tells of those who follow the console, once there was one.
     followed: Option<OwnedFd>,
@@ -68,6 +71,7 @@ pub(super) struct Parts {
     pub(super) processors: Vec<VcpuFd>,
     pub(super) bus: Bus,
     pub(super) sockets: Sockets,
+    pub(super) shelf: Shelf,
     pub(super) console: Console,
     pub(super) start: Instant,
 }
@@ -112,6 +116,7 @@ impl Microvm {
             threads: Vec::with_capacity(parts.processors.len()),
             shared: Some(shared),
             sockets: parts.sockets,
+            shelf: parts.shelf,
             console: parts.console,
             followed: None,
             ends,
@@ -294,6 +299,14 @@ impl Vm for Microvm {
         // The control loop comes back for it.
         signal(&self.ended);
         Ok(())
+    }
+
+    fn add_extent(&mut self, file: OwnedFd) -> Result<Extent, Refusal> {
+        self.shelf.add(file)
+    }
+
+    fn remove_extent(&mut self, offset: u64) -> Result<(), Refusal> {
+        self.shelf.remove(offset)
     }
 
     fn info(&self) -> MachineInfo {

@@ -3,7 +3,8 @@
 //! The program is executed from its descriptor with `--channel-fd N [--disk SERIAL=FD]...`.
 //! Over the channel (see [`channel`](super::channel)) both sides hand over connected streams: ours are
 //! connections to a port of the "guest", the program's are its dials of a port of the host, which are dropped
-//! unless the machine names that port.
+//! unless the machine names that port. What comes on the machine's shelf is handed over as a disk that is
+//! called `SERIAL@OFFSET`.
 //! What it writes to standard output and error is its console; exit code 0 is a power-off.
 //!
 //! Owns that contract. It isolates nothing by itself, and the machine's processors, memory and guest
@@ -14,8 +15,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use kata_virtio::block::Extent;
+
 use super::channel::{Channel, Ports};
 use super::child::{Child, Status};
+use super::shelf::{Shelf, refusal};
 use super::vm::{Files, failure};
 use super::{Occurrence, Refusal, Vm};
 use crate::control::LaunchError;
@@ -27,6 +31,9 @@ pub(super) struct Program {
     child: Child,
     /// Gone when the program closed its end.
     channel: Option<Channel>,
+    shelf: Shelf,
+    /// The shelf's, if there is one.
+    serial: String,
     /// Ports of the host that the program may dial.
     host_ports: Vec<u32>,
     /// From the start of the launch; taken when it was reported.
@@ -53,6 +60,8 @@ impl Program {
         Ok(Self {
             child: Child::spawn(&path, &arguments, kept)?,
             channel: Some(channel),
+            shelf: Shelf::of(machine),
+            serial: machine.shelf.clone().unwrap_or_default(),
             host_ports: machine.host_ports.clone(),
             launch_time: Some(start.elapsed()),
         })
@@ -63,6 +72,17 @@ impl Program {
         if let Err(cause) = channel.take_dials(&self.host_ports, occurrences) {
             log::debug!("the guest program's channel ends: {cause}");
             self.channel = None;
+        }
+    }
+
+    /// Shows the program a disk of the shelf, or takes it away.
+    fn show(&self, operation: &str, offset: u64, file: Option<BorrowedFd<'_>>) -> Result<(), Refusal> {
+        let name = format!("{}@{offset}", self.serial);
+        match &self.channel {
+            Some(channel) => channel
+                .send_disk(&name, file)
+                .map_err(|cause| refusal(operation, cause)),
+            None => Err(refusal(operation, "the guest program has closed its channel")),
         }
     }
 
@@ -140,6 +160,22 @@ impl Vm for Program {
             operation: "holding the machine".to_owned(),
             reason: "the process backend has no machine".to_owned(),
         })
+    }
+
+    fn add_extent(&mut self, file: OwnedFd) -> Result<Extent, Refusal> {
+        const OPERATION: &str = "adding an extent";
+        let theirs = file.try_clone().map_err(|cause| refusal(OPERATION, cause))?;
+        let extent = self.shelf.add(file)?;
+        let shown = self.show(OPERATION, extent.offset, Some(theirs.as_fd()));
+        if shown.is_err() {
+            self.shelf.remove(extent.offset)?;
+        }
+        shown.map(|()| extent)
+    }
+
+    fn remove_extent(&mut self, offset: u64) -> Result<(), Refusal> {
+        self.shelf.remove(offset)?;
+        self.show("removing an extent", offset, None)
     }
 
     fn info(&self) -> MachineInfo {

@@ -24,7 +24,7 @@ pub(super) struct Plan<'a> {
     pub(super) kernel: RawFd,
     /// The initramfs's.
     pub(super) initramfs: RawFd,
-    /// QEMU's ends of the disks' vhost-user connections, in the machine's order.
+    /// QEMU's ends of the disks' vhost-user connections, in the machine's order; the shelf's is the last.
     pub(super) disks: Vec<RawFd>,
     /// Places of the sockets that it connects to for the network cards, in the machine's order.
     pub(super) nets: Vec<RawFd>,
@@ -50,7 +50,13 @@ pub(super) fn arguments(plan: &Plan<'_>) -> Vec<OsString> {
     line.add("-chardev", format!("socket,id=vsock,fd={vsock}"));
     line.add("-device", "vhost-user-vsock-device,chardev=vsock");
     for (number, disk) in plan.disks.iter().enumerate() {
-        block(&mut line, number, *disk, plan.machine.vcpus);
+        let is_shelf = number == plan.machine.disks.len();
+        block(
+            &mut line,
+            number,
+            *disk,
+            if is_shelf { 1 } else { plan.machine.vcpus },
+        );
     }
     for (number, (fd, net)) in plan.nets.iter().zip(&plan.machine.nets).enumerate() {
         card(&mut line, number, *fd, net);
@@ -217,6 +223,7 @@ mod tests {
             },
             acpi: true,
             disks,
+            shelf: Some("shelf".to_owned()),
             nets: vec![Net {
                 queues: vec![FdIndex(3); 2],
                 mac: [2, 0, 0, 0, 0, 1],
@@ -297,7 +304,7 @@ noreplace-smp no_timer_check tsc=reliable clearcpuid=cx16 tsc_early_khz=2596124"
         check(
             &machine(2, vec![disk("rootfs", true), disk("scratch", false)]),
             Accelerator::Kvm,
-            vec![20, 21],
+            vec![20, 21, 22],
             "\
 -name kata-webaccelkvm-S1,debug-threads=on
 -machine microvm,acpi=on,rtc=on,pic=off,pit=off,x-option-roms=off,memory-backend=mem
@@ -322,6 +329,8 @@ noreplace-smp no_timer_check tsc=reliable clearcpuid=cx16 tsc_early_khz=2596124"
 -device vhost-user-blk,chardev=disk0,num-queues=2,queue-size=256
 -chardev socket,id=disk1,fd=21
 -device vhost-user-blk,chardev=disk1,num-queues=2,queue-size=256
+-chardev socket,id=disk2,fd=22
+-device vhost-user-blk,chardev=disk2,num-queues=1,queue-size=256
 -kernel /proc/self/fd/10
 -initrd /proc/self/fd/11
 -append console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests initcall_blacklist=jent_mod_init dummy.numdummies=0",

@@ -26,6 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use kata_virtio::block::Extent;
 use kata_virtio::vhost_user::{self, Served};
 use kata_virtio::{Device, Meter};
 
@@ -38,6 +39,7 @@ use super::child::{Child, Status};
 use super::devices::{self, Named};
 use super::guest_memory;
 use super::limits::unsupported;
+use super::shelf::Shelf;
 use super::sockets::Sockets;
 use super::tail::TailReader;
 use super::vm::{Files, failure};
@@ -71,6 +73,7 @@ pub(super) struct Emulator {
     qmp: Qmp,
     console: TailReader,
     sockets: Sockets,
+    shelf: Shelf,
     /// Every device; none once the machine has ended.
     served: Vec<Served>,
     /// Those that QEMU has not connected to yet.
@@ -126,7 +129,10 @@ impl Emulator {
         let kernel = files.duplicate(boot.kernel)?;
         let initramfs = files.duplicate(boot.initramfs)?;
         let mut meters = vec![("vsock".to_owned(), meter)];
-        let disks = serve(devices::disks(machine, files)?, &mut meters)?;
+        let mut disks = devices::disks(machine, files)?;
+        let shelf = Shelf::of(machine);
+        disks.extend(shelf.device(machine)?);
+        let disks = serve(disks, &mut meters)?;
         let (expected, places) = expect(devices::nets(machine, files)?, &mut meters)?;
         let plan = Plan {
             machine,
@@ -155,6 +161,7 @@ impl Emulator {
             console: TailReader::new(console.0.into())
                 .map_err(|cause| failure("watch the console", &cause))?,
             sockets,
+            shelf,
             served,
             expected,
             meters,
@@ -338,6 +345,14 @@ impl Vm for Emulator {
         }
     }
 
+    fn add_extent(&mut self, file: OwnedFd) -> Result<Extent, Refusal> {
+        self.shelf.add(file)
+    }
+
+    fn remove_extent(&mut self, offset: u64) -> Result<(), Refusal> {
+        self.shelf.remove(offset)
+    }
+
     fn info(&self) -> MachineInfo {
         MachineInfo {
             paused: self.paused,
@@ -357,7 +372,7 @@ fn check(machine: &Machine) -> Result<(), LaunchError> {
     if !machine.acpi {
         return Err(unsupported("a machine without ACPI", "QEMU's has it"));
     }
-    let count = machine.disks.len() + machine.nets.len();
+    let count = machine.disks.len() + usize::from(machine.shelf.is_some()) + machine.nets.len();
     if count > DEVICES_MAX {
         let reason = format!("a {MACHINE_TYPE} machine has at most {DEVICES_MAX}");
         return Err(unsupported(format!("{count} disks and network cards"), reason));

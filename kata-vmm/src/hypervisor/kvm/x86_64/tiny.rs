@@ -16,6 +16,7 @@ use crate::hypervisor::kvm::bus::{Bus, Demand, PortRange, Ports};
 use crate::hypervisor::kvm::machine::{Console, Microvm, Parts};
 use crate::hypervisor::kvm::memory::{Contents, Ram};
 use crate::hypervisor::kvm::{assemble, create_vm};
+use crate::hypervisor::shelf::Shelf;
 use crate::hypervisor::sockets::Sockets;
 use crate::hypervisor::{Occurrence, Vm};
 use crate::machine::VmExit;
@@ -66,6 +67,7 @@ fn machine(name: &str, processors: u8, code: &[u8]) -> Option<Tiny> {
         processors,
         bus,
         sockets,
+        shelf: Shelf::default(),
         console,
         start: Instant::now(),
     };
