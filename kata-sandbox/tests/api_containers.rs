@@ -7,8 +7,9 @@ mod bed;
 use api::{client, creation, execution, read_all, reading, run, signal, start, wait};
 use bed::Bed;
 use kata_agent_proto::agent::{
-    GetOOMEventRequest, PauseContainerRequest, RemoveContainerRequest, ResumeContainerRequest,
-    StartContainerRequest, StatsContainerRequest, UpdateContainerRequest,
+    CreateContainerRequest, Device, FSGroup, GetOOMEventRequest, PauseContainerRequest,
+    RemoveContainerRequest, ResumeContainerRequest, SharedMount, StartContainerRequest,
+    StatsContainerRequest, Storage, UpdateContainerRequest,
 };
 use kata_agent_proto::{CallError, Client, FailureKind, oci, port};
 use kata_sandbox::Sandbox;
@@ -127,6 +128,95 @@ async fn changes(bed: &Bed, client: &Client) {
     remove(client, "c2").await.unwrap();
 }
 
+/// The output of a container that ends by itself.
+async fn output(client: &Client, request: CreateContainerRequest) -> String {
+    let id = request.container_id.clone();
+    start(client, request).await;
+    let output = read_all(client, &id, "").await;
+    assert_eq!(wait(client, &id, "").await, Ok(0), "{id}");
+    remove(client, &id).await.unwrap();
+    String::from_utf8(output).unwrap()
+}
+
+/// Containers that see each other's processes.
+async fn shared_pids(client: &Client) {
+    let shared = |id: &str, script: &str| CreateContainerRequest {
+        sandbox_pidns: true,
+        ..creation(id, script)
+    };
+    start(client, shared("p1", "echo ready; exec sleep 4711")).await;
+    client.read_stdout(reading("p1", "", 100)).await.unwrap();
+    let script = "cat /proc/1/comm; until cat /proc/[0-9]*/comm | grep -q ^sleep; do :; done; echo seen";
+    assert_eq!(output(client, shared("p2", script)).await, "pause\nseen\n");
+    let alone = output(client, creation("p3", "cat /proc/1/comm")).await;
+    assert_eq!(alone, "sh\n", "one that does not share has its own");
+    // The one that was first goes, and the namespace stays.
+    signal(client, "p1", "", SIGKILL).await.unwrap();
+    assert_eq!(wait(client, "p1", "").await, Ok(137));
+    remove(client, "p1").await.unwrap();
+    assert_eq!(output(client, shared("p4", "cat /proc/1/comm")).await, "pause\n");
+}
+
+/// What the guest has, given to a container: a device, a volume with a group, and a mount of another container.
+async fn given(client: &Client) {
+    let mut request = creation("d1", "head -c 3 /dev/given | wc -c; stat -c %F /dev/given");
+    request.devices = vec![Device {
+        type_: "mmioblk".into(),
+        vm_path: "/dev/zero".into(),
+        container_path: "/dev/given".into(),
+        ..Default::default()
+    }];
+    assert_eq!(
+        output(client, request.clone()).await,
+        "3\ncharacter special file\n"
+    );
+    request.devices[0].vm_path = "/dev".into();
+    let failed = client.create_container(request).await.unwrap_err();
+    assert_eq!(failed.kind(), Some(FailureKind::Invalid));
+
+    let volume = "/run/kata-containers/volume-of-g1";
+    let mut request = creation("g1", "stat -c '%g %a' /volume");
+    request.storages = vec![Storage {
+        driver: "ephemeral".into(),
+        fstype: "tmpfs".into(),
+        options: vec!["mode=0700".into()],
+        mount_point: volume.into(),
+        fs_group: MessageField::some(FSGroup {
+            group_id: 4711,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }];
+    request.oci.as_mut().unwrap().mounts.push(oci::Mount {
+        destination: "/volume".into(),
+        source: volume.into(),
+        type_: "bind".into(),
+        options: vec!["bind".into()],
+        ..Default::default()
+    });
+    assert_eq!(output(client, request).await, "4711 2770\n");
+
+    let script =
+        "mkdir /gift; mount -t tmpfs gift /gift && echo from m1 > /gift/word; echo ready; exec sleep 1000";
+    start(client, creation("m1", script)).await;
+    client.read_stdout(reading("m1", "", 100)).await.unwrap();
+    let mut request = creation("m2", "cat /taken/word");
+    request.shared_mounts = vec![SharedMount {
+        name: "gift".into(),
+        src_ctr: "m1".into(),
+        src_path: "/gift".into(),
+        dst_ctr: "m2".into(),
+        dst_path: "/taken".into(),
+        ..Default::default()
+    }];
+    assert_eq!(output(client, request.clone()).await, "from m1\n");
+    request.shared_mounts[0].src_ctr = "nobody".into();
+    let failed = client.create_container(request).await.unwrap_err();
+    assert_eq!(failed.kind(), Some(FailureKind::NotRunning));
+    signal(client, "m1", "", SIGKILL).await.unwrap();
+    remove(client, "m1").await.unwrap();
+}
+
 async fn nobody(client: &Client) {
     assert_eq!(
         client.stats_container(stats("none")).await.unwrap_err(),
@@ -188,6 +278,8 @@ on_every_backend! {
         let client = client(&sandbox).await;
         life(&client).await;
         changes(&bed, &client).await;
+        shared_pids(&client).await;
+        given(&client).await;
         nobody(&client).await;
         for (service, method) in [
             ("grpc.AgentService", "NoSuchMethod"),

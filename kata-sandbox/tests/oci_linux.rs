@@ -394,11 +394,9 @@ on_every_backend! {
         ] {
             guest.refused_as(limited(resources, "true"), kind, field).await;
         }
-        if guest.is_machine {
-            let memory = oci::LinuxMemory { limit: 4096, ..Default::default() };
-            let impossible = limited(oci::LinuxResources { memory: Some(memory).into(), ..Default::default() }, "true");
-            guest.refused_as(impossible, FailureKind::Invalid, "linux.resources.memory.limit").await;
-        }
+        let memory = oci::LinuxMemory { limit: 4096, ..Default::default() };
+        let impossible = limited(oci::LinuxResources { memory: Some(memory).into(), ..Default::default() }, "true");
+        guest.refused_as(impossible, FailureKind::Invalid, "memory.limit").await;
         assert_eq!(guest.traces().await, before, "nothing is left");
         guest.stop().await;
     }

@@ -75,6 +75,10 @@ enum Setting {
     },
 }
 
+/// Least limit of memory in bytes: with less a first process would be killed, or would read its own program again and
+/// again for as long as it lives.
+const MEMORY_MIN_BYTES: i64 = 1 << 20;
+
 fn invalid(field: &str, what: impl Display) -> Failed {
     Failed::new(FailureKind::Invalid, format!("{field}: {what}"))
 }
@@ -186,6 +190,13 @@ impl Plan {
             (memory.disable_oom_killer, "memory.disable_oom_killer"),
             (memory.use_hierarchy == Some(false), "memory.use_hierarchy"),
         ])?;
+        if (1..MEMORY_MIN_BYTES).contains(&memory.limit) {
+            let what = format!(
+                "no process fits into {} bytes: {MEMORY_MIN_BYTES} are the least",
+                memory.limit
+            );
+            return Err(invalid("memory.limit", what));
+        }
         if let (true, Ok(limit @ 1..)) = (memory.check_before_update, u64::try_from(memory.limit)) {
             let file = "memory.current".to_owned();
             self.add("memory.check_before_update", Setting::NotAbove { file, limit });

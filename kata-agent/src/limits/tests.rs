@@ -4,7 +4,7 @@ use super::*;
 
 /// The files of a fresh cgroup with every controller, as Linux 6.12 shows them.
 const FRESH: [(&str, &str); 15] = [
-    ("memory.current", "4096\n"),
+    ("memory.current", "4194304\n"),
     ("memory.high", "max\n"),
     ("cpu.max.burst", "0\n"),
     ("cpu.idle", "0\n"),
@@ -180,27 +180,39 @@ fn what_a_request_does_not_name_stays() {
 #[test]
 fn swap_is_what_is_left_above_the_memory_that_is_set() {
     let dir = cgroup();
-    apply(&dir, &memory(1000, 0)).expect("applied");
+    apply(&dir, &memory(1000 << 20, 0)).expect("applied");
     assert_eq!(said(&dir, "memory.swap.max"), "max\n");
-    apply(&dir, &memory(0, 1500)).expect("applied");
-    assert_eq!(said(&dir, "memory.swap.max"), "500");
+    apply(&dir, &memory(0, 1500 << 20)).expect("applied");
+    assert_eq!(said(&dir, "memory.swap.max"), (500 << 20).to_string());
     apply(&dir, &memory(0, -1)).expect("applied");
     assert_eq!(said(&dir, "memory.swap.max"), "max");
-    refused(apply(&dir, &memory(0, 999)), FailureKind::Invalid, "memory.swap");
+    refused(
+        apply(&dir, &memory(0, 999 << 20)),
+        FailureKind::Invalid,
+        "memory.swap",
+    );
     apply(&dir, &memory(-1, 0)).expect("applied");
-    refused(apply(&dir, &memory(0, 1500)), FailureKind::Invalid, "memory.swap");
-    refused(apply(&dir, &memory(2, 1)), FailureKind::Invalid, "memory.swap");
+    refused(
+        apply(&dir, &memory(0, 1500 << 20)),
+        FailureKind::Invalid,
+        "memory.swap",
+    );
+    refused(
+        apply(&dir, &memory(2 << 20, 1 << 20)),
+        FailureKind::Invalid,
+        "memory.swap",
+    );
 }
 
 #[test]
 fn a_kernel_without_swap_is_only_asked_for_what_holds_already() {
     let dir = cgroup();
     fs::remove_file(dir.path().join("memory.swap.max")).expect("removed");
-    for swap in [-1, 1000] {
-        apply(&dir, &memory(1000, swap)).expect("applied");
+    for swap in [-1, 1000 << 20] {
+        apply(&dir, &memory(1000 << 20, swap)).expect("applied");
     }
     refused(
-        apply(&dir, &memory(1000, 1500)),
+        apply(&dir, &memory(1000 << 20, 1500 << 20)),
         FailureKind::Unsupported,
         "memory.swap",
     );
@@ -210,7 +222,7 @@ fn a_kernel_without_swap_is_only_asked_for_what_holds_already() {
 fn a_file_that_is_not_there_is_refused_by_its_field_before_anything_is_written() {
     let dir = cgroup();
     fs::remove_file(dir.path().join("pids.max")).expect("removed");
-    let mut resources = memory(1000, 0);
+    let mut resources = memory(1000 << 20, 0);
     resources.pids = Some(oci::LinuxPids {
         limit: 3,
         ..Default::default()
@@ -431,14 +443,27 @@ fn a_limit_below_what_is_in_use_can_be_refused() {
         resources.memory.mut_or_insert_default().check_before_update = check_before_update;
         Limits::of(&resources).expect("limits").apply(cgroup.path())
     };
-    let failed = limit(4095, true).expect_err("in use");
+    let failed = limit((4 << 20) - 1, true).expect_err("in use");
     assert_eq!(failed.kind, FailureKind::Invalid);
     assert!(
-        failed.subject.starts_with("memory.check_before_update: 4096"),
+        failed.subject.starts_with("memory.check_before_update: 4194304"),
         "{failed}"
     );
     assert_eq!(written(&cgroup, "memory.max"), "max\n");
-    assert_eq!((limit(4096, true), limit(1, false)), (Ok(()), Ok(())));
+    assert_eq!((limit(4 << 20, true), limit(2 << 20, false)), (Ok(()), Ok(())));
+}
+
+#[test]
+fn a_limit_that_no_process_fits_into_is_refused() {
+    let failed = Limits::of(&memory(4096, 0)).expect_err("too little");
+    assert_eq!(failed.kind, FailureKind::Invalid);
+    assert!(
+        failed
+            .subject
+            .starts_with("memory.limit: no process fits into 4096 bytes"),
+        "{failed}"
+    );
+    assert!(Limits::of(&memory(1 << 20, 0)).is_ok() && Limits::of(&memory(-1, 0)).is_ok());
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub(super) fn start() -> Result<i32, Failed> {
 fn born() -> io::Result<i32> {
     // What comes before it waits is kept for it.
     sys::block_idle_signals()?;
+    // The name is for people; without it the process still waits. It is inherited: who looks sees no other.
+    let _ = rustix::thread::set_name(c"pause");
     sys::unshare_pids()?;
     match sys::fork()? {
         Fork::Parent(pid) => Ok(pid.as_raw_pid()),
@@ -26,10 +28,6 @@ fn born() -> io::Result<i32> {
 
 fn pause() -> ! {
     // The worker's end is told by the end of its pipe, which nobody may hold.
-    let idled = sys::close_all_but(&[rustix::stdio::stdin()]).and_then(|()| {
-        // The name is for people; without it the process still waits.
-        let _ = rustix::thread::set_name(c"pause");
-        sys::idle()
-    });
+    let idled = sys::close_all_but(&[rustix::stdio::stdin()]).and_then(|()| sys::idle());
     sys::exit_now(i32::from(idled.is_err()))
 }

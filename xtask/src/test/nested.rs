@@ -65,6 +65,7 @@ const SOFTWARE_WEIGHT: usize = 6;
 /// Tests about quantity, which a guest inside of an emulated guest has no time for.
 const LONG: &[&str] = &[
     "a_hundred_one_after_another_grow_nothing",
+    "many_images_come_and_go_and_leave_nothing",
     "stdin_of_64_mib_arrives_whole",
 ];
 
