@@ -95,6 +95,8 @@ fn streams_failed(error: io::Error) -> Failed {
 pub(crate) struct Prepared {
     connections: Connections,
     ends: Ends,
+    /// When nothing was missing any more: the process runs before its maker knows that it does.
+    ready: Moment,
 }
 
 /// Our ends of the process's streams.
@@ -125,7 +127,7 @@ impl Prepared {
             pipe_ends(&connections)
         };
         let (ends, streams) = made.map_err(streams_failed)?;
-        Ok((Prepared { connections, ends }, streams))
+        Ok((Prepared::now(connections, ends), streams))
     }
 
     /// As [`new`](Self::new), with a terminal that exists: our side and the process's.
@@ -137,7 +139,15 @@ impl Prepared {
         let connections = Connections::claim(ports, unclaimed).await?;
         let streams = Streams::all(theirs).map_err(streams_failed)?;
         let ends = Ends::Made { master };
-        Ok((Prepared { connections, ends }, streams))
+        Ok((Prepared::now(connections, ends), streams))
+    }
+
+    fn now(connections: Connections, ends: Ends) -> Self {
+        Prepared {
+            connections,
+            ends,
+            ready: Moment::now(),
+        }
     }
 
     /// Where the terminal's master is to be sent.
@@ -154,7 +164,7 @@ impl Prepared {
         child: Child,
         unneeded: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Process, Failed> {
-        let started = Moment::now();
+        let started = self.ready;
         let (exit, watched) = watch::channel(None);
         let close = Arc::new(Notify::new());
         let calls = self.connections.calls.clone();

@@ -22,7 +22,7 @@ mod tests;
 
 pub use error::FilesError;
 pub use receive::{Policy, receive};
-pub use root::Root;
+pub use root::{Root, open_within};
 pub use send::{name_of, send};
 pub use step::{Item, StepReader, StepWriter};
 

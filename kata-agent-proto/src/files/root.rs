@@ -16,6 +16,9 @@ use super::FilesError;
 /// Links that are followed in one path (path_resolution(7)).
 const LINKS_MAX: usize = 40;
 
+/// How often a path is tried whose `..` met a rename or a mount anywhere in the system.
+const TRIES_MAX: usize = 10_000;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Root {
@@ -57,7 +60,7 @@ impl Root {
     /// Opens what an absolute path leads to, without reading from it.
     pub(super) fn resolve(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::PATH | OFlags::CLOEXEC;
-        rustix::fs::openat2(&self.directory, path, flags, Mode::empty(), self.resolve)
+        open_within(&self.directory, path, flags, Mode::empty(), self.resolve)
     }
 
     /// A directory by its path.
@@ -87,6 +90,29 @@ impl Root {
         }
         Err(FilesError::NotADirectory(path.to_path_buf()))
     }
+}
+
+/// Opens a path below a directory that confines it, as openat2(2) does.
+///
+/// The kernel refuses a `..` with EAGAIN when it cannot tell whether somebody moved a directory meanwhile, and every
+/// rename and mount of the system makes it doubt: the same call is to be made again.
+///
+/// # Errors
+/// As of openat2(2); EAGAIN only when renames and mounts never cease.
+pub fn open_within(
+    directory: impl AsFd,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
+    for _ in 0..TRIES_MAX {
+        match rustix::fs::openat2(&directory, path, flags, mode, resolve) {
+            Err(Errno::AGAIN) => std::thread::yield_now(),
+            opened => return opened,
+        }
+    }
+    Err(Errno::AGAIN)
 }
 
 fn open(path: &Path) -> Result<OwnedFd, FilesError> {

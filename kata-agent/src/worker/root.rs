@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use kata_agent_proto::files::open_within;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -42,7 +43,7 @@ impl Root {
         further: ResolveFlags,
     ) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | further;
-        rustix::fs::openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+        open_within(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
 
     fn open_in(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -57,7 +58,7 @@ impl Root {
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(&self.0, path, flags, Mode::from_raw_mode(0o644), resolve)?;
+        open_within(&self.0, path, flags, Mode::from_raw_mode(0o644), resolve)?;
         Ok(())
     }
 
