@@ -118,6 +118,14 @@ pub(crate) struct Child {
     reaper: Reaper,
 }
 
+/// Of the flags in `/proc/<pid>/stat`: on the way out (Linux, include/linux/sched.h).
+const PF_EXITING: u64 = 0x4;
+
+/// The ninth field of `/proc/<pid>/stat` (proc_pid_stat(5)); the second is a name with anything in it.
+fn flags_of(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(6)?.parse().ok()
+}
+
 impl Child {
     /// The process id, which is this process's as long as the child is not dropped.
     pub(crate) fn pid(&self) -> i32 {
@@ -147,6 +155,14 @@ impl Child {
             rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options),
             Ok(None)
         )
+    }
+
+    /// Whether it has ended or is about to: the init of a PID namespace makes it refuse new processes (with ENOMEM)
+    /// before it is a zombie.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.has_ended()
+            || std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))
+                .is_ok_and(|stat| flags_of(&stat).is_some_and(|flags| flags & PF_EXITING != 0))
     }
 
     /// Sends a signal.
@@ -186,6 +202,13 @@ mod tests {
 
     fn is_zombie(pid: i32) -> bool {
         std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+    }
+
+    #[test]
+    fn flags_are_found_behind_any_name() {
+        assert_eq!(flags_of("7 (a) 1 (b) S 1 7 7 0 -1 4194560 1 2"), Some(4_194_560));
+        assert_eq!(flags_of("7 (sh) Z 1"), None);
+        assert_eq!(flags_of(""), None);
     }
 
     #[tokio::test]

@@ -129,7 +129,7 @@ pub(crate) struct Target<'a> {
 impl Target<'_> {
     /// What a failure means: most follow from the end of the container.
     fn failed(&self, what: &str, error: Errno) -> Failed {
-        if error == Errno::SRCH || self.init.has_ended() {
+        if error == Errno::SRCH || self.init.is_ending() {
             return Failed::new(FailureKind::NotRunning, self.id);
         }
         Failed::new(FailureKind::Container, format!("{what}: {error}"))
