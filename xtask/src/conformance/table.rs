@@ -10,7 +10,7 @@ const HEAD: &str = "# Conformance
 What a container, its agent and its sandbox have to do, and the tests that hold it.
 This page is made by `cargo xtask conformance` from what the tests say above themselves (`/// Conformance: …`), the lists in `xtask/conformance`, and the methods in `kata-agent-proto/protos`; `cargo xtask tidy` fails when it is old, or when a row has no test.
 
-Tests of the first column run on every backend with one body: `fake`, QEMU in software, QEMU with KVM, and our own machine; `cargo xtask test` says at its end how many rows were seen to hold on each, and fails in CI when one is missing. In nested beds QEMU with KVM gets a selection, unless `--bed full` is said. Those of the second look closer, at one crate. A name that follows a colon is of the program before it, in `kata-sandbox/tests` where it is a bare word, otherwise in the crate's own tests.
+Tests of the first column run on every backend with one body: `fake`, QEMU in software, QEMU with KVM, and our own machine; `cargo xtask test` says at its end how many rows were seen to hold on each, and fails in CI when one is missing. Those of the second look closer, at one crate. A name that follows a colon is of the program before it, in `kata-sandbox/tests` where it is a bare word, otherwise in the crate's own tests.
 
 Not here yet are networks (27: TCP's ends, UDP, MTU, names) and shares of the host's directories (the other half of 26): a sandbox has neither.
 ";

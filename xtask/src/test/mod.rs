@@ -49,14 +49,6 @@ impl Options {
     fn is_whole(&self) -> bool {
         self.filter.is_none() && self.backend.is_none() && self.bed != Extent::None
     }
-
-    /// The backends on which only a selection runs.
-    fn partly(&self) -> &'static [&'static str] {
-        match self.bed == Extent::Full || has_kvm() {
-            true => &[],
-            false => &["qemu_kvm"],
-        }
-    }
 }
 
 /// What the tests' sandboxes are.
@@ -159,19 +151,15 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode, 
         tally.absorb(on_more_processors(workspace, options, &ready)?);
     }
     if options.is_whole() {
-        broken.extend(conforms(workspace, options, &tally)?);
+        broken.extend(conforms(workspace, &tally)?);
     }
     Ok(judge(&tally, &broken))
 }
 
 /// Says whether every row of the documents was seen to hold on every backend; the name of the check if not.
-fn conforms(
-    workspace: &Workspace,
-    options: &Options,
-    tally: &Tally,
-) -> Result<Option<&'static str>, TestError> {
+fn conforms(workspace: &Workspace, tally: &Tally) -> Result<Option<&'static str>, TestError> {
     let conformance = Conformance::read(&tidy::Tree::read(&workspace.root)?);
-    let (missing, sum) = conformance::judge(&conformance, tally.bodies(), options.partly());
+    let (missing, sum) = conformance::judge(&conformance, tally.bodies());
     missing.iter().for_each(|line| println!("{line}"));
     println!("{sum}");
     // Elsewhere than in CI a machine may lack a backend, which the skipped tests say.

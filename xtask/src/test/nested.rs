@@ -23,7 +23,7 @@ use crate::bed::{Bed, BedError, Clock, End, Job, KERNEL, PROGRAMS, TAILORED};
 /// How much of the suite runs in the beds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Extent {
-    /// The body once, on the best backend; beside it a selection. What is left out is said
+    /// The body once on each backend; beside it a selection. What is left out is said
     Normal,
     /// As normal, and nothing else of the suite
     Only,
@@ -33,7 +33,7 @@ pub(crate) enum Extent {
     None,
 }
 
-/// What runs in the beds, the best backend first.
+/// What runs in the beds.
 pub(super) const BACKENDS: &[Backend] = &[Backend::Kvm, Backend::QemuKvm];
 
 /// Processors of a sandbox, and what its guest boots.
@@ -56,7 +56,7 @@ const SELECTION: &[&str] = &[
     "the_exit_code_is_the_code_and_streams_are_apart",
 ];
 
-/// The test program of real software, which stands for what people run: on every backend, once.
+/// The test program of real software, which stands for what people run.
 const SOFTWARE: &str = "programs";
 
 /// How many times longer than another test one of its tests takes.
@@ -116,19 +116,16 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// Whether a test of a program runs on a backend with such a guest.
-    fn wants(&self, backend: Backend, guest: (GuestKernel, u8), program: &str, name: &str) -> bool {
-        let (kernel, vcpus) = guest;
-        // Who names tests or a backend means them.
+    /// Whether a test runs with such a guest.
+    fn wants(&self, (kernel, vcpus): (GuestKernel, u8), name: &str) -> bool {
+        // Who names tests means them.
         if self.extent == Extent::Full || self.filter.is_some() {
             return true;
         }
         if kernel == GuestKernel::Distribution {
             return WITH_DISTRIBUTION_KERNEL.contains(&name);
         }
-        let best = self.backend.is_some() || BACKENDS.first() == Some(&backend);
-        let whole = best && vcpus == 1 && !LONG.contains(&name);
-        whole || SELECTION.contains(&name) || (vcpus == 1 && program == SOFTWARE)
+        (vcpus == 1 && !LONG.contains(&name)) || SELECTION.contains(&name)
     }
 }
 
@@ -159,7 +156,7 @@ impl Plan {
                 .iter()
                 .filter_map(|test| Some((test, test.strip_prefix(&module)?)))
                 .filter(|(test, _)| asked.filter.is_none_or(|part| test.contains(part)))
-                .partition(|(_, name)| asked.wants(backend, guest, &program.name, name));
+                .partition(|(_, name)| asked.wants(guest, name));
             if !others.is_empty() {
                 let place = (backend.name(), vcpus, kernel.label());
                 *self.left_out.entry(place).or_default() += others.len();
@@ -387,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn real_software_runs_once_on_every_backend_and_counts_for_its_length() {
+    fn real_software_counts_for_its_length() {
         let tests_of_the_sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kata-sandbox/tests");
         assert!(tests_of_the_sdk.join(SOFTWARE).with_extension("rs").is_file());
         let mut programs = programs();
@@ -397,8 +394,8 @@ mod tests {
             ..asked(Extent::Normal)
         };
         let plan = Plan::new(&programs, all);
-        assert_eq!(tests(&plan), [(1, 3), (2, 1), (1, 1)]);
-        assert_eq!(plan.units[0].weight(), 3 * SOFTWARE_WEIGHT);
+        assert_eq!(tests(&plan), [(1, 2), (2, 1), (1, 1)]);
+        assert_eq!(plan.units[0].weight(), 2 * SOFTWARE_WEIGHT);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `cargo xtask bench exec`: processes and containers in a sandbox that runs, against runc in the same guest.
 //!
 //! ```text
-//!  round:  our execs │ runc exec │ our containers │ runc run │ runc create, start, delete │ our output │ a pipe
+//!  round:  our execs │ runc exec │ our containers │ runc run │ runc create, start, delete │ our output │ a pipe │ our copies │ cp
 //! ```
 //!
 //! Both take turns in one guest, so that their ratio means something where absolute times do not. runc runs in a
@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use kata_sandbox::{Container, MiB, Sandbox};
 
+use ours::Files;
 use runc::Runc;
 
 /// Rounds that are measured; one more warms caches up.
@@ -28,6 +29,8 @@ const ROUNDS: usize = 4;
 const TIMES: usize = 12;
 /// Bytes that a process writes, and a pipe carries.
 const OUTPUT_BYTES: u64 = 256 << 20;
+/// Bytes of a file that is copied.
+const COPY_BYTES: u64 = 64 << 20;
 /// Processes at once.
 const AT_ONCE: usize = 100;
 
@@ -41,6 +44,9 @@ struct Measured {
     runc_create: Vec<Duration>,
     output: Vec<Duration>,
     pipe: Vec<Duration>,
+    copy_in: Vec<Duration>,
+    copy_out: Vec<Duration>,
+    cp: Vec<Duration>,
     at_once: Duration,
     agent_bytes: u64,
 }
@@ -59,6 +65,7 @@ async fn run(images: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     let container = Container::new(&image).idle().memory(MiB(768));
     let sandbox = Sandbox::boot(container).await?;
     let runc = Runc::new(&sandbox, &image).await?;
+    let files = Files::new(COPY_BYTES)?;
     let mut measured = Measured {
         // Before anything has run that the agent would have to remember.
         agent_bytes: runc.agent_bytes().await?,
@@ -67,9 +74,9 @@ async fn run(images: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     for number in 0..=ROUNDS {
         eprintln!("round {number} of {ROUNDS}");
         if number == 0 {
-            round(&sandbox, &runc, &image, &mut Measured::default()).await?;
+            round(&sandbox, &runc, &image, &files, &mut Measured::default()).await?;
         } else {
-            round(&sandbox, &runc, &image, &mut measured).await?;
+            round(&sandbox, &runc, &image, &files, &mut measured).await?;
         }
     }
     measured.at_once = ours::at_once(&sandbox, AT_ONCE).await?;
@@ -86,6 +93,7 @@ async fn round(
     sandbox: &Sandbox,
     runc: &Runc,
     image: &str,
+    files: &Files,
     measured: &mut Measured,
 ) -> Result<(), Box<dyn Error>> {
     for _ in 0..TIMES {
@@ -99,5 +107,8 @@ async fn round(
     measured.runc_create.extend(runc.times("create", TIMES).await?);
     measured.output.push(ours::output(sandbox, OUTPUT_BYTES).await?);
     measured.pipe.extend(runc.times("pipe", 1).await?);
+    measured.copy_in.push(files.copy_in(sandbox).await?);
+    measured.copy_out.push(files.copy_out(sandbox).await?);
+    measured.cp.extend(runc.times("copy", 1).await?);
     Ok(())
 }

@@ -1,10 +1,12 @@
 //! What a sandbox does, from a call of the library to its answer.
 
 use std::error::Error;
+use std::fs;
 use std::time::{Duration, Instant};
 
 use kata_sandbox::process::ExitStatus;
 use kata_sandbox::{Command, Container, Sandbox};
+use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
 
@@ -56,6 +58,39 @@ pub(crate) async fn output(sandbox: &Sandbox, bytes: u64) -> Result<Duration, Bo
     match read == bytes {
         true => Ok(time),
         false => Err(format!("{read} bytes of {bytes} arrived").into()),
+    }
+}
+
+/// A file on the host that goes into the sandbox and comes out of it.
+pub(crate) struct Files(TempDir);
+
+/// Where it is in the container.
+const COPIED: &str = "/copied";
+
+impl Files {
+    /// With so many bytes in it, none of which is a hole.
+    pub(crate) fn new(bytes: u64) -> Result<Self, Box<dyn Error>> {
+        let directory = tempfile::tempdir()?;
+        fs::write(directory.path().join("in"), vec![0x5a; usize::try_from(bytes)?])?;
+        Ok(Self(directory))
+    }
+
+    pub(crate) async fn copy_in(&self, sandbox: &Sandbox) -> Result<Duration, Box<dyn Error>> {
+        let begin = Instant::now();
+        sandbox.copy_in(self.0.path().join("in"), COPIED).await?;
+        Ok(begin.elapsed())
+    }
+
+    /// Brings back what was copied last, and looks whether it is the same.
+    pub(crate) async fn copy_out(&self, sandbox: &Sandbox) -> Result<Duration, Box<dyn Error>> {
+        let (from, to) = (self.0.path().join("in"), self.0.path().join("out"));
+        let begin = Instant::now();
+        sandbox.copy_out(COPIED, &to).await?;
+        let time = begin.elapsed();
+        match fs::read(from)? == fs::read(to)? {
+            true => Ok(time),
+            false => Err("what came back is not what was copied".into()),
+        }
     }
 }
 

@@ -29,6 +29,7 @@ by_three_commands() {
     runc delete --force one
 }
 
+copy() { cp /copied /copied-again; }
 pipe() { head -c 268435456 /dev/zero | cat; }
 
 case $what in
@@ -47,5 +48,10 @@ create)
     timed by_three_commands
     ;;
 pipe) timed pipe ;;
+copy)
+    [ -e /copied ] || head -c 67108864 /dev/zero | tr '\0' Z >/copied
+    timed copy
+    rm -f /copied-again
+    ;;
 agent) awk '/^VmRSS:/ { print "agent", $2 * 1024 }' /proc/1/status ;;
 esac
