@@ -21,7 +21,7 @@ use crate::birth::hooks::{Hook, State};
 use crate::exec::{NameSpaces, Traits};
 use crate::freezer::{Freezer, Pause};
 use crate::oom::Kills;
-use crate::order::Outcome;
+use crate::outcome::Outcome;
 use crate::process::Process;
 use crate::reaper::Child;
 

@@ -15,42 +15,10 @@ use rustix::pipe::PipeFlags;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use crate::order::{Call, OUTCOME_MAX_BYTES, Order, Outcome};
+use crate::exec::streams::Streams;
+use crate::order::{Call, Order};
+use crate::outcome::{OUTCOME_MAX_BYTES, Outcome};
 use crate::reaper::{Child, Reaper};
-
-/// The standard streams of a worker, and so of the process that it makes.
-pub(crate) struct Streams {
-    pub(crate) stdin: OwnedFd,
-    pub(crate) stdout: OwnedFd,
-    pub(crate) stderr: OwnedFd,
-}
-
-impl Streams {
-    /// One descriptor for all three.
-    pub(crate) fn all(stream: OwnedFd) -> io::Result<Self> {
-        Ok(Streams {
-            stdin: stream.try_clone()?,
-            stdout: stream.try_clone()?,
-            stderr: stream,
-        })
-    }
-
-    /// Streams that lead nowhere.
-    pub(crate) fn null() -> io::Result<Self> {
-        let open = |write: bool| {
-            File::options()
-                .read(!write)
-                .write(write)
-                .open("/dev/null")
-                .map(OwnedFd::from)
-        };
-        Ok(Streams {
-            stdin: open(false)?,
-            stdout: open(true)?,
-            stderr: open(true)?,
-        })
-    }
-}
 
 /// Runs a worker without streams of its own, for an order that makes no process.
 pub(crate) async fn run(reaper: &Reaper, order: &Order, inherit: &[BorrowedFd<'_>]) -> Result<(), Failed> {

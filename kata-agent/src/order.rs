@@ -1,4 +1,4 @@
-//! What the agent orders of its worker process, and what the worker answers.
+//! What the agent orders of its worker process.
 //!
 //! JSON in a memory file one way, one line of JSON on a pipe the other way. Owns that format; the
 //! two ends are the same program, so it carries no version.
@@ -7,15 +7,12 @@ use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use kata_agent_proto::{Failed, FailureKind};
 use serde::{Deserialize, Serialize};
 
 use crate::birth::hooks::{Hook, State};
 use crate::exec::Traits;
 use crate::limits::Limits;
-
-/// Longest outcome in bytes: what a pipe takes in one piece.
-pub(crate) const OUTCOME_MAX_BYTES: usize = 4096;
+use crate::rootfs::passwd::User;
 
 /// One piece of work for a worker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -110,14 +107,6 @@ pub(crate) struct Share {
     pub(crate) path: String,
 }
 
-/// A user by name or number.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct User {
-    pub(crate) uid: String,
-    pub(crate) gid: String,
-    pub(crate) additional_gids: Vec<String>,
-}
-
 /// Creates a container. Its standard streams are the worker's own.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Create {
@@ -197,37 +186,4 @@ pub(crate) struct Remove {
     /// Run after all.
     pub(crate) poststop: Vec<Hook>,
     pub(crate) state: State,
-}
-
-/// How an order ended.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum Outcome {
-    /// A process was made; it is the agent's child.
-    Process(i32),
-    /// Nothing was made that has a number.
-    Done,
-    /// It failed, and left nothing behind.
-    Failed {
-        /// The number of the kind.
-        kind: i32,
-        /// What it speaks about.
-        subject: String,
-    },
-}
-
-impl Outcome {
-    pub(crate) fn failed(failed: &Failed) -> Self {
-        Outcome::Failed {
-            kind: failed.kind.number(),
-            subject: failed.subject.clone(),
-        }
-    }
-
-    pub(crate) fn into_result(self) -> Result<Option<i32>, Failed> {
-        match self {
-            Outcome::Process(pid) => Ok(Some(pid)),
-            Outcome::Done => Ok(None),
-            Outcome::Failed { kind, subject } => Err(Failed::new(FailureKind::from_number(kind), subject)),
-        }
-    }
 }

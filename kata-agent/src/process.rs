@@ -25,8 +25,8 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::calls::CallStreams;
 use crate::console;
+use crate::exec::streams::Streams;
 use crate::guest::{boot_time_ns, real_time_ns};
-use crate::launch::Streams;
 use crate::pump::{self, End, Exit, Input, Moved, Output};
 use crate::reaper::{Child, Ending, Usage};
 use crate::streams::Unclaimed;

@@ -8,6 +8,7 @@ use kata_agent_proto::{Failed, FailureKind};
 use serde_json::{Value, json};
 
 use crate::container;
+use crate::exec::streams::Streams;
 use crate::launch;
 use crate::order::{Order, Share};
 use crate::reaper::Child;
@@ -26,7 +27,7 @@ impl Sandbox {
             }
             Some(child) => Ok(child.pid()),
             None => {
-                let streams = launch::Streams::null().map_err(|error| {
+                let streams = Streams::null().map_err(|error| {
                     Failed::new(FailureKind::Container, format!("shared PID namespace: {error}"))
                 })?;
                 let child = launch::process(&self.reaper, &Order::Pause, streams, &[]).await?;

@@ -14,7 +14,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
 use crate::reaper::Child;
-use crate::worker::root::Root;
+use crate::rootfs::root::Root;
 
 /// Type of the file system of terminals (linux/magic.h).
 const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::mounts::{attach, clone_tree};
 use super::plan::Device;
-use crate::worker::root::Root;
+use crate::rootfs::root::Root;
 
 /// Character devices by their numbers.
 const DEFAULTS: [(&str, u32, u32); 6] = [

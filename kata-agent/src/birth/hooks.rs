@@ -18,7 +18,7 @@ use rustix::process::PidfdFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::worker::strings;
+use crate::spec::json::strings;
 
 /// Longest part of what a failed hook said that is told.
 const WORDS_MAX_BYTES: u64 = 512;

@@ -21,11 +21,11 @@ use super::mounts::{self, Tree};
 use super::plan::{Plan, Sysctl};
 use crate::exec::identity::{self, step};
 use crate::exec::inside::become_root;
-use crate::order::Outcome;
+use crate::outcome::{self, Outcome};
+use crate::rootfs::program;
+use crate::rootfs::root::Root;
 use crate::sys;
 use crate::terminal;
-use crate::worker::root::Root;
-use crate::worker::{self, program};
 
 /// Exit code of a program that does not exist.
 const NOT_FOUND: i32 = 127;
@@ -86,14 +86,14 @@ pub(super) fn run(plan: &Plan, mut door: Door<'_>) -> ! {
         _ => NOT_EXECUTABLE,
     };
     // An agent that is gone has nothing to be told.
-    let _ = rustix::io::write(&ready.start, &worker::failure_line(failed));
+    let _ = rustix::io::write(&ready.start, &outcome::failure_line(failed));
     sys::exit_now(code)
 }
 
 /// Tells the worker why, and ends.
 pub(super) fn give_up(link: &Link, failed: &Failed) -> ! {
     // A worker that is gone has nothing to be told.
-    let _ = link.say(&Word::Failed(Outcome::failed(&worker::shortened(failed))), None);
+    let _ = link.say(&Word::Failed(Outcome::failed(&outcome::shortened(failed))), None);
     sys::exit_now(NOT_EXECUTABLE)
 }
 

@@ -22,7 +22,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::order::{OUTCOME_MAX_BYTES, Outcome};
+use crate::outcome::{OUTCOME_MAX_BYTES, Outcome};
 
 /// What the process says.
 #[derive(Debug, Serialize, Deserialize)]

@@ -38,10 +38,9 @@ use self::inside::Door;
 use self::join::Joins;
 use self::link::{Link, Word};
 use self::plan::Plan;
-use crate::exec::Traits;
-use crate::order::User;
+use crate::exec::{Traits, owner};
+use crate::rootfs::passwd::User;
 use crate::sys::{self, Birth};
-use crate::worker;
 
 /// What a first process is made of, beside its specification.
 pub(crate) struct Place<'a> {
@@ -226,11 +225,11 @@ fn prepare(plan: &Plan, process: &Process, procs: &Path) -> Result<(), Failed> {
         fs::write(procs, pid.to_string()).map_err(failed("linux.cgroupsPath"))?;
     }
     if spaces.has(ThreadNameSpaceType::USER) {
-        let (uid, gid) = worker::host_root(pid).map_err(|error| {
+        let (uid, gid) = owner::host_root(pid).map_err(|error| {
             let text = format!("linux.uidMappings, linux.gidMappings: of root: {error}");
             Failed::new(FailureKind::Invalid, text)
         })?;
-        worker::give_streams(uid, gid).map_err(errno("standard streams"))?;
+        owner::give_streams(uid, gid).map_err(errno("standard streams"))?;
     }
     Ok(())
 }

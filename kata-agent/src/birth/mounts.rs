@@ -17,8 +17,8 @@ use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 use super::copy_up;
 use super::options::{Change, Options, Propagation, Recursive, attribute};
 use super::plan::Mount;
+use crate::rootfs::root::Root;
 use crate::sys::{self, MountAttributes};
-use crate::worker::root::Root;
 
 /// File systems that must be where they are asked for, and not where a link in the image leads.
 const AT_THEIR_PLACE: [&str; 2] = ["proc", "sysfs"];

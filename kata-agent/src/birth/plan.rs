@@ -15,8 +15,8 @@ use serde_json::Value;
 use super::hooks::{self, Hook};
 use super::options::{Options, Propagation};
 use crate::exec::{self, Traits, name_space};
-use crate::order::User;
-use crate::worker::{number, strings};
+use crate::rootfs::passwd::User;
+use crate::spec::json::{number, strings};
 
 /// See the module.
 pub(super) struct Plan {

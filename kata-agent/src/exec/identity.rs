@@ -14,12 +14,12 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::Plan;
 use super::plan::Label;
 use super::words::Capabilities;
+use super::{Plan, owner};
+use crate::rootfs;
+use crate::rootfs::passwd::Resolved;
 use crate::sys;
-use crate::worker;
-use crate::worker::passwd::Resolved;
 
 /// The mask of modes where the specification has none, as other runtimes have it.
 const UMASK: u32 = 0o022;
@@ -44,7 +44,7 @@ pub(crate) fn settle_user(plan: &Plan) -> Result<(Resolved, Vec<CString>), Faile
     if plan.user.is_none() && plan.has_home {
         return Ok((user, env));
     }
-    let accounts = worker::accounts_of(Path::new("/"), plan.user.is_some())?;
+    let accounts = rootfs::accounts_of(Path::new("/"), plan.user.is_some())?;
     match &plan.user {
         Some(named) => user = accounts.resolve(named)?,
         None => user.home = accounts.home(user.uid),
@@ -63,7 +63,7 @@ fn home(directory: Option<&str>) -> CString {
 /// Everything but the program.
 pub(crate) fn take_on(plan: &Plan, user: &Resolved) -> Result<(), Failed> {
     if (user.uid, user.gid) != (0, 0) {
-        worker::own_streams(user.uid, user.gid)?;
+        owner::own_streams(user.uid, user.gid)?;
     }
     enter_directory(plan)?;
     set_limits(plan)?;

@@ -14,10 +14,10 @@ use rustix::process::DumpableBehavior;
 use rustix::thread::ThreadNameSpaceType;
 
 use super::identity::{self, step};
-use super::{Plan, Target};
-use crate::launch::Streams;
+use super::streams::Streams;
+use super::{Plan, Target, owner};
+use crate::outcome;
 use crate::sys;
-use crate::worker;
 
 /// What leads from the agent into the container.
 pub(super) struct Door<'a> {
@@ -34,7 +34,7 @@ pub(super) fn run(plan: &Plan, door: &Door<'_>) -> ! {
         let Entered { env, label } = entered;
         identity::execute(plan, &env, label)
     });
-    let line = worker::failure_line(failed);
+    let line = outcome::failure_line(failed);
     // An agent that is gone has nothing to be told.
     let _ = rustix::io::write(door.report, &line);
     sys::exit_now(1)
@@ -121,10 +121,10 @@ fn open_root(pid: i32) -> rustix::io::Result<OwnedFd> {
 
 /// What the container's root can own, who gives it to the user then.
 fn give_streams(door: &Door<'_>, pid: i32) -> rustix::io::Result<()> {
-    let (uid, gid) = worker::host_root(pid)?;
+    let (uid, gid) = owner::host_root(pid)?;
     let streams = door.streams;
     for stream in [&streams.stdin, &streams.stdout, &streams.stderr] {
-        worker::own_stream(stream, uid, gid)?;
+        owner::own_stream(stream, uid, gid)?;
     }
     Ok(())
 }

@@ -11,7 +11,9 @@
 
 pub(crate) mod identity;
 pub(crate) mod inside;
+pub(crate) mod owner;
 mod plan;
+pub(crate) mod streams;
 mod words;
 
 use std::fs::File;
@@ -29,13 +31,13 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use crate::launch::Streams;
-use crate::order::Outcome;
+use crate::outcome::Outcome;
 use crate::reaper::{Child, Reaper};
 use crate::seccomp::Filter;
 use crate::sys::{self, Birth};
 use inside::Door;
 pub(crate) use plan::Plan;
+use streams::Streams;
 
 /// The namespaces that are a container's and not the agent's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,10 +16,10 @@ use serde_json::Value;
 
 use super::Traits;
 use super::words::{self, Capabilities, invalid};
-use crate::order::User;
+use crate::rootfs::passwd::User;
+use crate::rootfs::program::{candidates, search_path};
+use crate::spec::json::{number, strings};
 use crate::sys::Scheduling;
-use crate::worker::program::{candidates, search_path};
-use crate::worker::{number, strings};
 
 /// The bits of a mask of modes.
 const UMASK_MAX: u64 = 0o777;

@@ -10,8 +10,8 @@ use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CpuSet};
 use serde_json::Value;
 
+use crate::spec::json::strings;
 use crate::sys::Scheduling;
-use crate::worker::strings;
 
 pub(super) fn invalid(field: &str, what: impl Display) -> Failed {
     Failed::new(FailureKind::Invalid, format!("{field}: {what}"))

@@ -9,8 +9,9 @@ use rustix::termios::Winsize;
 
 use crate::exec::Traits;
 use crate::limits::Limits;
-use crate::order::{Device, Group, Storage, User};
+use crate::order::{Device, Group, Storage};
 use crate::process::Ports;
+use crate::rootfs::passwd::User;
 use crate::sandbox::{Creation, Error, Execution};
 use crate::spec;
 

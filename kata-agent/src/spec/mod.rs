@@ -4,6 +4,8 @@
 //! container's config.json. What is asked and can never be done is refused here by name; nothing is dropped. Limits are
 //! not part of it: [`crate::limits`] writes them. Must not know where the result goes.
 
+pub(crate) mod json;
+
 use kata_agent_proto::oci;
 use kata_agent_proto::{Failed, FailureKind};
 use serde_json::{Map, Value, json};

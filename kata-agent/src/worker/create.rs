@@ -9,10 +9,12 @@ use std::sync::Arc;
 use kata_agent_proto::{Failed, FailureKind, annotation};
 use serde_json::{Value, json};
 
-use super::root::Root;
-use super::{cgroup, etc, file_failure, given, number, shares, storage, strings};
+use super::{cgroup, etc, given, shares, storage};
 use crate::birth::{self, Place};
 use crate::order::Create;
+use crate::rootfs::root::Root;
+use crate::rootfs::{self, file_failure};
+use crate::spec::json::{number, strings};
 use crate::sys;
 
 /// Creates the container and returns the id of its init, which waits to be started.
@@ -113,7 +115,7 @@ fn give_cgroup(order: &Create) -> Result<(), Failed> {
     let uid = match &order.user {
         Some(user) => {
             let root = order.spec["root"]["path"].as_str().unwrap_or_default();
-            super::accounts_of(Path::new(root), true)?.resolve(user)?.uid
+            rootfs::accounts_of(Path::new(root), true)?.resolve(user)?.uid
         }
         None => number(&order.spec["process"]["user"]["uid"]),
     };

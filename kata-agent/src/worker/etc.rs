@@ -7,8 +7,8 @@ use std::path::Path;
 
 use kata_agent_proto::Failed;
 
-use super::file_failure;
-use super::root::Root;
+use crate::rootfs::file_failure;
+use crate::rootfs::root::Root;
 
 /// Writes what is missing.
 pub(super) fn complete(root: &Root, hostname: &str, dns: &[String]) -> Result<(), Failed> {

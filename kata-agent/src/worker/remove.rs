@@ -10,9 +10,10 @@ use std::path::Path;
 use kata_agent_proto::Failed;
 use rustix::event::{PollFd, PollFlags};
 
-use super::{cgroup, file_failure, storage};
+use super::{cgroup, storage};
 use crate::birth::hooks;
 use crate::order::Remove;
+use crate::rootfs::file_failure;
 
 /// Removes all of it; goes on after a failure and reports the first.
 pub(super) fn remove(order: &Remove) -> Result<(), Failed> {

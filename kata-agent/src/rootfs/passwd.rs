@@ -5,7 +5,15 @@
 
 use kata_agent_proto::{Failed, FailureKind};
 
-use crate::order::User;
+use serde::{Deserialize, Serialize};
+
+/// A user by name or number.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct User {
+    pub(crate) uid: String,
+    pub(crate) gid: String,
+    pub(crate) additional_gids: Vec<String>,
+}
 
 /// A user in numbers.
 #[derive(Debug, Default, PartialEq, Eq)]
