@@ -75,6 +75,7 @@ impl CallError {
         }
         match status.code.enum_value() {
             Ok(Code::NOT_FOUND) if is_generated(&status.message) => CallError::Unimplemented,
+            Ok(Code::INVALID_ARGUMENT) if is_unknown_service(&status.message) => CallError::Unimplemented,
             Ok(Code::NOT_FOUND) => CallError::NotFound,
             Ok(Code::INTERNAL) if is_end_of_stream(&status.message) => CallError::EndOfStream,
             Ok(Code::UNIMPLEMENTED) => CallError::Unimplemented,
@@ -91,6 +92,12 @@ impl CallError {
 /// [`offered`](crate::offered) says "not found" where it means "not offered".
 fn is_generated(message: &str) -> bool {
     message.starts_with('/') && message.ends_with(" is not supported")
+}
+
+/// What a server answers for a service that it has not, as Kata's agent has not the one that this project adds: the
+/// words of the library that both are made with.
+fn is_unknown_service(message: &str) -> bool {
+    message.ends_with(" service does not exist")
 }
 
 /// Kata's agent has only words for it: of a pipe, and of a terminal. A backtrace may follow them.
@@ -248,6 +255,8 @@ mod tests {
         let error = |code, words| CallError::from(ttrpc::Error::RpcStatus(ttrpc::get_status(code, words)));
         let unsupported = "/grpc.AgentService/ResizeVolume is not supported";
         assert_eq!(error(Code::NOT_FOUND, unsupported), CallError::Unimplemented);
+        let unknown = "kata.Guest service does not exist";
+        assert_eq!(error(Code::INVALID_ARGUMENT, unknown), CallError::Unimplemented);
         for words in [
             "read meet eof",
             "eof",

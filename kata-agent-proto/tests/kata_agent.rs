@@ -4,12 +4,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use kata_agent_proto::agent::*;
 use kata_agent_proto::agent_ttrpc::{AgentService, create_agent_service};
 use kata_agent_proto::health::{CheckRequest, HealthCheckResponse, VersionCheckResponse};
 use kata_agent_proto::health_ttrpc::{Health, create_health};
+use kata_agent_proto::kata::{CopyRequest, KernelLogRequest, ReceiptRequest};
 use kata_agent_proto::{CallError, Client, oci};
 use protobuf::MessageField;
 use protobuf::well_known_types::empty::Empty;
@@ -294,4 +296,21 @@ async fn what_it_has_not_is_not_mistaken_for_something_that_is_gone() {
         client.get_metrics(GetMetricsRequest::new()).await.unwrap_err(),
         CallError::Unimplemented
     );
+}
+
+#[tokio::test]
+async fn what_is_this_projects_own_is_not_offered_and_nobody_waits_for_it() {
+    let (client, _server) = pair().await;
+    // They are given all the time of a process's life, so that it is the agent who has to answer.
+    let answers = async {
+        [
+            client.receipt(ReceiptRequest::new()).await.map(drop),
+            client.copy_in(CopyRequest::new()).await,
+            client.copy_out(CopyRequest::new()).await,
+            client.kernel_log(KernelLogRequest::new()).await,
+        ]
+    };
+    let answers = tokio::time::timeout(Duration::from_secs(30), answers).await;
+    assert_eq!(answers.unwrap(), [const { Err(CallError::Unimplemented) }; 4]);
+    client.check().await.unwrap();
 }
