@@ -37,7 +37,9 @@ impl Server {
     }
 
     pub(super) async fn online_cpu_mem(&self, request: OnlineCPUMemRequest) -> ttrpc::Result<Empty> {
-        let hosts = self.0.guest() == Guest::Process && machine::has_offline();
+        // Where nothing is offline and no number is asked for, there is nothing to refuse.
+        let is_asked = request.nb_cpus > 0 || machine::has_offline();
+        let hosts = self.0.guest() == Guest::Process && is_asked;
         refuse(hosts, "bringing the host's own processors and memory online")?;
         self.by_worker(Call::OnlineProcessorsAndMemory, &request).await
     }

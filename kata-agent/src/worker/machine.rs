@@ -24,14 +24,16 @@ const PLUG_WAIT: Duration = Duration::from_secs(1);
 /// How often they are looked for, in that time.
 const PLUG_POLL: Duration = Duration::from_millis(10);
 
-/// The switches of all processors or blocks of memory that are there and off.
+/// The switches of all processors or blocks of memory that are there and off, by their names.
 fn switched_off(directory: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries
+    let mut switches: Vec<_> = entries
         .map(|entry| entry.path().join("online"))
         // The directory itself has a list of that name, which is never a lone zero while this runs.
         .filter(|switch| fs::read_to_string(switch).is_ok_and(|state| state.trim() == "0"))
-        .collect()
+        .collect();
+    switches.sort();
+    switches
 }
 
 /// Whether there is anything to bring online.
@@ -39,31 +41,34 @@ pub(crate) fn has_offline() -> bool {
     !switched_off(PROCESSORS).is_empty() || !switched_off(MEMORY).is_empty()
 }
 
-/// Switches them on and says how many.
-fn switch_on(directory: &str) -> Result<u32, Failed> {
-    let mut count = 0;
-    for switch in switched_off(directory) {
-        fs::write(&switch, "1").map_err(|error| guest_failure(switch.display(), &error))?;
-        count += 1;
+/// Switches so many of them on at most, and says how many it were.
+fn switch_on(directory: &str, most: usize) -> Result<usize, Failed> {
+    let switches = switched_off(directory);
+    let switches = switches.get(..most).unwrap_or(&switches);
+    for switch in switches {
+        fs::write(switch, "1").map_err(|error| guest_failure(switch.display(), &error))?;
     }
-    Ok(count)
+    Ok(switches.len())
 }
 
-/// Brings processors and memory online, and waits for so many processors where that is asked.
+/// Brings processors and memory online. A number of processors is how many, and no number is all that there are;
+/// they are waited for where that is asked.
 pub(super) fn online(request: OnlineCPUMemRequest) -> Result<Empty, Failed> {
     let deadline = Instant::now() + PLUG_WAIT;
-    let mut processors = switch_on(PROCESSORS)?;
-    while request.wait && processors < request.nb_cpus && Instant::now() < deadline {
+    let wanted = usize::try_from(request.nb_cpus).unwrap_or(usize::MAX);
+    let most = if wanted == 0 { usize::MAX } else { wanted };
+    let mut processors = switch_on(PROCESSORS, most)?;
+    while request.wait && processors < wanted && Instant::now() < deadline {
         std::thread::sleep(PLUG_POLL);
-        processors += switch_on(PROCESSORS)?;
+        processors += switch_on(PROCESSORS, wanted - processors)?;
     }
     if !request.cpu_only {
-        switch_on(MEMORY)?;
+        switch_on(MEMORY, usize::MAX)?;
     }
-    if request.wait && processors < request.nb_cpus {
+    if request.wait && processors < wanted {
         return Err(Failed::new(
             FailureKind::Guest,
-            format!("{processors} of {} processors appeared", request.nb_cpus),
+            format!("{processors} of {wanted} processors appeared"),
         ));
     }
     Ok(Empty::new())
@@ -167,13 +172,16 @@ mod tests {
         fs::write(dir.path().join("online"), "0-2\n").expect("written");
         fs::create_dir(dir.path().join("power")).expect("made");
         let directory = dir.path().to_str().expect("text");
-        assert_eq!(switch_on(directory), Ok(2));
-        assert_eq!(switch_on(directory), Ok(0));
+        assert_eq!(switch_on(directory, 1), Ok(1));
+        let state = |name: &str| fs::read_to_string(dir.path().join(name).join("online")).expect("read");
+        assert_eq!((state("cpu1"), state("cpu2")), ("1".into(), "0".into()));
+        assert_eq!(switch_on(directory, usize::MAX), Ok(1));
+        assert_eq!(switch_on(directory, usize::MAX), Ok(0));
         assert_eq!(
             fs::read_to_string(dir.path().join("online")).expect("read"),
             "0-2\n"
         );
-        assert_eq!(switch_on("/no/such/directory"), Ok(0));
+        assert_eq!(switch_on("/no/such/directory", 1), Ok(0));
     }
 
     #[test]

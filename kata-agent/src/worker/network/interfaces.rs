@@ -185,20 +185,29 @@ fn set(
 
 /// Renames an interface. One that has the name already gets ours.
 fn rename(netlink: &Netlink, links: &[Link], link: &Link, name: &str) -> io::Result<()> {
-    let named = |index, name: &str| {
-        let name = [name.as_bytes(), b"\0"].concat();
-        // Older kernels rename only what is down.
-        set(netlink, index, 0, IFF_UP, |body| body)?;
-        set(netlink, index, 0, 0, |body| body.with(IFLA_IFNAME, &name))
-    };
     let other = links.iter().find(|other| other.name == name);
     if let Some(other) = other {
-        named(other.index, &format!("kata{}", other.index))?;
+        give_name(netlink, other.index, &format!("kata{}", other.index))?;
     }
-    named(link.index, name)?;
+    give_name(netlink, link.index, name)?;
     if let Some(other) = other {
-        named(other.index, &link.name)?;
+        give_name(netlink, other.index, &link.name)?;
         set(netlink, other.index, other.flags & IFF_UP, IFF_UP, |body| body)?;
     }
     Ok(())
+}
+
+/// Renames one interface. Kernels before 6.2 rename only what is down, which costs it routes and addresses.
+fn give_name(netlink: &Netlink, index: u32, name: &str) -> io::Result<()> {
+    let named = || {
+        let name = [name.as_bytes(), b"\0"].concat();
+        set(netlink, index, 0, 0, |body| body.with(IFLA_IFNAME, &name))
+    };
+    match named() {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            set(netlink, index, 0, IFF_UP, |body| body)?;
+            named()
+        }
+        other => other,
+    }
 }
