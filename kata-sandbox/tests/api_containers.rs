@@ -4,6 +4,9 @@
 mod api;
 mod bed;
 
+use std::collections::HashSet;
+
+use api::inside::Inside;
 use api::{client, creation, execution, read_all, reading, run, signal, start, wait};
 use bed::Bed;
 use kata_agent_proto::agent::{
@@ -54,17 +57,64 @@ async fn resume(client: &Client, id: &str) -> Result<(), CallError> {
     client.resume_container(request).await
 }
 
-fn update(id: &str, pids: i64) -> UpdateContainerRequest {
+fn update(id: &str, resources: oci::LinuxResources) -> UpdateContainerRequest {
     UpdateContainerRequest {
         container_id: id.into(),
-        resources: MessageField::some(oci::LinuxResources {
-            pids: MessageField::some(oci::LinuxPids {
-                limit: pids,
-                ..Default::default()
-            }),
+        resources: MessageField::some(resources),
+        ..Default::default()
+    }
+}
+
+fn pids(limit: i64) -> oci::LinuxResources {
+    oci::LinuxResources {
+        pids: MessageField::some(oci::LinuxPids {
+            limit,
             ..Default::default()
         }),
         ..Default::default()
+    }
+}
+
+fn memory(limit: i64) -> oci::LinuxResources {
+    oci::LinuxResources {
+        memory: MessageField::some(oci::LinuxMemory {
+            limit,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn shares(shares: u64) -> oci::LinuxResources {
+    oci::LinuxResources {
+        cpu: MessageField::some(oci::LinuxCPU {
+            shares,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// Files of version 2 of control groups that a container here is limited by. A host may have its controllers in version
+/// 1, where they are of no use to an agent that is a process of it.
+async fn limit_files(bed: &Bed, client: &Client) -> HashSet<String> {
+    let mut inside = Inside::new(client).await;
+    let own = "ls /proc/1/root/sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)";
+    let files: HashSet<String> = inside.done(own).await.lines().map(str::to_owned).collect();
+    let all = ["cpu.weight", "memory.max", "pids.max"];
+    assert!(
+        !bed.has_guest() || all.iter().all(|file| files.contains(*file)),
+        "{files:?}"
+    );
+    inside.remove().await;
+    files
+}
+
+/// The refusal of a limit that needs a controller which is not there.
+fn no_file(field: &str, file: &str) -> CallError {
+    CallError::Failed {
+        kind: FailureKind::Unsupported,
+        subject: format!("{field}: the kernel has no {file} for it"),
     }
 }
 
@@ -99,6 +149,47 @@ async fn life(client: &Client) {
     assert_eq!(wait(client, "c1", "the-init").await, Err(CallError::NotFound));
 }
 
+/// Each limit holds and is told of, or is refused by its field, and then none of the request holds.
+async fn limits(files: &HashSet<String>, client: &Client, id: &str) {
+    let figures = async || client.stats_container(stats(id)).await.unwrap().cgroup_stats;
+    let has = |file: &str| files.contains(file);
+    for (resources, mut more, field, file) in [
+        (pids(20), pids(30), "pids.limit", "pids.max"),
+        (memory(64 << 20), memory(96 << 20), "memory.limit", "memory.max"),
+        (shares(512), shares(256), "cpu.shares", "cpu.weight"),
+    ] {
+        let answer = client.update_container(update(id, resources)).await;
+        let expected = if has(file) {
+            Ok(())
+        } else {
+            Err(no_file(field, file))
+        };
+        assert_eq!(answer, expected, "{field}");
+        // With one that nobody has.
+        more.unified.insert("no.such".into(), "1".into());
+        let answer = client.update_container(update(id, more)).await;
+        let expected = if has(file) {
+            no_file("unified.no.such", "no.such")
+        } else {
+            no_file(field, file)
+        };
+        assert_eq!(answer, Err(expected), "{field}");
+    }
+    let work = "n=0; while [ $n -lt 20000 ]; do n=$((n+1)); done";
+    assert_eq!(run(client, id, "works", work).await.0, 0);
+    let found = figures().await;
+    assert!(found.cpu_stats.cpu_usage.total_usage > 1_000_000, "{found:?}");
+    let limit = if has("pids.max") { 20 } else { 0 };
+    assert_eq!(
+        (found.pids_stats.limit, found.pids_stats.current > 0),
+        (limit, limit > 0)
+    );
+    // Kata's way to say that there is no limit is another here.
+    let limit = if has("memory.max") { 64 << 20 } else { u64::MAX };
+    let usage = found.memory_stats.usage.clone().unwrap_or_default();
+    assert_eq!((usage.limit, usage.usage > 0), (limit, has("memory.max")));
+}
+
 /// A container that stands still, and one whose limits change.
 async fn changes(bed: &Bed, client: &Client) {
     start(client, creation("c2", WAITS)).await;
@@ -112,16 +203,7 @@ async fn changes(bed: &Bed, client: &Client) {
         run(client, "c2", "e1", "echo goes on").await,
         (0, "goes on\n".into())
     );
-    let updated = client.update_container(update("c2", 20)).await;
-    // Without a guest the controllers are the host's, which may have them elsewhere.
-    match updated {
-        Err(refused) if !bed.has_guest() => assert_eq!(refused.kind(), Some(FailureKind::Unsupported)),
-        updated => {
-            updated.unwrap();
-            let stats = client.stats_container(stats("c2")).await.unwrap();
-            assert_eq!(stats.cgroup_stats.pids_stats.limit, 20);
-        }
-    }
+    limits(&limit_files(bed, client).await, client, "c2").await;
     // All of its processes at once.
     signal(client, "c2", "", SIGKILL).await.unwrap();
     assert_eq!(wait(client, "c2", "c2").await, Ok(137));
@@ -225,7 +307,7 @@ async fn nobody(client: &Client) {
     assert_eq!(pause(client, "none").await, Err(CallError::NotFound));
     assert_eq!(resume(client, "none").await, Err(CallError::NotFound));
     assert_eq!(
-        client.update_container(update("none", 1)).await,
+        client.update_container(update("none", pids(1))).await,
         Err(CallError::NotFound)
     );
     assert_eq!(
@@ -331,19 +413,17 @@ on_every_backend! {
     async fn the_kill_for_want_of_memory_is_told_and_so_is_the_sandboxs_end(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let client = client(&sandbox).await;
-        if bed.has_guest() {
-            let mut request = creation("hog", "head -c 100000000 /dev/zero | tail");
-            let linux = request.oci.as_mut().unwrap().linux.as_mut().unwrap();
-            linux.resources = MessageField::some(oci::LinuxResources {
-                memory: MessageField::some(oci::LinuxMemory {
-                    limit: 16 << 20,
-                    ..Default::default()
-                }),
-                ..Default::default()
-            });
+        let mut request = creation("hog", "head -c 100000000 /dev/zero | tail");
+        let linux = request.oci.as_mut().unwrap().linux.as_mut().unwrap();
+        linux.resources = MessageField::some(memory(16 << 20));
+        if limit_files(&bed, &client).await.contains("memory.max") {
             start(&client, request).await;
             let event = client.get_oom_event(GetOOMEventRequest::new()).await.unwrap();
             assert_eq!(event.container_id, "hog");
+        } else {
+            let refused = client.create_container(request).await;
+            assert_eq!(refused, Err(no_file("memory.limit", "memory.max")));
+            assert_eq!(client.stats_container(stats("hog")).await.unwrap_err(), CallError::NotFound);
         }
         let waiting = client.clone();
         let waiting = tokio::spawn(async move { waiting.get_oom_event(GetOOMEventRequest::new()).await });

@@ -8,6 +8,8 @@
     reason = "this is test code"
 )]
 
+pub(crate) mod inside;
+
 use kata_agent_proto::agent::{
     CreateContainerRequest, ExecProcessRequest, ReadStreamRequest, SignalProcessRequest,
     StartContainerRequest, WaitProcessRequest,

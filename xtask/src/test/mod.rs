@@ -102,6 +102,7 @@ const WITH_DISTRIBUTION_KERNEL: &[&str] = &[
     "a_dropped_sandbox_leaves_nothing",
     "many_execs_at_once",
     "memory_and_processors_are_what_was_asked_for",
+    "modules_of_the_kernel_are_loaded_or_refused_by_name",
     "the_exit_code_is_the_code_and_streams_are_apart",
 ];
 
