@@ -23,6 +23,14 @@ const LOG_TAIL_BYTES: usize = 8 << 10;
 pub(crate) struct Control(AsyncFd<Socket>);
 
 impl Control {
+    /// One with no monitor behind it, only its socket.
+    #[cfg(test)]
+    pub(crate) fn of_nobody() -> io::Result<(Self, Socket)> {
+        let (ours, theirs) = Socket::pair()?;
+        ours.set_nonblocking()?;
+        Ok((Self(watch(ours)?), theirs))
+    }
+
     /// Sends a request with the descriptors beside it, waiting for room.
     pub(crate) async fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         loop {

@@ -248,3 +248,6 @@ fn failed(kind: FailureKind, subject: &str, what: &str) -> (ErrorKind, String) {
         _ => (ErrorKind::Agent, format!("cannot {what}")),
     }
 }
+
+#[cfg(test)]
+mod tests;
