@@ -143,3 +143,39 @@ impl AsFd for Place {
         self.directory.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// While anything is renamed in the system, the kernel has doubts of every `..`.
+    #[test]
+    fn renames_elsewhere_do_not_disturb_a_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |below: &str| directory.path().join(below);
+        fs::create_dir_all(path("a/b")).unwrap();
+        fs::write(path("a/c"), "text").unwrap();
+        let root = Root::of(directory.path()).unwrap();
+        let (one, other) = (path("one"), path("other"));
+        fs::create_dir(&one).unwrap();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    fs::rename(&one, &other).unwrap();
+                    fs::rename(&other, &one).unwrap();
+                }
+            });
+            let failed = (0..20_000).filter_map(|_| {
+                root.resolve(Path::new("/a/b/../b/../../a/c"), OFlags::empty())
+                    .err()
+            });
+            let failed = failed.collect::<Vec<_>>();
+            over.store(true, Ordering::Relaxed);
+            assert_eq!(failed, []);
+        });
+    }
+}

@@ -4,7 +4,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode};
 
 use super::*;
 use crate::kata::{Attribute, End, Entry, Piece, entry::Kind};
@@ -361,33 +361,6 @@ fn paths_begin_at_the_root_and_stay_in_it() {
     receiving.join().expect("no panic").expect("received");
     assert_eq!(bench.read("to/outside/file"), "new");
     assert_eq!(fs::read_dir(bench.path("outside")).expect("there").count(), 1);
-}
-
-/// While anything is renamed in the system, the kernel has doubts of every `..`.
-#[test]
-fn renames_elsewhere_do_not_disturb_a_path() {
-    let bed = Bench::new();
-    fs::create_dir_all(bed.path("a/b")).unwrap();
-    bed.write("a/c", "text");
-    let root = Root::of(&bed.path("")).unwrap();
-    let (one, other) = (bed.path("one"), bed.path("other"));
-    fs::create_dir(&one).unwrap();
-    let over = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(std::sync::atomic::Ordering::Relaxed) {
-                fs::rename(&one, &other).unwrap();
-                fs::rename(&other, &one).unwrap();
-            }
-        });
-        let failed = (0..20_000).filter_map(|_| {
-            root.resolve(Path::new("/a/b/../b/../../a/c"), OFlags::empty())
-                .err()
-        });
-        let failed = failed.collect::<Vec<_>>();
-        over.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert_eq!(failed, []);
-    });
 }
 
 #[test]
