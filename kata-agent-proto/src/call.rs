@@ -43,6 +43,9 @@ pub enum CallError {
     /// The connection to the agent is lost. The request may or may not have been carried out.
     #[error("the connection to the agent is lost")]
     Closed,
+    /// The connection to the agent was lost while an answer was coming, to this request or another.
+    #[error("the connection to the agent ended in the middle of an answer")]
+    Cut,
     /// The agent sent what no agent sends. The connection is lost, and the agent cannot be trusted.
     #[error("the agent broke the protocol: {what}")]
     Broken {
@@ -128,6 +131,8 @@ impl From<ttrpc::Error> for CallError {
 pub(crate) enum End {
     /// The other side closed it, or it was lost.
     Closed,
+    /// The same, with a part of an answer still to come.
+    Cut,
     /// The other side broke the protocol.
     Broken(Breach),
 }
@@ -136,6 +141,7 @@ impl From<End> for CallError {
     fn from(end: End) -> Self {
         match end {
             End::Closed => CallError::Closed,
+            End::Cut => CallError::Cut,
             End::Broken(breach) => CallError::Broken {
                 what: breach.to_string(),
             },
@@ -183,7 +189,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let before = buf.filled().len();
         let result = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
         if result.is_err() || (buf.filled().len() == before && buf.remaining() > 0) {
-            self.end(End::Closed);
+            self.end(match self.frames.is_within_answer() {
+                true => End::Cut,
+                false => End::Closed,
+            });
             return Poll::Ready(result);
         }
         if let Err(breach) = self.frames.received(&buf.filled()[before..]) {

@@ -132,9 +132,10 @@ impl Client {
         }
     }
 
-    /// Returns when the connection is lost, or was ended because the agent broke the protocol.
-    pub async fn closed(&self) {
-        self.end().await;
+    /// Returns when the connection is lost, or was ended because the agent broke the protocol: with the error of a call
+    /// that was under way.
+    pub async fn closed(&self) -> CallError {
+        self.end().await.into()
     }
 
     async fn end(&self) -> End {
@@ -149,7 +150,7 @@ impl Client {
     pub fn breach(&self) -> Option<String> {
         match &*self.ended.borrow() {
             Some(End::Broken(breach)) => Some(breach.to_string()),
-            Some(End::Closed) | None => None,
+            Some(End::Closed | End::Cut) | None => None,
         }
     }
 

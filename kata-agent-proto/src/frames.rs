@@ -74,6 +74,11 @@ impl Progress {
         }
         Ok(())
     }
+
+    /// Whether more of a frame has to come.
+    fn is_within_frame(&self) -> bool {
+        self.body > 0 || !self.header.is_empty()
+    }
 }
 
 /// Both directions of a connection, from the side that asks.
@@ -114,6 +119,11 @@ impl Frames {
             Ok(())
         })
     }
+
+    /// Whether an end here cuts an answer in two.
+    pub(crate) fn is_within_answer(&self) -> bool {
+        self.received.is_within_frame()
+    }
 }
 
 #[cfg(test)]
@@ -149,6 +159,18 @@ mod tests {
                 answered(&frame(long, 1, RESPONSE), size),
                 Err(Breach::TooLong(long))
             );
+        }
+    }
+
+    #[test]
+    fn an_end_anywhere_within_an_answer_cuts_it() {
+        let answer = [frame(2, 1, RESPONSE), vec![9, 9]].concat();
+        for length in 0..=answer.len() {
+            let mut frames = Frames::default();
+            frames.sent(&frame(0, 1, REQUEST));
+            frames.received(&answer[..length]).unwrap();
+            let whole = length == 0 || length == answer.len();
+            assert_eq!(frames.is_within_answer(), !whole, "{length} bytes");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The agent's first words: who it is and when it got how far.
 //!
 //! One length-delimited protobuf message on a connection that the agent makes to
-//! [`port::HELLO`](crate::port::HELLO) and then keeps open: its end means that the agent is lost.
+//! [`port::HELLO`](crate::port::HELLO) and then keeps open: its end means that the agent is lost. Nothing else is said there.
 
 use std::io;
 
@@ -35,6 +35,9 @@ pub enum HelloError {
     /// The bytes are no hello.
     #[error("the agent's hello cannot be understood")]
     Malformed(#[source] protobuf::Error),
+    /// Something came after the hello, where nothing is said.
+    #[error("the agent went on talking after its hello")]
+    WentOn,
     /// Host and agent are of different versions.
     #[error("the agent (version {agent_version}) speaks protocol {agent}, this program speaks {PROTOCOL}")]
     Protocol {
@@ -67,6 +70,18 @@ pub async fn read_hello(stream: &mut (impl AsyncRead + Unpin)) -> Result<Hello, 
         });
     }
     Ok(hello)
+}
+
+/// Waits for the end of the connection that the hello came on.
+///
+/// # Errors
+/// [`HelloError::WentOn`] as soon as anything comes but the end; [`HelloError::Io`] when the connection fails, which is
+/// an end as well.
+pub async fn read_end(stream: &mut (impl AsyncRead + Unpin)) -> Result<(), HelloError> {
+    match stream.read(&mut [0]).await.map_err(HelloError::Io)? {
+        0 => Ok(()),
+        _ => Err(HelloError::WentOn),
+    }
 }
 
 /// Writes the hello; sets its `protocol`.
@@ -151,6 +166,13 @@ mod tests {
             read_hello(&mut long).await,
             Err(HelloError::TooLong { length: 4097 })
         ));
+    }
+
+    #[tokio::test]
+    async fn after_the_hello_comes_the_end_and_nothing_else() {
+        assert!(matches!(read_end(&mut &[][..]).await, Ok(())));
+        let mut endless = tokio::io::repeat(0);
+        assert!(matches!(read_end(&mut endless).await, Err(HelloError::WentOn)));
     }
 
     #[tokio::test]

@@ -33,7 +33,7 @@ pub use call::CallError;
 pub use client::{Client, READ_MAX_BYTES};
 pub use failure::{Failed, FailureKind};
 pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, kata, kata_ttrpc, oci, types};
-pub use hello::{HELLO_MAX_BYTES, Hello, HelloError, PROTOCOL, read_hello, write_hello};
+pub use hello::{HELLO_MAX_BYTES, Hello, HelloError, PROTOCOL, read_end, read_hello, write_hello};
 pub use offer::offered;
 
 /// Annotations of an OCI specification that the agent understands.

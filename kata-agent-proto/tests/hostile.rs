@@ -144,9 +144,9 @@ async fn the_second_answer_to_a_request_is_one_too_many() {
 }
 
 #[tokio::test]
-async fn an_end_within_a_frame_is_an_end() {
+async fn an_end_within_a_frame_says_so() {
     let (error, breach, _) = lie(frame(100, 1, 2, b"half"), true).await;
-    assert_eq!((error, breach), (CallError::Closed, None));
+    assert_eq!((error, breach), (CallError::Cut, None));
 }
 
 #[tokio::test]

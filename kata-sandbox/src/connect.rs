@@ -9,6 +9,7 @@ use kata_vmm::machine::Running;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
+use crate::ending::Loss;
 use crate::error::{Error, ErrorKind};
 use crate::link::{Dialer, Link, ended};
 use crate::report::{Stage, Timings};
@@ -38,7 +39,10 @@ pub(crate) async fn connect(
     let (mut stream, dialed_at) = reached(milestones.dialed, supervision, Stage::Agent).await?;
     let hello = tokio::select! {
         biased;
-        hello = read_hello(&mut stream) => hello.map_err(hello_error)?,
+        hello = read_hello(&mut stream) => match hello {
+            Ok(hello) => hello,
+            Err(error) => return Err(no_hello(supervision, error).await),
+        },
         ended = ended(supervision.state.clone()) => return Err(ended.error(Stage::Agent)),
     };
     mark_guest(timings, &hello, dialed_at);
@@ -57,7 +61,7 @@ pub(crate) async fn connect(
     };
     // The supervisor ends only after it published why, so an order that it cannot take is no loss.
     let _ = supervision.orders.send(Order::WatchAgent(stream));
-    watch_protocol(link.client.clone(), supervision);
+    watch_calls(link.client.clone(), supervision);
     set_up(&link, name, shares_pid).await?;
     timings.mark(Stage::Connect);
     Ok(Connected {
@@ -67,16 +71,18 @@ pub(crate) async fn connect(
     })
 }
 
-/// Ends a sandbox whose agent breaks the protocol, also when nobody waits for an answer.
-fn watch_protocol(client: Client, supervision: &Supervision) {
+/// Ends a sandbox whose agent takes no calls any more or breaks the protocol, also when nobody waits for an answer.
+fn watch_calls(client: Client, supervision: &Supervision) {
     // The sandbox ends with the last of those who can give orders, which this is not one of.
     let orders = supervision.orders.downgrade();
     tokio::spawn(async move {
-        client.closed().await;
-        if let (Some(breach), Some(orders)) = (client.breach(), orders.upgrade()) {
+        let end = client.closed().await;
+        if let Some(breach) = client.breach() {
             tracing::warn!(breach, "the agent broke the protocol");
+        }
+        if let Some(orders) = orders.upgrade() {
             // A supervisor that is gone has ended the sandbox already.
-            let _ = orders.send(Order::GiveUp);
+            let _ = orders.send(Order::GiveUp(Loss::Calls(end)));
         }
     });
 }
@@ -92,8 +98,13 @@ async fn reached<T>(
     }
 }
 
-fn hello_error(error: HelloError) -> Error {
+async fn no_hello(supervision: &Supervision, error: HelloError) -> Error {
     let kind = match error {
+        // The machine may be at its end, which the supervisor is told of by others.
+        HelloError::Io(_) => {
+            let _ = supervision.orders.send(Order::GiveUp(Loss::HungUp));
+            return ended(supervision.state.clone()).await.error(Stage::Agent);
+        }
         HelloError::Protocol { .. } => ErrorKind::VersionMismatch,
         _ => ErrorKind::AgentLost,
     };

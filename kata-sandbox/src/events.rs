@@ -131,6 +131,8 @@ fn publish(state: &State, event: &Event) {
 
 /// Asks for the next kill as long as there is an agent.
 async fn tell_kills(state: &Mutex<State>, link: &Link) {
+    // Once: who lies can do it as often as it is asked.
+    let mut has_warned = false;
     loop {
         let asked = link.client.get_oom_event(GetOOMEventRequest::default());
         let container = tokio::select! {
@@ -139,7 +141,7 @@ async fn tell_kills(state: &Mutex<State>, link: &Link) {
             answer = asked => match answer {
                 Ok(event) => event.container_id,
                 Err(error) => {
-                    if error != CallError::Closed {
+                    if !matches!(error, CallError::Closed | CallError::Cut) {
                         tracing::warn!(%error, "the agent tells of no kills for want of memory");
                     }
                     return;
@@ -149,7 +151,7 @@ async fn tell_kills(state: &Mutex<State>, link: &Link) {
         let state = locked(state);
         if state.containers.contains(&container) {
             publish(&state, &Event::OutOfMemory { container });
-        } else {
+        } else if !std::mem::replace(&mut has_warned, true) {
             tracing::warn!("the agent tells of a kill in a container that there never was");
         }
     }

@@ -58,6 +58,7 @@ mod copied;
 mod copy;
 mod defaults;
 pub mod doctor;
+mod ending;
 mod error;
 mod events;
 mod host;

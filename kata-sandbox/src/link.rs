@@ -11,10 +11,11 @@ use kata_agent_proto::{CallError, Client, FailureKind, port};
 use kata_vmm::control::Request;
 use tokio::sync::watch;
 
+use crate::ending::Ended;
 use crate::error::{Error, ErrorKind};
 use crate::launch::Control;
 use crate::report::Stage;
-use crate::supervise::{Ended, State};
+use crate::supervise::State;
 
 /// Host ports of our connections start here, above any that a guest program would pick.
 const FIRST_HOST_PORT: u32 = 1 << 30;
@@ -94,8 +95,10 @@ impl Link {
         };
         match answer {
             Ok(value) => Ok(value),
-            Err(CallError::Closed) => Err(self.closed(stage).await),
-            Err(error @ CallError::Broken { .. }) => Err(broken(stage, error)),
+            // The sandbox ends with the connection to its agent, and the supervisor knows the better reason.
+            Err(error @ (CallError::Closed | CallError::Cut | CallError::Broken { .. })) => {
+                Err(self.lost(stage, error).await)
+            }
             Err(error @ (CallError::Failed { .. } | CallError::NotFound)) => {
                 Err(call_error(stage, what, error))
             }
@@ -150,22 +153,17 @@ impl Link {
 
     /// Why the agent's connection closed: the sandbox ends, and the supervisor knows the reason.
     pub(crate) async fn closed(&self, stage: Stage) -> Error {
+        self.lost(stage, CallError::Closed).await
+    }
+
+    async fn lost(&self, stage: Stage, end: CallError) -> Error {
         match tokio::time::timeout(LAST_WORDS, ended(self.state.clone())).await {
             Ok(ended) => ended.error(stage),
-            Err(_) => Error::new(ErrorKind::AgentLost, stage, "the agent closed its connection"),
+            Err(_) => {
+                Error::new(ErrorKind::AgentLost, stage, "the agent closed its connection").with_source(end)
+            }
         }
     }
-}
-
-/// The sandbox ends with the trust in its agent.
-fn broken(stage: Stage, error: CallError) -> Error {
-    Error::new(
-        ErrorKind::AgentLost,
-        stage,
-        "the agent in the guest cannot be trusted",
-    )
-    .sandbox_lost()
-    .with_source(error)
 }
 
 /// Completes when the sandbox has ended and nothing is left of it.

@@ -21,6 +21,7 @@ use protobuf::MessageField;
 use tokio::sync::mpsc::WeakUnboundedSender;
 
 use crate::container::{Command, Container, Input, ProcessSettings, Writable};
+use crate::ending::Limit;
 use crate::error::{Error, ErrorKind};
 use crate::events::Hub;
 use crate::limits::Limits;
@@ -32,7 +33,7 @@ use crate::report::{ContainerStats, Stage, Timings};
 use crate::shelf::{Layers, Shelf};
 use crate::signal::{self, SIGTERM};
 use crate::spec::{self, Place};
-use crate::supervise::{Deadline, Limit, Order};
+use crate::supervise::{Deadline, Order};
 use crate::{defaults, host, stats};
 
 /// What the containers of a sandbox have in common.

@@ -6,9 +6,10 @@
 use std::time::{Duration, Instant};
 
 use crate::container::Container;
+use crate::ending::Limit;
 use crate::error::{Error, ErrorKind};
 use crate::report::Stage;
-use crate::supervise::{Deadline, Limit};
+use crate::supervise::Deadline;
 
 /// What a machine is given where nobody said anything.
 const MACHINE: Duration = Duration::from_secs(60);

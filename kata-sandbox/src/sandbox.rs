@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::connect::{Connected, connect};
 use crate::container::{Command, Container, Input};
+use crate::ending::{Cause, Ended};
 use crate::error::{Error, ErrorKind};
 use crate::events::Hub;
 use crate::host::Ready;
@@ -28,7 +29,7 @@ use crate::process::Process;
 use crate::questions::Question;
 use crate::report::{Events, Info, MachineInfo, Samples, Stage, Timings, Usage};
 use crate::shelf::{Layers, Shelf};
-use crate::supervise::{Cause, Ended, Order, Supervision, supervise};
+use crate::supervise::{Order, Supervision, supervise};
 use crate::{defaults, host, usage};
 
 /// What a machine is booted for.

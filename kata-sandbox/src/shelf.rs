@@ -188,9 +188,9 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::ending::Ended;
     use crate::error::ErrorKind;
     use crate::plan::{Layer, Proof};
-    use crate::supervise::Ended;
 
     fn layer(digest: &str) -> Rootfs {
         Rootfs {

@@ -16,16 +16,15 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kata_vmm::control::{self, LaunchError, Request};
-use kata_vmm::machine::{Running, VmExit};
-use tokio::io::AsyncReadExt;
+use kata_agent_proto::{HelloError, read_end};
+use kata_vmm::control::{self, Request};
+use kata_vmm::machine::Running;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::error::{Error, ErrorKind};
+use crate::ending::{Cause, Ended, Limit, Loss, Reached, Step};
 use crate::launch::{Control, Monitor};
 use crate::questions::{Question, Questions};
-use crate::report::Stage;
 
 /// How long the monitor may take to end once its control socket is closed.
 const MONITOR_PATIENCE: Duration = Duration::from_secs(5);
@@ -38,54 +37,6 @@ pub(crate) enum State {
     Booting,
     Running,
     Ended(Arc<Ended>),
-}
-
-/// How a sandbox ended.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    pub(crate) cause: Cause,
-    /// How far it had come, where its time was up before it was ready.
-    pub(crate) reached: Option<Reached>,
-    pub(crate) console_tail: String,
-    pub(crate) monitor_log: String,
-}
-
-/// Why a sandbox ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Cause {
-    Stopped,
-    TimeUp(Limit),
-    LaunchFailed(LaunchError),
-    Vm(VmExit),
-    MonitorDied { code: Option<i32>, signal: Option<i32> },
-    MonitorProtocol { monitor: u32 },
-    AgentLost,
-}
-
-/// The last that is known of a boot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Reached {
-    step: Step,
-    /// How often the machine's processors came back to the monitor, where it is the monitor that runs them.
-    exits: Option<u64>,
-}
-
-/// What a boot waits for, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Machine,
-    Agent,
-    SetUp,
-    Container,
-}
-
-/// What a deadline limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Limit {
-    /// Getting ready, until the container is created.
-    Boot,
-    /// The container's run.
-    Run,
 }
 
 /// When a sandbox is to be killed, and for what.
@@ -110,7 +61,7 @@ impl Deadline {
 /// What the supervisor is told to do.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// The agent said hello; this stream ends when the agent does.
+    /// The agent said hello; this stream ends when the agent does, and has nothing more to say.
     WatchAgent(UnixStream),
     /// End the sandbox at this time; `None` takes the deadline away.
     Deadline(Option<Deadline>),
@@ -118,8 +69,8 @@ pub(crate) enum Order {
     Ask(Question),
     /// End the sandbox.
     Stop,
-    /// End the sandbox: its agent cannot be trusted.
-    GiveUp,
+    /// End the sandbox: its agent takes no calls any more, or cannot be trusted with them.
+    GiveUp(Loss),
 }
 
 /// What booting waits for.
@@ -178,7 +129,7 @@ pub(crate) fn supervise(
 enum Event {
     Monitor(control::Event, Vec<OwnedFd>),
     MonitorGone,
-    AgentLost,
+    AgentLost(Loss),
     Order(Order),
     TimeUp(Limit),
     Asked,
@@ -215,7 +166,7 @@ impl Supervisor {
             biased;
             message = self.control.recv() => monitor_event(message),
             order = self.orders.recv() => Event::Order(order.unwrap_or(Order::Stop)),
-            () = end_of(&mut self.agent) => Event::AgentLost,
+            loss = end_of(&mut self.agent) => Event::AgentLost(loss),
             limit = until(self.deadline) => Event::TimeUp(limit),
             () = ask(&self.control, self.questions.unsent()) => Event::Asked,
         }
@@ -234,7 +185,9 @@ impl Supervisor {
                     None,
                 ));
             }
-            Event::AgentLost | Event::Order(Order::GiveUp) => return Some((Cause::AgentLost, None)),
+            Event::AgentLost(loss) | Event::Order(Order::GiveUp(loss)) => {
+                return Some((Cause::AgentLost(loss), None));
+            }
             Event::Order(Order::Stop) => return Some((Cause::Stopped, None)),
             Event::TimeUp(limit) => return Some((Cause::TimeUp(limit), None)),
             Event::Order(Order::Deadline(deadline)) => self.deadline = deadline,
@@ -295,7 +248,7 @@ impl Supervisor {
         match (&self.launched, &self.dialed, &self.agent) {
             (Some(_), ..) => Step::Machine,
             (_, Some(_), _) => Step::Agent,
-            (.., None) => Step::SetUp,
+            (.., None) => Step::Hello,
             _ => Step::Container,
         }
     }
@@ -303,7 +256,7 @@ impl Supervisor {
     /// Ends the machine and reaps the monitor: afterwards nothing of the sandbox is left.
     async fn tear_down(&mut self, cause: Cause, tail: Option<String>) -> Ended {
         let (cause, LastWords { tail, exits }) = match (cause, tail) {
-            (cause @ (Cause::AgentLost | Cause::TimeUp(_)), None) => self.last_words(cause).await,
+            (cause @ (Cause::AgentLost(_) | Cause::TimeUp(_)), None) => self.last_words(cause).await,
             (cause, tail) => (cause, LastWords::only(tail.unwrap_or_default())),
         };
         let reached = (cause == Cause::TimeUp(Limit::Boot)).then(|| Reached {
@@ -329,7 +282,8 @@ impl Supervisor {
     /// Asks for the console's tail, and for figures where a boot took too long; a machine or a monitor that dies
     /// meanwhile is the better cause.
     async fn last_words(&mut self, cause: Cause) -> (Cause, LastWords) {
-        let patience = if cause == Cause::AgentLost {
+        let waits_for_an_end = cause.may_be_a_sign();
+        let patience = if waits_for_an_end {
             LAST_WORDS
         } else {
             LAST_WORDS / 4
@@ -360,7 +314,7 @@ impl Supervisor {
                 }
                 Event::Monitor(control::Event::Console { tail }, _) => {
                     words.tail = tail;
-                    if cause != Cause::AgentLost {
+                    if !waits_for_an_end {
                         break;
                     }
                 }
@@ -396,13 +350,15 @@ fn monitor_event(message: std::io::Result<Option<(control::Event, Vec<OwnedFd>)>
     }
 }
 
-/// Completes when the agent closed its hello connection; what it may still say is ignored.
-async fn end_of(agent: &mut Option<UnixStream>) {
+/// Completes when the agent closed its hello connection, or said more there than its hello.
+async fn end_of(agent: &mut Option<UnixStream>) -> Loss {
     let Some(stream) = agent else {
         return pending().await;
     };
-    let mut ignored = [0; 64];
-    while matches!(stream.read(&mut ignored).await, Ok(n) if n > 0) {}
+    match read_end(stream).await {
+        Err(HelloError::WentOn) => Loss::WentOn,
+        Ok(()) | Err(_) => Loss::HungUp,
+    }
 }
 
 /// Sends a question, if there is one. A monitor that takes no more has ended, which is an event of its own.
@@ -425,123 +381,6 @@ async fn until(deadline: Option<Deadline>) -> Limit {
     }
 }
 
-impl Ended {
-    /// The error of a call that this end cut short.
-    pub(crate) fn error(&self, stage: Stage) -> Error {
-        let (kind, message) = self.describe();
-        let message = match self.monitor_log.as_str() {
-            "" => message,
-            log => format!("{message}; the monitor says: {log}"),
-        };
-        let error = Error::new(kind, stage, message)
-            .sandbox_lost()
-            .with_console(self.console_tail.clone());
-        match &self.cause {
-            Cause::LaunchFailed(cause) => error.with_source(cause.clone()),
-            _ => error,
-        }
-    }
-
-    fn describe(&self) -> (ErrorKind, String) {
-        match &self.cause {
-            Cause::Stopped => (ErrorKind::Stopped, "the sandbox was stopped".into()),
-            Cause::TimeUp(Limit::Boot) => (ErrorKind::BootTimedOut, self.describe_boot()),
-            Cause::TimeUp(Limit::Run) => (
-                ErrorKind::TimedOut,
-                "the container ran longer than its timeout".into(),
-            ),
-            Cause::LaunchFailed(error) => describe_launch(error),
-            Cause::Vm(VmExit::GuestReset) => (
-                ErrorKind::GuestPanicked,
-                "the guest kernel panicked or reset the machine".into(),
-            ),
-            Cause::Vm(VmExit::GuestPanic) => (ErrorKind::GuestPanicked, "the guest kernel panicked".into()),
-            Cause::Vm(VmExit::VcpuStopped(report)) => (ErrorKind::Hypervisor, report.to_string()),
-            Cause::Vm(VmExit::PowerOff) => {
-                (ErrorKind::GuestPoweredOff, "the guest powered itself off".into())
-            }
-            Cause::Vm(VmExit::Killed) => (ErrorKind::Stopped, "the machine was killed".into()),
-            Cause::Vm(VmExit::HypervisorDied {
-                code,
-                signal,
-                stderr_tail,
-            }) => (
-                ErrorKind::Hypervisor,
-                format!("the hypervisor {}: {stderr_tail}", died(*code, *signal)),
-            ),
-            Cause::MonitorDied { code, signal } => (
-                ErrorKind::Monitor,
-                format!("the monitor {}", died(*code, *signal)),
-            ),
-            Cause::MonitorProtocol { monitor } => (
-                ErrorKind::VersionMismatch,
-                format!(
-                    "the monitor speaks control protocol {monitor}, this library {}; use programs of one version",
-                    control::PROTOCOL
-                ),
-            ),
-            Cause::AgentLost => (ErrorKind::AgentLost, "the agent in the guest is gone".into()),
-        }
-    }
-}
-
-impl Ended {
-    fn describe_boot(&self) -> String {
-        let late = "the sandbox was not ready in time";
-        let Some(Reached { step, exits }) = self.reached else {
-            return late.into();
-        };
-        let waited = match step {
-            Step::Machine => "the hypervisor had not started the machine",
-            Step::Agent => "the machine ran, and the agent in it had not called",
-            Step::SetUp => "the agent had called, and was not set up",
-            Step::Container => "the agent had answered, and the container was not created",
-        };
-        let mut said = format!("{late}: {waited}");
-        if let Some(exits) = exits {
-            said += &format!("; its processors had come back to the monitor {exits} times");
-        }
-        if step == Step::Agent && self.console_tail.is_empty() {
-            said += "; its console is empty, for with `quiet` a kernel prints only what fails";
-        }
-        said
-    }
-}
-
-fn describe_launch(error: &LaunchError) -> (ErrorKind, String) {
-    match error {
-        LaunchError::Protocol { .. } => (
-            ErrorKind::VersionMismatch,
-            "the monitor is of another version".into(),
-        ),
-        LaunchError::Unsupported { .. } => (ErrorKind::Unsupported, "the machine cannot be built".into()),
-        LaunchError::Boot { .. } | LaunchError::Spawn { .. } | LaunchError::Ended { .. } => {
-            (ErrorKind::Hypervisor, "the machine did not start".into())
-        }
-        LaunchError::Monitor { .. } => (ErrorKind::Monitor, "the monitor failed".into()),
-    }
-}
-
-fn died(code: Option<i32>, signal: Option<i32>) -> String {
-    match (code, signal) {
-        (_, Some(signal)) => format!("was killed by signal {signal}"),
-        (Some(code), None) => format!("ended with status {code}"),
-        (None, None) => "ended".into(),
-    }
-}
-
-impl Ended {
-    /// The end of a sandbox whose supervisor went away with its runtime.
-    pub(crate) fn stopped() -> Self {
-        Self {
-            cause: Cause::Stopped,
-            reached: None,
-            console_tail: String::new(),
-            monitor_log: String::new(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -551,48 +390,5 @@ mod tests {
         assert_eq!(Deadline::after(Duration::MAX, Limit::Run), None);
         let soon = Deadline::after(Duration::from_secs(1), Limit::Boot).unwrap();
         assert!(soon.at > Instant::now() && soon.limit == Limit::Boot);
-    }
-
-    #[test]
-    fn a_boot_that_takes_too_long_says_how_far_it_came() {
-        let said = |step, exits, tail: &str| {
-            let ended = Ended {
-                cause: Cause::TimeUp(Limit::Boot),
-                reached: Some(Reached { step, exits }),
-                console_tail: tail.into(),
-                ..Ended::stopped()
-            };
-            ended.error(Stage::Agent).to_string()
-        };
-        assert_eq!(
-            said(Step::Agent, Some(12), ""),
-            "guest agent: the sandbox was not ready in time: the machine ran, and the agent in it had not called; its \
-             processors had come back to the monitor 12 times; its console is empty, for with `quiet` a kernel prints \
-             only what fails"
-        );
-        assert_eq!(
-            said(Step::Agent, None, "Kernel panic"),
-            "guest agent: the sandbox was not ready in time: the machine ran, and the agent in it had not called"
-        );
-        assert!(said(Step::Machine, None, "").ends_with("the hypervisor had not started the machine"));
-    }
-
-    #[test]
-    fn the_cause_of_an_end_has_a_kind_wherever_it_was_noticed() {
-        let ended = |cause| Ended {
-            cause,
-            ..Ended::stopped()
-        };
-        let kind = |cause, stage| ended(cause).error(stage).kind();
-        assert_eq!(
-            kind(Cause::TimeUp(Limit::Boot), Stage::Create),
-            ErrorKind::BootTimedOut
-        );
-        assert_eq!(kind(Cause::TimeUp(Limit::Run), Stage::Exit), ErrorKind::TimedOut);
-        assert_eq!(
-            kind(Cause::Vm(VmExit::GuestReset), Stage::Exit),
-            ErrorKind::GuestPanicked
-        );
-        assert_eq!(kind(Cause::Stopped, Stage::Exit), ErrorKind::Stopped);
     }
 }

@@ -103,9 +103,11 @@ pub(crate) fn client(script: &[u8]) {
                 .into_iter()
                 .filter_map(Result::err)
                 .for_each(|error| check(&error));
-            client.closed().await;
+            let end = client.closed().await;
             match client.check().await {
-                Err(CallError::Closed) => assert_eq!(client.breach(), None),
+                Err(error @ (CallError::Closed | CallError::Cut)) => {
+                    assert_eq!((error, client.breach()), (end, None));
+                }
                 Err(CallError::Broken { what }) => assert_eq!(client.breach(), Some(what)),
                 other => unreachable!("after the end: {other:?}"),
             }
