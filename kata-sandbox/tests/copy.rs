@@ -14,9 +14,10 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use bed::{Bed, script, sh, text};
+use bed::{Bed, script, script_in, sh, text};
 use kata_sandbox::report::Omitted;
-use kata_sandbox::{ErrorKind, MiB, Sandbox, blocking};
+use kata_sandbox::{Container, ContainerHandle, ErrorKind, MiB, Sandbox, blocking};
+use serde_json::{Value, json};
 
 /// A tree with what is easily lost on the way.
 fn make_tree(tree: &Path) {
@@ -42,6 +43,70 @@ fn listing(tree: &Path) -> String {
     let output = find.output().unwrap();
     assert!(output.status.success());
     String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+}
+
+/// CAP_NET_BIND_SERVICE for whoever executes it, as a host has it (linux/capability.h, `vfs_cap_data`, revision 2).
+const CAPABILITY: &str = "security.capability";
+const MAY_BIND: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// A container that idles and whose users are not the guest's.
+fn with_users(bed: &Bed) -> Container {
+    let mut spec: Value = serde_json::from_str(include_str!("oci/full.json")).unwrap();
+    spec.as_object_mut().unwrap().remove("process");
+    spec["root"]["readonly"] = json!(false);
+    let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({"type": "user"}));
+    spec["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 100_000, "size": 65_534}]);
+    spec["linux"]["gidMappings"] = json!([{"containerID": 0, "hostID": 200_000, "size": 65_534}]);
+    Container::from_spec(&bed.rootfs, &spec.to_string())
+        .unwrap()
+        .name("users")
+}
+
+/// What a container with users of its own cannot have or do is told, and no copy can do more than it.
+async fn has_no_rights_over_others(container: &ContainerHandle, host: &Path) {
+    let check = |result: Result<_, kata_sandbox::Error>, named: &[&str]| {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Agent, "{error:?}");
+        assert!(
+            named.iter().all(|part| error.to_string().contains(part)),
+            "{error:?}"
+        );
+        assert!(!error.is_sandbox_lost());
+    };
+    // An owner that it has not.
+    let foreign = host.join("foreign");
+    fs::write(&foreign, "text").unwrap();
+    std::os::unix::fs::chown(&foreign, Some(70_000), Some(0)).unwrap();
+    check(
+        container.copy_in(&foreign, "/var/tmp/foreign").await,
+        &["/var/tmp/foreign", "owner 70000:0"],
+    );
+    let left = script_in(container, "test -e /var/tmp/foreign || echo nothing").await;
+    assert_eq!(text(&left), "nothing");
+    // What is the guest's root's, and for that one alone.
+    fs::write(host.join("file"), "text").unwrap();
+    check(
+        container.copy_in(host.join("file"), "/etc/passwd").await,
+        &["/etc/passwd", "ermission denied"],
+    );
+    check(
+        container.copy_out("/etc/shadow", host.join("shadow")).await,
+        &["/etc/shadow", "ermission denied"],
+    );
+    // A device node is nothing that it could make itself.
+    let device = host.join("device");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &device,
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::RUSR,
+        rustix::fs::makedev(1, 3),
+    )
+    .unwrap();
+    let copied = container.copy_in(&device, "/var/tmp/device").await.unwrap();
+    assert_eq!(copied.left_out_count, 1, "{copied:?}");
+    assert_eq!(copied.left_out[0].what, Omitted::Device);
 }
 
 const LIST: &str = "find . -printf '%P %y %m %U:%G %s %T@ %n %l\\n' | grep -v ' d ' | sort; \
@@ -203,6 +268,109 @@ on_every_backend! {
             let error = second.copy_in(host.path().join("file"), "/var/tmp").await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
         }
+    }
+
+    /// Conformance: api CopyIn
+    /// Conformance: api CopyOut
+    async fn a_paused_container_is_copied_into_and_out_of(bed: Bed) {
+        let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
+        let container = sandbox.create_container(bed.member("held").idle()).await.unwrap();
+        let ticks = "while :; do date +%s%N >/var/tmp/tick.new; mv /var/tmp/tick.new /var/tmp/tick; sleep 0.02; done";
+        let ticking = container.exec(sh(ticks)).await.unwrap();
+        bed::eventually("it ticks", async || {
+            script_in(&container, "test -e /var/tmp/tick").await.status.success()
+        }).await;
+        let host = tempfile::tempdir().unwrap();
+        let tree = host.path().join("tree");
+        make_tree(&tree);
+
+        // Paused in the middle of a copy, which goes on to its end.
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let hold = Arc::new(std::sync::Barrier::new(2));
+        let mut first = Some((begun, Arc::clone(&hold)));
+        let copying = container.copy_out("/usr/bin", host.path().join("bin")).progress(move |_| {
+            if let Some((begun, hold)) = first.take() {
+                let _ = begun.send(());
+                hold.wait();
+            }
+        });
+        let copying = tokio::spawn(copying.into_future());
+        begins.await.unwrap();
+        container.pause().await.unwrap();
+        tokio::task::spawn_blocking(move || hold.wait()).await.unwrap();
+        let copied = copying.await.unwrap().unwrap();
+        assert!(copied.entries > 10, "{copied:?}");
+
+        let tick = async |name: &str| {
+            container.copy_out("/var/tmp/tick", host.path().join(name)).await.unwrap();
+            fs::read_to_string(host.path().join(name)).unwrap()
+        };
+        let stands = tick("first").await;
+        container.copy_in(&tree, "/var/tmp").await.unwrap();
+        container.copy_out("/var/tmp/tree", host.path().join("back")).await.unwrap();
+        assert_eq!(listing(&host.path().join("back")), listing(&tree));
+        // Nothing of it ran for that, nor was it let go on; it finds what came when it is.
+        assert_eq!(tick("second").await, stands);
+        container.resume().await.unwrap();
+        let inside = script_in(&container, &format!("cd /var/tmp/tree && {LIST}")).await;
+        assert_eq!(text(&inside), listing(&tree));
+        bed::eventually("it ticks again", async || tick("third").await != stands).await;
+        ticking.kill().await.unwrap();
+
+        // Removed while it is paused it ends its copies as any other.
+        container.pause().await.unwrap();
+        container.remove().await.unwrap();
+        let error = container.copy_in(&tree, "/var/tmp").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+    }
+
+    /// Conformance: api CopyIn
+    /// Conformance: api CopyOut
+    async fn owners_are_those_of_a_containers_own_users(bed: Bed) {
+        let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
+        let container = sandbox.create_container(with_users(&bed)).await.unwrap();
+        let host = tempfile::tempdir().unwrap();
+        let tree = host.path().join("tree");
+        make_tree(&tree);
+        let is_root = rustix::process::geteuid().is_root();
+        if is_root {
+            fs::write(tree.join("suid"), "").unwrap();
+            std::os::unix::fs::chown(tree.join("suid"), Some(7), Some(8)).unwrap();
+            fs::set_permissions(tree.join("suid"), fs::Permissions::from_mode(0o6755)).unwrap();
+            let may = fs::File::create(tree.join("may")).unwrap();
+            rustix::fs::fsetxattr(&may, CAPABILITY, &MAY_BIND, rustix::fs::XattrFlags::empty()).unwrap();
+        }
+        container.copy_in(&tree, "/var/tmp").await.unwrap();
+        let inside = script_in(&container, &format!("cd /var/tmp/tree && {LIST}")).await;
+        assert_eq!(text(&inside), listing(&tree));
+        // They are its own: it may do with them what it likes, and its users what their owners may.
+        let uses = "cd /var/tmp/tree && chown 5:6 empty && chown -h 7:8 dangling && chmod 600 second && echo its";
+        assert_eq!(text(&script_in(&container, uses).await), "its");
+        let writes = sh("umask 027; echo mine >/var/tmp/mine; stat -c %u:%g:%a /var/tmp/mine").user("33:34");
+        let wrote = container.exec(writes).await.unwrap().output().await.unwrap();
+        assert_eq!(text(&wrote), "33:34:640");
+
+        container.copy_out("/var/tmp/tree", host.path().join("back")).keep_privileges().await.unwrap();
+        container.copy_out("/var/tmp/mine", host.path().join("mine")).await.unwrap();
+        // What is nobody's in there is nobody's out here.
+        container.copy_out("/etc/passwd", host.path().join("passwd")).await.unwrap();
+        let inside = script_in(&container, &format!("cd /var/tmp/tree && {LIST}")).await;
+        if is_root {
+            let back = host.path().join("back");
+            assert_eq!(listing(&back), text(&inside));
+            let owner = |path: &str| {
+                let file = fs::symlink_metadata(host.path().join(path)).unwrap();
+                (file.uid(), file.gid())
+            };
+            let owners = ["back/empty", "back/dangling", "back/suid", "mine", "passwd"].map(owner);
+            assert_eq!(owners, [(5, 6), (7, 8), (7, 8), (33, 34), (65534, 65534)]);
+            let mut capability = [0_u8; 64];
+            let may = fs::File::open(back.join("may")).unwrap();
+            let length = rustix::fs::fgetxattr(&may, CAPABILITY, &mut capability[..]).unwrap();
+            assert_eq!(capability[..length], MAY_BIND);
+            has_no_rights_over_others(&container, host.path()).await;
+        }
+        assert_eq!(text(&script(&sandbox, "echo goes on").await), "goes on");
     }
 
     async fn programs_that_are_not_asynchronous_copy_too(bed: Bed) {

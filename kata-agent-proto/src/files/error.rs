@@ -33,6 +33,16 @@ pub enum FilesError {
         #[source]
         source: io::Error,
     },
+    /// The user namespace that it comes to does not have its owner.
+    #[error("{}: owner {uid}:{gid} does not exist in the user namespace", .path.display())]
+    NoSuchOwner {
+        /// Which.
+        path: PathBuf,
+        /// The user that it was to belong to.
+        uid: u32,
+        /// The group.
+        gid: u32,
+    },
     /// There is more of it than it may be.
     #[error("more than the limit of {0} bytes")]
     TooMuch(u64),
@@ -71,7 +81,7 @@ impl FilesError {
             FilesError::NotADirectory(at) => (FailureKind::NotADirectory, path(at)),
             FilesError::NoSpace(at) => (FailureKind::NoSpace, path(at)),
             FilesError::File { source, .. } => (FailureKind::File, format!("{self}: {source}")),
-            FilesError::TooMuch(_) => (FailureKind::File, self.to_string()),
+            FilesError::TooMuch(_) | FilesError::NoSuchOwner { .. } => (FailureKind::File, self.to_string()),
             FilesError::Malformed(what) => (FailureKind::Malformed, (*what).to_owned()),
             FilesError::Stream(error) => (FailureKind::Malformed, format!("it broke off: {error}")),
         };

@@ -303,7 +303,7 @@ impl Receiving<'_> {
             return Ok(());
         }
         rustix::fs::fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
-            .map_err(FilesError::of(shown, "give it its owner"))
+            .map_err(not_owned(entry, shown))
     }
 
     fn attributes(&mut self, fd: BorrowedFd<'_>, entry: &Entry) {
@@ -415,7 +415,7 @@ impl Receiving<'_> {
         if self.policy.owners {
             let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
             rustix::fs::chownat(place, &place.name, Some(uid), Some(gid), flags)
-                .map_err(FilesError::of(shown, "give it its owner"))?;
+                .map_err(not_owned(entry, shown))?;
         }
         rustix::fs::utimensat(place, &place.name, &times(entry), flags)
             .map_err(FilesError::of(shown, "set its time"))
@@ -460,6 +460,15 @@ fn written(path: &Path, error: std::io::Error) -> FilesError {
             operation: "write it",
             source: error,
         },
+    }
+}
+
+fn not_owned(entry: &Entry, shown: &Path) -> impl FnOnce(Errno) -> FilesError {
+    let (path, uid, gid) = (shown.to_path_buf(), entry.uid, entry.gid);
+    move |errno| match errno {
+        // All that chown(2) refuses so is a user or group that the user namespace has not.
+        Errno::INVAL => FilesError::NoSuchOwner { path, uid, gid },
+        errno => FilesError::of(path, "give it its owner")(errno),
     }
 }
 

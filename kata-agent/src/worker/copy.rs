@@ -53,6 +53,8 @@ fn become_its_root(container: &Path) -> std::io::Result<()> {
     if theirs.metadata()?.ino() == std::fs::metadata("/proc/self/ns/user")?.ino() {
         return Ok(());
     }
+    // What the guest's root may as a member of its groups is not for a container's.
+    rustix::thread::set_thread_groups(&[])?;
     rustix::thread::move_into_link_name_space(theirs.as_fd(), Some(LinkNameSpaceType::User))?;
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
