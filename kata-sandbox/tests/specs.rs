@@ -118,6 +118,24 @@ on_every_backend! {
         sandbox.stop().await.unwrap();
     }
 
+    /// Conformance: oci linux.namespaces.user
+    async fn a_bundle_as_runc_writes_it_can_have_users_of_its_own(bed: Bed) {
+        let mut spec = full();
+        spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+        for (field, first) in [("uidMappings", 100_000), ("gidMappings", 200_000)] {
+            spec["linux"][field] = json!([{"containerID": 0, "hostID": first, "size": 1000}]);
+        }
+        // The cgroups that it sees are its own: the root of all has no such file.
+        let looks = "id -u; xargs </proc/self/gid_map; cat /proc/self/cgroup | grep ^0; \
+                     ls /sys/fs/cgroup/cgroup.events; grep -c $$ /sys/fs/cgroup/cgroup.procs; \
+                     mkdir /sys/fs/cgroup/x 2>/dev/null || echo read-only";
+        spec["process"]["args"] = json!(["sh", "-c", looks]);
+        let container = Container::from_spec(&bed.rootfs, &spec.to_string()).unwrap();
+        let output = Sandbox::run(bed.machine_of(container)).await.unwrap();
+        let seen = "0\n0 200000 1000\n0::/\n/sys/fs/cgroup/cgroup.events\n1\nread-only";
+        assert_eq!(text(&output), seen, "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     async fn what_is_far_too_much_is_named_and_the_sandbox_goes_on(bed: Bed) {
         let of_spec = |spec: &Value| Container::from_spec(&bed.rootfs, &spec.to_string());
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();

@@ -12,7 +12,7 @@ use std::path::Path;
 use kata_agent_proto::{Failed, FailureKind};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::copy_up;
 use super::options::{Change, Options, Propagation, Recursive, attribute};
@@ -91,6 +91,16 @@ pub(super) fn make_read_only(mount: &impl AsFd, recursive: bool) -> Result<(), E
         clear: 0,
     };
     change(mount, recursive, read_only)
+}
+
+/// mount(2) refuses a file system where another root of it is mounted; move_mount(2) does not.
+fn mount_on_its_like(kind: &str, options: Change, place: &OwnedFd) -> Result<(), Errno> {
+    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(&context)?;
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    let mounted = rustix::mount::fsmount(&context, flags, MountAttrFlags::empty())?;
+    change(&mounted, false, options)?;
+    attach(&mounted, place)
 }
 
 /// A descriptor as a path, for calls that want one.
@@ -187,6 +197,11 @@ impl<'a> Tree<'a> {
         let data = (!data.is_empty()).then_some(data.as_c_str());
         match rustix::mount::mount(source, path_of(&place), kind, flags, data) {
             Ok(()) => {}
+            // The agent's cgroups are there already, below a /sys that is the agent's.
+            Err(Errno::BUSY) if kind == "cgroup2" && self.has_users && data.is_none() => {
+                mount_on_its_like(kind, mount.options.change, &place)
+                    .map_err(|error| self.at_destination(mount, error))?;
+            }
             // It shows a network, and that of the sandbox is not the container's users' to show anew.
             Err(Errno::PERM) if kind == "sysfs" && self.has_users => {
                 return self.bind(mount, Some((Path::new("/sys"), true)));
