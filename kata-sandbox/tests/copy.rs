@@ -10,6 +10,7 @@
 mod bed;
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -163,7 +164,9 @@ on_every_backend! {
         check(sandbox.copy_out("/etc/passwd", file.join("x")).await, ErrorKind::NotADirectory, "file/x");
         // A full disk in the container, and more than the host allows.
         let large = host.path().join("large");
-        fs::write(&large, vec![1; 96 << 20]).unwrap();
+        let mut file = fs::File::create(&large).unwrap();
+        let mebibyte = vec![1; 1 << 20];
+        (0..96).for_each(|_| file.write_all(&mebibyte).unwrap());
         check(sandbox.copy_in(&large, "/var/tmp").await, ErrorKind::NoSpace, "/var/tmp/large");
         assert_eq!(text(&script(&sandbox, "ls /var/tmp").await), "", "no part of a file stays");
         let endless = sandbox.copy_out("/usr", host.path().join("usr")).limit(MiB(1)).await;
@@ -204,6 +207,9 @@ on_every_backend! {
 
     async fn a_large_file_is_copied_with_progress_and_flat_memory(bed: Bed) {
         const SIZE: usize = 64 << 20;
+        /// The memory that is looked at is the whole process's.
+        static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        let _alone = ALONE.lock().await;
         let sandbox = Sandbox::boot(bed.idle().memory(MiB(256)).disk(MiB(256))).await.unwrap();
         let host = tempfile::tempdir().unwrap();
         let pattern: Vec<u8> = (0..SIZE).map(|at| u8::try_from(at % 251).unwrap()).collect();
