@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kata_agent_proto::{Failed, FailureKind};
@@ -180,9 +180,11 @@ impl Prepared {
         let (answer, answered) = watch::channel(None);
         let child = Arc::new(child);
         let slot = Arc::new(Mutex::new(Some(child.clone())));
+        let terminal = outputs.terminal.map(|master| Arc::new(Mutex::new(Some(master))));
         tokio::spawn(follow(
             child,
             slot.clone(),
+            terminal.clone(),
             exit,
             outputs.settled,
             answer,
@@ -196,7 +198,7 @@ impl Prepared {
             moved: outputs.moved,
             close,
             calls,
-            terminal: outputs.terminal,
+            terminal,
         })
     }
 }
@@ -410,10 +412,19 @@ impl Pumps {
     }
 }
 
+/// What a process has until it ends, or until nobody needs it.
+type Kept<T> = Arc<Mutex<Option<T>>>;
+
+fn lock<T>(kept: &Mutex<Option<T>>) -> MutexGuard<'_, Option<T>> {
+    // Nothing panics while holding it.
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Sees a process to its end.
 async fn follow(
     child: Arc<Child>,
-    slot: Arc<Mutex<Option<Arc<Child>>>>,
+    slot: Kept<Arc<Child>>,
+    terminal: Option<Kept<End>>,
     exit: watch::Sender<Option<i32>>,
     settled: Vec<oneshot::Receiver<()>>,
     answer: watch::Sender<Option<Ended>>,
@@ -426,31 +437,34 @@ async fn follow(
     });
     let at_ns = boot_time_ns();
     exit.send_replace(Some(ending.status));
+    // A terminal that nobody can resize any more is the pumps' alone, until its last writer is gone.
+    terminal.map(|master| lock(&master).take());
     for output in settled {
         // A pump that is gone has nothing more to settle.
         let _ = output.await;
     }
     answer.send_replace(Some(Ended { ending, at_ns }));
     unneeded.await;
-    slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+    lock(&slot).take();
 }
 
 /// A process of a container, from its making until its container is removed.
 pub(crate) struct Process {
-    child: Arc<Mutex<Option<Arc<Child>>>>,
+    child: Kept<Arc<Child>>,
     exit: Exit,
     answered: watch::Receiver<Option<Ended>>,
     started: Mutex<Moment>,
     moved: Streamed,
     close: Arc<Notify>,
     calls: Option<Arc<CallStreams>>,
-    terminal: Option<End>,
+    /// Our side of its terminal.
+    terminal: Option<Kept<End>>,
 }
 
 impl Process {
     /// The process itself, until it has ended and nobody needs it.
     pub(crate) fn child(&self) -> Option<Arc<Child>> {
-        self.child.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.child).clone()
     }
 
     /// Whether it has ended.
@@ -540,15 +554,14 @@ impl Process {
     /// # Errors
     /// Unsupported without a terminal; not running, when the process has ended.
     pub(crate) fn resize(&self, size: Winsize) -> Result<(), Failed> {
-        match &self.terminal {
-            // Our side of the terminal outlives its process, and would take any size.
-            Some(_) if self.has_ended() => Err(Failed::new(FailureKind::NotRunning, "the process has ended")),
-            Some(master) => rustix::termios::tcsetwinsize(master.as_fd(), size)
-                .map_err(|error| Failed::new(FailureKind::NotRunning, format!("terminal: {error}"))),
-            None => Err(Failed::new(
-                FailureKind::Unsupported,
-                "resizing a process without a terminal",
-            )),
-        }
+        let Some(terminal) = &self.terminal else {
+            let text = "resizing a process without a terminal";
+            return Err(Failed::new(FailureKind::Unsupported, text));
+        };
+        // Our side of the terminal may outlive its process for a moment, and would take any size.
+        let master = lock(terminal).clone().filter(|_| !self.has_ended());
+        let master = master.ok_or_else(|| Failed::new(FailureKind::NotRunning, "the process has ended"))?;
+        rustix::termios::tcsetwinsize(master.as_fd(), size)
+            .map_err(|error| Failed::new(FailureKind::NotRunning, format!("terminal: {error}")))
     }
 }

@@ -12,7 +12,7 @@ use std::fs;
 use std::time::Instant;
 
 use harness::{Agent, DEADLINE, execution, text, user};
-use kata_agent_proto::agent::ExecProcessRequest;
+use kata_agent_proto::agent::{ExecProcessRequest, TtyWinResizeRequest};
 use kata_agent_proto::{CallError, FailureKind, oci};
 
 fn kind<T: std::fmt::Debug>(result: Result<T, CallError>) -> FailureKind {
@@ -270,22 +270,40 @@ async fn a_process_that_meets_the_end_of_its_container_is_killed_or_refused() {
     }
 }
 
+/// Descriptors of the agent.
+fn descriptors(pid: &str) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+fn zombies(pid: &str) -> usize {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let is_zombie =
+        |pid: &str| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+    children.split_whitespace().filter(|pid| is_zombie(pid)).count()
+}
+
+/// Waits until the agent has no more descriptors than before, and no zombie.
+async fn nothing_is_left(pid: &str, before: usize) {
+    let deadline = Instant::now() + DEADLINE;
+    while descriptors(pid) > before || zombies(pid) > 0 {
+        assert!(
+            Instant::now() < deadline,
+            "{before} descriptors, then {}, and {} zombies",
+            descriptors(pid),
+            zombies(pid)
+        );
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Conformance: semantics 4
 #[tokio::test]
 async fn many_processes_leave_no_descriptor_and_no_zombie() {
     let Some(agent) = Agent::start().await else { return };
     agent.idle("c1").await;
     let pid = proper(&agent);
-    let descriptors = || fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
-    let zombies = || {
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        let is_zombie = |pid: &str| {
-            fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
-        };
-        children.split_whitespace().filter(|pid| is_zombie(pid)).count()
-    };
     assert_eq!(agent.exec("c1", "first", &["true"]).await.unwrap().0, 0);
-    let before = descriptors();
+    let before = descriptors(&pid);
     for round in 0..20 {
         let names: Vec<_> = (0..10).map(|number| format!("e{round}-{number}")).collect();
         let mut running = tokio::task::JoinSet::new();
@@ -304,15 +322,34 @@ async fn many_processes_leave_no_descriptor_and_no_zombie() {
             }
         }
     }
-    let deadline = Instant::now() + DEADLINE;
-    while descriptors() > before || zombies() > 0 {
-        assert!(
-            Instant::now() < deadline,
-            "{} descriptors, then {}, and {} zombies",
-            before,
-            descriptors(),
-            zombies()
-        );
-        tokio::task::yield_now().await;
+    nothing_is_left(&pid, before).await;
+}
+
+/// Conformance: semantics 4
+#[tokio::test]
+async fn many_processes_with_terminals_leave_no_descriptor_and_no_zombie() {
+    let Some(agent) = Agent::start().await else { return };
+    agent.idle("c1").await;
+    let pid = proper(&agent);
+    let with_terminal = |exec_id: &str| changed(exec_id, &["tty"], |process| process.terminal = true);
+    assert_eq!(run(&agent, with_terminal("first")).await.unwrap().0, 0);
+    let before = descriptors(&pid);
+    for number in 0..40 {
+        let ran = run(&agent, with_terminal(&format!("e{number}"))).await.unwrap();
+        assert!(ran.0 == 0 && ran.1.starts_with("/dev/pts/"), "{ran:?}");
     }
+    nothing_is_left(&pid, before).await;
+    let resize = TtyWinResizeRequest {
+        container_id: "c1".into(),
+        exec_id: "e0".into(),
+        row: 30,
+        column: 100,
+        ..Default::default()
+    };
+    let resized = agent.client.tty_win_resize(resize).await;
+    assert_eq!(
+        kind(resized),
+        FailureKind::NotRunning,
+        "its terminal is gone with it"
+    );
 }
