@@ -25,6 +25,9 @@ use crate::outcome::Outcome;
 use crate::process::Process;
 use crate::reaper::Child;
 
+/// How many processes that have ended are remembered, besides the init.
+const REMEMBERED: usize = 256;
+
 /// A container's cgroup, namespaces and files.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
@@ -104,7 +107,26 @@ pub(crate) struct Container {
     /// Held while its limits are changed, so that what a failure puts back is its own.
     pub(crate) updating: tokio::sync::Mutex<()>,
     /// By name; `None` while being made.
-    execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
+    execs: Mutex<Execs>,
+}
+
+type Execs = HashMap<String, Option<Arc<Process>>>;
+
+/// Forgets processes that have ended, but for the last ones. Those whose status somebody was told go first.
+fn forget_the_eldest(execs: &mut Execs) {
+    let ended = execs
+        .iter()
+        .filter_map(|(name, process)| Some((process.as_ref()?.age()?, name)));
+    let mut ended: Vec<_> = ended.collect();
+    let superfluous = ended.len().saturating_sub(REMEMBERED);
+    ended.sort_unstable();
+    let names: Vec<String> = ended[..superfluous]
+        .iter()
+        .map(|(_, name)| (*name).clone())
+        .collect();
+    for name in names {
+        execs.remove(&name);
+    }
 }
 
 impl Container {
@@ -132,7 +154,7 @@ impl Container {
         }
     }
 
-    fn execs(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Process>>>> {
+    fn execs(&self) -> MutexGuard<'_, Execs> {
         // Nothing panics while holding it.
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -350,9 +372,9 @@ pub(crate) struct Reservation {
 impl Reservation {
     /// The process was made.
     pub(crate) fn fill(self, process: Process) {
-        self.container
-            .execs()
-            .insert(self.exec_id.clone(), Some(Arc::new(process)));
+        let mut execs = self.container.execs();
+        forget_the_eldest(&mut execs);
+        execs.insert(self.exec_id.clone(), Some(Arc::new(process)));
     }
 }
 

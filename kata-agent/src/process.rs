@@ -12,7 +12,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -199,6 +199,7 @@ impl Prepared {
             close,
             calls,
             terminal,
+            awaited: AtomicBool::new(false),
         })
     }
 }
@@ -448,7 +449,7 @@ async fn follow(
     lock(&slot).take();
 }
 
-/// A process of a container, from its making until its container is removed.
+/// A process of a container, from its making until it is forgotten.
 pub(crate) struct Process {
     child: Kept<Arc<Child>>,
     exit: Exit,
@@ -459,6 +460,8 @@ pub(crate) struct Process {
     calls: Option<Arc<CallStreams>>,
     /// Our side of its terminal.
     terminal: Option<Kept<End>>,
+    /// Somebody was told its exit status.
+    awaited: AtomicBool,
 }
 
 impl Process {
@@ -470,6 +473,13 @@ impl Process {
     /// Whether it has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.exit.borrow().is_some()
+    }
+
+    /// What decides when it is forgotten, once its exit status can be told: those that somebody was told of
+    /// first, then by their end.
+    pub(crate) fn age(&self) -> Option<(bool, u64)> {
+        let ended = (*self.answered.borrow())?;
+        Some((!self.awaited.load(Ordering::Relaxed), ended.at_ns))
     }
 
     /// Returns when it has ended, whatever of its output is still to come.
@@ -511,6 +521,7 @@ impl Process {
         if let Some(calls) = &self.calls {
             calls.release();
         }
+        self.awaited.store(true, Ordering::Relaxed);
         ended.map(|ended| ended.ending.status)
     }
 

@@ -353,3 +353,39 @@ async fn many_processes_with_terminals_leave_no_descriptor_and_no_zombie() {
         "its terminal is gone with it"
     );
 }
+
+/// How many ended processes of a container the agent remembers.
+const REMEMBERED: usize = 256;
+
+#[tokio::test]
+async fn the_last_processes_are_remembered_and_the_eldest_forgotten() {
+    let Some(agent) = Agent::start().await else { return };
+    agent.idle("c1").await;
+    // Ends first, and nobody asks for its status.
+    let unasked = execution("c1", "unasked", &["sh", "-c", "exit 7"]);
+    agent.client.exec_process(unasked).await.unwrap();
+    let long = execution("c1", "long", &["sleep", "1000"]);
+    agent.client.exec_process(long).await.unwrap();
+    let count = REMEMBERED + 44;
+    for number in 0..count {
+        let ran = agent.exec("c1", &format!("e{number}"), &["true"]).await;
+        assert_eq!(ran.unwrap().0, 0, "{number}");
+    }
+    // What was awaited is forgotten first: 44 of them for the last, and one more for the one that was not.
+    for number in count - REMEMBERED + 2..count {
+        assert_eq!(agent.wait("c1", &format!("e{number}")).await, Ok(0), "{number}");
+    }
+    for number in 0..count - REMEMBERED {
+        let forgotten = agent.wait("c1", &format!("e{number}")).await;
+        assert_eq!(forgotten, Err(CallError::NotFound), "{number}");
+    }
+    assert_eq!(agent.wait("c1", "unasked").await, Ok(7));
+    agent.signal("c1", "long", 9).await.unwrap();
+    assert_eq!(
+        agent.wait("c1", "long").await,
+        Ok(137),
+        "what runs is not counted"
+    );
+    // A name that is forgotten is free.
+    assert_eq!(agent.exec("c1", "e0", &["true"]).await.unwrap().0, 0);
+}
