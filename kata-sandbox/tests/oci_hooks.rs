@@ -5,8 +5,11 @@
 mod bed;
 mod guest;
 
+use std::time::Duration;
+
 use bed::{Bed, eventually};
-use guest::{Guest, RESULTS, ROOT, spec};
+use guest::{Guest, RESULTS, ROOT, process, spec};
+use kata_agent_proto::agent::StatsContainerRequest;
 use kata_agent_proto::{FailureKind, oci};
 
 /// A shell of the idle container's root, for where there is no other: by its loader, without anything of that root.
@@ -169,6 +172,45 @@ on_every_backend! {
         assert!(subject.starts_with("hooks.createContainer[0]: /no/such/hook"), "{subject}");
         let relative = oci::Hook { path: "hook".into(), ..Default::default() };
         guest.refused_as(with(&|hooks| hooks.poststop = vec![relative.clone()]), FailureKind::Invalid, "hooks.poststop[0].path").await;
+        assert_eq!(guest.traces().await, before, "nothing is left");
+        guest.stop().await;
+    }
+
+    /// Conformance: semantics 6
+    async fn a_making_that_hangs_holds_up_no_other_container(bed: Bed) {
+        let guest = Guest::boot(&bed).await;
+        let before = guest.traces().await;
+        let results = format!("{ROOT}{RESULTS}");
+        guest.shell(&format!("mkfifo {RESULTS}/go")).await;
+        let other = guest.idle(spec("")).await;
+        let mut slow = spec("true");
+        let waits = outside(&format!("echo begun >{results}/begun; read -r go <{results}/go"));
+        slow.hooks = Some(oci::Hooks { prestart: vec![waits], ..Default::default() }).into();
+        let mut making = Box::pin(guest.create("slow", slow.clone()));
+        tokio::select! {
+            () = &mut making => panic!("it waits for its hook"),
+            () = eventually("the hook runs", async || guest.result("begun").await == "begun") => {}
+        }
+        let others = async {
+            let stats = StatsContainerRequest { container_id: other.clone(), ..Default::default() };
+            guest.client.stats_container(stats).await.unwrap();
+            assert_eq!(guest.exec(&other, process("echo answers")).await.output, "answers");
+            guest.kill(&other).await;
+            assert_eq!(guest.wait(&other, &other).await, 137);
+            guest.remove(&other).await;
+            assert_eq!(guest.output(spec("echo another")).await, "another");
+            let again = guest.try_create("slow", slow, None).await.unwrap_err();
+            assert_eq!(again.kind(), Some(FailureKind::AlreadyExists), "it is being made");
+        };
+        tokio::select! {
+            () = &mut making => panic!("it waits for its hook"),
+            done = tokio::time::timeout(Duration::from_secs(30) * bed::patience(), others) => done.unwrap(),
+        }
+        let go = format!("echo go >{RESULTS}/go");
+        tokio::join!(making, guest.shell(&go));
+        guest.start("slow").await.unwrap();
+        assert_eq!(guest.wait("slow", "slow").await, 0);
+        guest.remove("slow").await;
         assert_eq!(guest.traces().await, before, "nothing is left");
         guest.stop().await;
     }
