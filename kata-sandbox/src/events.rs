@@ -6,9 +6,9 @@
 //!  the end     ─┘
 //! ```
 //!
-//! Nothing is asked of the agent before somebody listens. Owns who hears what; what a listener has not taken is kept
-//! for it, kills for want of memory as a number a container, so that no guest makes it grow. Must not know how a
-//! container is made.
+//! Before somebody listens, nothing is asked of the agent but the ends of processes for which nobody waits, once they
+//! are many. Owns who hears what; what a listener has not taken is kept for it, kills for want of memory as a number a
+//! container, so that no guest makes it grow. Must not know how a container is made.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
@@ -23,6 +23,13 @@ use crate::members::wait_request;
 use crate::output::ExitStatus;
 use crate::report::{Event, Stage};
 
+/// So many processes are only noted. The agent is asked for the ends of more of them, so that what has ended is
+/// forgotten also where nobody waits for anything.
+const UNWATCHED_MAX: usize = 64;
+
+/// So many containers are known after their removal, for what the agent still has to tell of them.
+const REMOVED_MAX: usize = 1024;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Hub {
@@ -33,13 +40,22 @@ pub(crate) struct Hub {
 #[derive(Debug, Default)]
 struct State {
     listeners: Vec<Weak<Queue>>,
-    /// Every container that there has been: an agent may only speak of these.
+    /// The containers that there are: an agent may only speak of these,
     containers: BTreeSet<String>,
-    /// Processes of which nobody waits for the end so far: container and name.
+    /// and of the last that were removed, whose kills may be told later than their removal.
+    removed: VecDeque<String>,
+    /// Processes whose end is neither known nor asked for so far: container and name.
     unwatched: BTreeSet<(String, String)>,
     is_watching: bool,
     /// How it ended.
     end: Option<Event>,
+}
+
+impl State {
+    /// Whether there is such a container, or was a short time ago.
+    fn knows(&self, container: &str) -> bool {
+        self.containers.contains(container) || self.removed.iter().any(|removed| removed == container)
+    }
 }
 
 fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -61,11 +77,23 @@ impl Hub {
         locked(&self.state).containers.insert(container.to_owned());
     }
 
+    /// Forgets a container and its processes.
+    pub(crate) fn removed(&self, container: &str) {
+        let mut state = locked(&self.state);
+        state.containers.remove(container);
+        state.unwatched.retain(|(of, _)| of != container);
+        state.removed.retain(|removed| removed != container);
+        state.removed.push_back(container.to_owned());
+        if state.removed.len() > REMOVED_MAX {
+            state.removed.pop_front();
+        }
+    }
+
     /// Notes a process.
     pub(crate) fn started(&self, link: &Arc<Link>, container: &str, process: &str) {
         let name = (container.to_owned(), process.to_owned());
         let mut state = locked(&self.state);
-        if state.is_watching {
+        if state.is_watching || state.unwatched.len() >= UNWATCHED_MAX {
             drop(state);
             self.watch_process(link, name);
         } else {
@@ -73,7 +101,13 @@ impl Hub {
         }
     }
 
-    /// A new listener, which hears of all that has not ended so far.
+    /// Forgets a process whose end somebody has learned of.
+    pub(crate) fn ended(&self, container: &str, process: &str) {
+        let name = (container.to_owned(), process.to_owned());
+        locked(&self.state).unwatched.remove(&name);
+    }
+
+    /// A new listener, which hears of all whose end nobody has learned of so far.
     pub(crate) fn listen(&self, link: &Arc<Link>) -> Arc<Queue> {
         let queue = Arc::new(Queue::default());
         let mut state = locked(&self.state);
@@ -149,10 +183,10 @@ async fn tell_kills(state: &Mutex<State>, link: &Link) {
             },
         };
         let state = locked(state);
-        if state.containers.contains(&container) {
+        if state.knows(&container) {
             publish(&state, &Event::OutOfMemory { container });
         } else if !std::mem::replace(&mut has_warned, true) {
-            tracing::warn!("the agent tells of a kill in a container that there never was");
+            tracing::warn!("the agent tells of a kill in a container that nobody knows");
         }
     }
 }
@@ -294,6 +328,36 @@ mod tests {
         assert_eq!(events.next().await, Some(exit));
         assert_eq!(events.next().await, Some(end));
         assert_eq!((events.next().await, events.next().await), (None, None));
+    }
+
+    #[tokio::test]
+    async fn what_is_over_is_forgotten() {
+        let hub = Hub::new();
+        for number in 0..2 * REMOVED_MAX {
+            let name = format!("c{number}");
+            hub.created(&name);
+            let process = (name.clone(), name.clone());
+            locked(&hub.state).unwatched.insert(process);
+            let process = (name.clone(), "exec1".to_owned());
+            locked(&hub.state).unwatched.insert(process);
+            hub.ended(&name, "exec1");
+            assert_eq!(locked(&hub.state).unwatched.len(), 1);
+            hub.removed(&name);
+            // The kill that ended it may be told after that.
+            assert!(locked(&hub.state).knows(&name));
+        }
+        // A name that is used again and again is one.
+        for _ in 0..2 * REMOVED_MAX {
+            hub.created("again");
+            hub.removed("again");
+        }
+        hub.created("here");
+        let state = locked(&hub.state);
+        assert_eq!((state.containers.len(), state.unwatched.len()), (1, 0));
+        assert_eq!(state.removed.len(), REMOVED_MAX);
+        let last = format!("c{}", 2 * REMOVED_MAX - 1);
+        assert!(["here", "again", &last].iter().all(|name| state.knows(name)));
+        assert!(!state.knows("c0") && !state.knows("never"));
     }
 
     #[tokio::test]

@@ -40,7 +40,7 @@ use crate::{defaults, host, stats};
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) link: Arc<Link>,
-    pub(crate) hub: Hub,
+    pub(crate) hub: Arc<Hub>,
     /// The sandbox's name, which is their host name unless they have another.
     pub(crate) name: String,
     pub(crate) vcpus: u8,
@@ -251,6 +251,7 @@ impl Member {
     fn handle(&self, exec_id: String, settings: &ProcessSettings) -> Handle {
         Handle {
             link: Arc::clone(self.link()),
+            hub: Arc::clone(&self.shared.hub),
             container_id: self.id.clone(),
             exec_id,
             gone: Arc::clone(&self.gone),

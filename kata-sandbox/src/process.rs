@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 
 use crate::container::{Input, ProcessSettings};
 use crate::error::{Error, ErrorKind};
+use crate::events::Hub;
 pub use crate::limits::Limits;
 use crate::link::Link;
 use crate::members::{check_present, wait_request};
@@ -134,6 +135,7 @@ impl fmt::Debug for Process {
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
     pub(crate) link: Arc<Link>,
+    pub(crate) hub: Arc<Hub>,
     pub(crate) container_id: String,
     pub(crate) exec_id: String,
     /// Whether its container was removed.
@@ -151,7 +153,15 @@ impl Handle {
         let request = wait_request(&self.container_id, &self.exec_id);
         let call = self.link.client.wait_process(request);
         let response = self.link.call(Stage::Exit, "wait for the process", call).await?;
+        self.note_end();
         Ok(ExitStatus(response.status))
+    }
+
+    /// Nobody has to be told of this end any more. Once the container is removed, its name may be another's.
+    fn note_end(&self) {
+        if check_present(&self.gone, &self.container_id).is_ok() {
+            self.hub.ended(&self.container_id, &self.exec_id);
+        }
     }
 
     /// The exit status, and what the process used where the agent keeps that.
@@ -171,7 +181,10 @@ impl Handle {
             }
         };
         match self.link.call(Stage::Exit, "wait for the process", asked).await? {
-            Some(receipt) => Ok((receipt.status, Some(receipt))),
+            Some(receipt) => {
+                self.note_end();
+                Ok((receipt.status, Some(receipt)))
+            }
             None => Ok((self.wait().await?, None)),
         }
     }

@@ -150,7 +150,7 @@ impl Sandbox {
         let runs_at_once = container.process.args.is_empty() && container.timeout.is_some();
         let shared = Arc::new(Shared {
             link: Arc::clone(&connected.link),
-            hub: Hub::new(),
+            hub: Arc::new(Hub::new()),
             name: name.clone(),
             vcpus: plan.machine.vcpus,
             shares_pid,
@@ -237,7 +237,8 @@ impl Sandbox {
     }
 
     /// What happens in it from now on, and the ends of what runs by now: kills for want of memory, ends of processes
-    /// and containers, its own end. Must be called within the runtime that it was booted in.
+    /// and containers, its own end. What has ended before may be told too where nobody has learned of it, by
+    /// [`Process::wait`] or otherwise. Must be called within the runtime that it was booted in.
     #[must_use]
     pub fn events(&self) -> Events {
         let Shared { hub, link, .. } = &*self.main.0.shared;

@@ -7,6 +7,7 @@ use kata_vmm::control::Socket;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::events::Hub;
 use crate::process::Handle;
 
 /// What a process ends with there.
@@ -53,6 +54,7 @@ async fn a_process_ends_without_a_receipt_and_asking_for_one_is_unsupported() {
     let (link, _monitor, _state) = link();
     let handle = Handle {
         link,
+        hub: Arc::new(Hub::new()),
         container_id: "c1".into(),
         exec_id: "e1".into(),
         gone: Arc::new(AtomicBool::new(false)),
