@@ -72,6 +72,11 @@ impl Hub {
         }
     }
 
+    /// What listens, and what else is done in the background.
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
+    }
+
     /// Notes a container.
     pub(crate) fn created(&self, container: &str) {
         locked(&self.state).containers.insert(container.to_owned());

@@ -56,6 +56,7 @@ mod connect;
 mod container;
 mod copied;
 mod copy;
+mod creation;
 mod defaults;
 pub mod doctor;
 mod ending;

@@ -19,8 +19,10 @@ use kata_agent_proto::agent::{
 use kata_agent_proto::oci::Process as Template;
 use protobuf::MessageField;
 use tokio::sync::mpsc::WeakUnboundedSender;
+use tokio::task::JoinError;
 
 use crate::container::{Command, Container, Input, ProcessSettings, Writable};
+use crate::creation::Creation;
 use crate::ending::Limit;
 use crate::error::{Error, ErrorKind};
 use crate::events::Hub;
@@ -48,14 +50,23 @@ pub(crate) struct Shared {
     pub(crate) shelf: Shelf,
     /// Weak, or a container would keep its sandbox.
     pub(crate) orders: WeakUnboundedSender<Order>,
-    /// Those that were created and not removed, with what keeps their layers in the machine.
-    pub(crate) present: Mutex<BTreeMap<String, Layers>>,
+    /// Those that were created and not removed.
+    pub(crate) present: Mutex<BTreeMap<String, Present>>,
     /// For those without a name.
     pub(crate) next_name: AtomicU32,
 }
 
+/// A container that there is.
+#[derive(Debug)]
+pub(crate) struct Present {
+    /// Its handles have the same, and those of another of its name have not.
+    gone: Arc<AtomicBool>,
+    /// What keeps its layers in the machine.
+    _layers: Layers,
+}
+
 impl Shared {
-    fn present(&self) -> MutexGuard<'_, BTreeMap<String, Layers>> {
+    fn present(&self) -> MutexGuard<'_, BTreeMap<String, Present>> {
         // Nothing panics while holding it.
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -63,6 +74,44 @@ impl Shared {
     /// The names of the containers that there are.
     pub(crate) fn names(&self) -> Vec<String> {
         self.present().keys().cloned().collect()
+    }
+
+    /// Notes a container that was made, of which `gone` tells those of the same name apart.
+    pub(crate) fn admit(&self, id: &str, gone: &Arc<AtomicBool>, layers: Layers) {
+        let mut present = self.present();
+        let new = Present {
+            gone: Arc::clone(gone),
+            _layers: layers,
+        };
+        if present.insert(id.to_owned(), new).is_some() {
+            // The agent has removed that one, or there could not be another.
+            self.hub.removed(id);
+        }
+        self.hub.created(id);
+    }
+
+    /// Forgets a container that was removed, and none that has its name since.
+    fn dismiss(&self, id: &str, gone: &Arc<AtomicBool>) {
+        let mut present = self.present();
+        if present
+            .get(id)
+            .is_some_and(|there| Arc::ptr_eq(&there.gone, gone))
+        {
+            present.remove(id);
+            self.hub.removed(id);
+        }
+    }
+
+    /// What a task of the runtime answers; it ends without an answer when the runtime does.
+    pub(crate) async fn joined<T>(
+        &self,
+        stage: Stage,
+        task: impl Future<Output = Result<Result<T, Error>, JoinError>>,
+    ) -> Result<T, Error> {
+        match task.await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.link.closed(stage).await),
+        }
     }
 
     /// A name that no container of this sandbox has at this moment.
@@ -115,6 +164,8 @@ pub(crate) struct Member {
     next_exec: AtomicU32,
     /// It was removed: its name may be another's by now.
     gone: Arc<AtomicBool>,
+    /// One removes it, and the others wait for that.
+    removing: tokio::sync::Mutex<()>,
 }
 
 impl Member {
@@ -139,10 +190,8 @@ impl Member {
             Some(streams)
         };
         let id = request.container_id.clone();
-        let call = link.client.create_container(request);
-        link.call(Stage::Create, "create the container", call).await?;
-        shared.present().insert(id.clone(), layers);
-        shared.hub.created(&id);
+        let mut creation = Creation::begin(&shared, request, layers);
+        creation.made().await?;
         timings.mark(Stage::Create);
         let member = Self {
             id,
@@ -159,12 +208,15 @@ impl Member {
             timings,
             unstarted: Mutex::new(streams),
             next_exec: AtomicU32::new(1),
-            gone: Arc::default(),
+            gone: creation.gone(),
+            removing: tokio::sync::Mutex::default(),
             shared,
         };
-        if is_idle {
-            member.start_process().await?;
+        if is_idle && let Err(error) = member.start_process().await {
+            creation.undo().await;
+            return Err(error);
         }
+        creation.finish();
         Ok(member)
     }
 
@@ -269,9 +321,41 @@ impl Member {
         }
     }
 
+    /// Removes it, once.
+    async fn remove(&self) -> Result<(), Error> {
+        let _alone = self.removing.lock().await;
+        match self.gone.load(Ordering::Relaxed) {
+            true => Ok(()),
+            false => take_away(&self.shared, &self.id, &self.gone).await,
+        }
+    }
+
     pub(crate) async fn raw_stats(&self) -> Result<StatsContainerResponse, Error> {
         stats_of(self.present()?, &self.id).await
     }
+}
+
+/// Removes a container that nobody else removes meanwhile. From the beginning on it is gone for its handles: its name
+/// may be another's before the agent's answer is here.
+pub(crate) async fn take_away(shared: &Shared, id: &str, gone: &Arc<AtomicBool>) -> Result<(), Error> {
+    gone.store(true, Ordering::Relaxed);
+    let request = RemoveContainerRequest {
+        container_id: id.into(),
+        ..RemoveContainerRequest::default()
+    };
+    let link = &shared.link;
+    let call = link.client.remove_container(request);
+    match link.call(Stage::Stop, "remove the container", call).await {
+        // Another, who speaks the agent's API, was first.
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => {
+            gone.store(false, Ordering::Relaxed);
+            return Err(error);
+        }
+        Ok(()) => {}
+    }
+    shared.dismiss(id, gone);
+    Ok(())
 }
 
 /// A container that was removed is not found, whoever has its name by now.
@@ -466,29 +550,15 @@ impl ContainerHandle {
     }
 
     /// Kills what still runs in it and releases all that it had; its name is free then. Removing it twice is the same
-    /// as once.
+    /// as once. Dropping this future lets the removal go on.
     ///
     /// # Errors
     /// When the sandbox ends first.
     pub async fn remove(&self) -> Result<(), Error> {
-        let request = RemoveContainerRequest {
-            container_id: self.0.id.clone(),
-            ..RemoveContainerRequest::default()
-        };
-        if self.0.gone.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        let link = self.0.link();
-        let call = link.client.remove_container(request);
-        match link.call(Stage::Stop, "remove the container", call).await {
-            // Another clone of this was first.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            removed => removed?,
-        }
-        if !self.0.gone.swap(true, Ordering::Relaxed) {
-            self.0.shared.present().remove(&self.0.id);
-        }
-        Ok(())
+        let member = Arc::clone(&self.0);
+        let shared = &self.0.shared;
+        let removal = shared.hub.runtime().spawn(async move { member.remove().await });
+        shared.joined(Stage::Stop, removal).await
     }
 }
 
