@@ -279,12 +279,22 @@ impl Member {
         Ok((handle, streams, timings))
     }
 
+    /// A name that no process of it has; its first has the container's.
+    fn fresh_exec(&self) -> String {
+        loop {
+            let name = format!("exec{}", self.next_exec.fetch_add(1, Ordering::Relaxed));
+            if name != self.id {
+                return name;
+            }
+        }
+    }
+
     /// Runs a further program in it.
     pub(crate) async fn start_exec(&self, command: Command) -> Result<(Handle, Streams, Timings), Error> {
         check_process(&command.process, false)?;
         self.present()?;
         let mut timings = Timings::begin();
-        let exec_id = format!("exec{}", self.next_exec.fetch_add(1, Ordering::Relaxed));
+        let exec_id = self.fresh_exec();
         let (streams, ports) = Streams::connect(self.link(), &command.process, Stage::Start).await?;
         let user = self.settings.user.as_deref();
         let mut request =

@@ -8,6 +8,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bed::{Bed, sh, text};
+use kata_sandbox::report::Event;
 use kata_sandbox::{Container, ContainerHandle, ErrorKind, Sandbox};
 use serde_json::json;
 
@@ -75,6 +76,27 @@ on_every_backend! {
         assert!(given_up > 0, "no time is short for what takes {whole:?}");
         let sample = sandbox.stats(Duration::from_secs(1)).next().await.unwrap().unwrap();
         assert_eq!(sample.containers.len(), 1);
+        sandbox.stop().await.unwrap();
+    }
+
+    /// Conformance: api ExecProcess
+    async fn a_container_may_have_the_name_of_a_process(bed: Bed) {
+        let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
+        let mut events = sandbox.events();
+        let container = sandbox.create_container(bed.member("exec1").idle()).await.unwrap();
+        for word in ["one", "two"] {
+            says(&container, word).await;
+            let Some(Event::ProcessExited { container, process, .. }) = events.next().await else {
+                panic!("the end of a process")
+            };
+            assert_eq!(container, "exec1");
+            assert_ne!(process, "exec1");
+        }
+        container.kill().await.unwrap();
+        let Some(Event::ContainerExited { container, .. }) = events.next().await else {
+            panic!("the end of the container")
+        };
+        assert_eq!(container, "exec1");
         sandbox.stop().await.unwrap();
     }
 
