@@ -8,7 +8,7 @@ mod guest;
 use std::collections::HashSet;
 
 use bed::Bed;
-use guest::{Guest, looks_outside, mount, process, with_linux};
+use guest::{Guest, mount, process, with_linux};
 use kata_agent_proto::agent::UpdateContainerRequest;
 use kata_agent_proto::{CallError, FailureKind, oci};
 
@@ -134,18 +134,17 @@ impl Limiters {
     }
 
     /// The refusal of the first limit that has no file, of those in their order.
-    fn refusal(&self, limits: &[(&str, &str)]) -> Option<String> {
+    fn refusal(&self, limits: Files<'_>) -> Option<String> {
         let first = limits.iter().find(|(_, file)| !self.files.contains(*file))?;
         Some(format!("{}: the kernel has no {} for it", first.0, first.1))
     }
 }
 
-/// What is asked for, its fields with their files in the order that they are written, and what the files say then.
-type Case = (
-    oci::LinuxResources,
-    &'static [(&'static str, &'static str)],
-    String,
-);
+/// Fields with their files, in the order that they are written.
+type Files<'a> = &'a [(&'a str, &'a str)];
+
+/// What is asked for, where that is, and what it says there then.
+type Case = (oci::LinuxResources, Files<'static>, String);
 
 fn of_memory_and_processors() -> Vec<Case> {
     let memory = oci::LinuxMemory {
@@ -214,8 +213,7 @@ fn of_the_rest(here: &Limiters) -> Vec<Case> {
         ..Default::default()
     });
     // Of the two schedulers that know weights one has a file and a range of its own.
-    let (weight_file, weight_seen): (&'static [(&str, &str)], _) = match here.files.contains("io.bfq.weight")
-    {
+    let (weight_file, weight_seen): (Files<'static>, _) = match here.files.contains("io.bfq.weight") {
         true => (&[("block_io.weight", "io.bfq.weight")], "default 500"),
         false => (&[("block_io.weight", "io.weight")], "default 4950"),
     };
@@ -285,7 +283,7 @@ async fn changes_swap_and_throttles(guest: &Guest, here: &Limiters) {
     // What is above a limit of memory that is there already.
     let swap_files = [("memory.swap", "memory.max"), ("memory.swap", "memory.swap.max")];
     let io_files = [("block_io.throttle_read_bps_device", "io.max")];
-    let cases: [(oci::LinuxResources, &[(&str, &str)], &str, &str); 4] = [
+    let cases: [(oci::LinuxResources, Files<'_>, &str, &str); 4] = [
         (swap(160 << 20), &swap_files, "memory.swap.max", "100663296"),
         (swap(-1), &swap_files, "memory.swap.max", "max"),
         (rate(4096), &io_files, "io.max", &disk),
