@@ -95,6 +95,7 @@ const AT_ONCE: &[(&str, ErrorKind, &str)] = &[
 ];
 
 on_every_backend! {
+    /// Conformance: semantics 31
     async fn a_lie_ends_every_call_by_its_name_and_no_other_sandbox(bed: Bed) {
         let Some(scene) = Scene::set(&bed).await else { return };
         for (lie, begin, named) in ONCE_ASKED {
@@ -119,6 +120,7 @@ on_every_backend! {
         }
     }
 
+    /// Conformance: semantics 31
     async fn a_lie_instead_of_a_hello_ends_the_boot_in_time(bed: Bed) {
         let Some(scene) = Scene::set(&bed).await else { return };
         // What nobody says has to be waited for: for a whole boot where there is one.
@@ -137,6 +139,7 @@ on_every_backend! {
         }
     }
 
+    /// Conformance: semantics 31
     async fn a_guest_that_falls_silent_is_bounded_by_the_containers_time(bed: Bed) {
         let Some(scene) = Scene::set(&bed).await else { return };
         let lie = "silent-later";
@@ -185,10 +188,7 @@ impl Scene {
         if let Some(kernel) = &honest.info().kernel
             && !kernel.parent().is_some_and(|set| set.ends_with("tailored"))
         {
-            eprintln!(
-                "SKIPPED lying on {}: optional: its init loads no modules, which this kernel needs",
-                bed.name
-            );
+            bed.cannot_tell("its init loads no modules, which this kernel needs");
             return None;
         }
         // Its streams and those of a first boot are closed by tasks.

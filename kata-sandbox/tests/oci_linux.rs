@@ -1,4 +1,4 @@
-//! `linux` of a specification: namespaces, devices, cgroups and their limits, sysctls, and what a machine calls itself.
+//! `linux` of a specification: namespaces, users, devices, sysctls, and what a machine calls itself.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is test code")]
 
@@ -96,34 +96,6 @@ async fn has_names_and_clocks_of_its_own(guest: &Guest) {
     };
     guest
         .refused_as(with_linux(far, "true"), FailureKind::Invalid, "linux.timeOffsets")
-        .await;
-}
-
-/// Where a container's cgroup is.
-async fn has_a_place_of_its_own(guest: &Guest) {
-    // Where, and that it is nobody else's.
-    let at = |path: &str| {
-        with_linux(
-            |linux| {
-                linux.cgroups_path = path.into();
-                set(linux, "cgroup", None);
-            },
-            "grep ^0 /proc/self/cgroup",
-        )
-    };
-    let seen = guest.output(at("/some/where")).await;
-    assert!(seen.ends_with("/some/where"), "{seen}");
-    let seen = guest.output(at("system.slice:kata:name")).await;
-    assert!(seen.ends_with("/system.slice/kata-name.scope"), "{seen}");
-    let id = guest.idle(at("/some/where")).await;
-    for taken in ["/some/where", "/some", "/some/where/else"] {
-        guest
-            .refused_as(at(taken), FailureKind::AlreadyExists, "linux.cgroupsPath")
-            .await;
-    }
-    guest.remove(&id).await;
-    guest
-        .refused_as(at("/../x"), FailureKind::Invalid, "linux.cgroupsPath")
         .await;
 }
 
@@ -318,85 +290,6 @@ on_every_backend! {
         ] {
             guest.refused_as(spec, kind, field).await;
         }
-        assert_eq!(guest.traces().await, before, "nothing is left");
-        guest.stop().await;
-    }
-
-    /// Conformance: oci linux.cgroupsPath
-    /// Conformance: oci linux.resources.devices
-    /// Conformance: oci linux.resources.memory
-    /// Conformance: oci linux.resources.cpu
-    /// Conformance: oci linux.resources.pids
-    /// Conformance: oci linux.resources.blockIO
-    /// Conformance: oci linux.resources.hugepageLimits
-    /// Conformance: oci linux.resources.network
-    /// Conformance: oci linux.resources.rdma
-    /// Conformance: oci linux.resources.unified
-    async fn a_cgroup_is_where_and_what_its_specification_says(bed: Bed) {
-        let guest = Guest::boot(&bed).await;
-        let before = guest.traces().await;
-        let limited = |resources: oci::LinuxResources, script: &str| {
-            let mut spec = with_linux(|linux| linux.resources = Some(resources).into(), script);
-            spec.mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "ro"]));
-            spec
-        };
-        has_a_place_of_its_own(&guest).await;
-
-        // Device rules, in order; the default devices always.
-        let rule = |allow, type_: &str, major, minor, access: &str| oci::LinuxDeviceCgroup {
-            allow, type_: type_.into(), major, minor, access: access.into(), ..Default::default()
-        };
-        let rules = vec![rule(false, "", 0, 0, "rwm"), rule(true, "c", 1, 11, "r")];
-        let mut ruled = limited(oci::LinuxResources { devices: rules, ..Default::default() },
-            "test -r /dev/log-device && exec 3</dev/log-device && echo reads; (exec 3>/dev/log-device) 2>/dev/null || echo does not write; echo x >/dev/null && echo null");
-        ruled.linux.mut_or_insert_default().devices = vec![oci::LinuxDevice { path: "/dev/log-device".into(), type_: "c".into(), major: 1, minor: 11, ..Default::default() }];
-        assert_eq!(guest.output(ruled).await, "reads\ndoes not write\nnull");
-
-        let memory = oci::LinuxMemory { limit: 64 << 20, reservation: 32 << 20, swap: 64 << 20, ..Default::default() };
-        let cpu = oci::LinuxCPU { shares: 512, quota: 50_000, period: 200_000, burst: Some(20_000), cpus: "0".into(), mems: "0".into(), ..Default::default() };
-        let idle = oci::LinuxCPU { idle: Some(1), ..Default::default() };
-        let io = oci::LinuxBlockIO { weight: 500, ..Default::default() };
-        let pages = oci::LinuxHugepageLimit { pagesize: "2MB".into(), limit: 4 << 20, ..Default::default() };
-        let unified = |name: &str, text: &str| oci::LinuxResources { unified: [(name.to_owned(), text.to_owned())].into(), ..Default::default() };
-        let cat = |files: &str| format!("cd /sys/fs/cgroup && cat {files} | xargs");
-        let cases = [
-            ("memory", oci::LinuxResources { memory: Some(memory).into(), ..Default::default() }, "memory.max memory.low", "67108864 33554432"),
-            ("cpu", oci::LinuxResources { cpu: Some(cpu).into(), ..Default::default() }, "cpu.weight cpu.max cpu.max.burst cpuset.cpus cpuset.mems", "59 50000 200000 20000 0 0"),
-            ("cpu.idle", oci::LinuxResources { cpu: Some(idle).into(), ..Default::default() }, "cpu.idle", "1"),
-            ("pids", oci::LinuxResources { pids: Some(oci::LinuxPids { limit: 77, ..Default::default() }).into(), ..Default::default() }, "pids.max", "77"),
-            ("block_io", oci::LinuxResources { block_io: Some(io).into(), ..Default::default() }, "io.weight", "default 4950"),
-            ("hugepage_limits", oci::LinuxResources { hugepage_limits: vec![pages], ..Default::default() }, "hugetlb.2MB.max", "4194304"),
-            ("unified", unified("memory.high", "50M"), "memory.high", "52428800"),
-        ];
-        for (field, resources, files, expected) in cases {
-            // A host that is no guest may have no such controller, and a guest's kernel no such limit: then that is told.
-            let spec = limited(resources, &cat(files));
-            let id = guest.fresh();
-            match guest.try_create(&id, spec.clone(), None).await {
-                Ok(()) => {
-                    guest.remove(&id).await;
-                    assert_eq!(guest.output(spec).await, expected, "{field}");
-                }
-                Err(_) => {
-                    guest.refused_as(spec, FailureKind::Unsupported, field).await;
-                    let always = ["memory", "cpu", "pids", "unified"];
-                    assert!(!guest.is_machine || !always.contains(&field), "{field} is limited in every guest");
-                }
-            }
-        }
-        let rdma = [("mlx5_1".to_owned(), oci::LinuxRdma { hca_handles: Some(3), ..Default::default() })];
-        for (resources, kind, field) in [
-            (oci::LinuxResources { network: Some(Default::default()).into(), ..Default::default() }, FailureKind::Unsupported, "network"),
-            (oci::LinuxResources { rdma: rdma.into(), ..Default::default() }, FailureKind::Unsupported, "rdma.mlx5_1"),
-            (unified("no.such.file", "1"), FailureKind::Unsupported, "unified.no.such.file"),
-            (unified("cgroup.procs", "1"), FailureKind::Invalid, "unified.cgroup.procs"),
-            (oci::LinuxResources { pids: Some(oci::LinuxPids { limit: -7, ..Default::default() }).into(), ..Default::default() }, FailureKind::Invalid, "pids.limit"),
-        ] {
-            guest.refused_as(limited(resources, "true"), kind, field).await;
-        }
-        let memory = oci::LinuxMemory { limit: 4096, ..Default::default() };
-        let impossible = limited(oci::LinuxResources { memory: Some(memory).into(), ..Default::default() }, "true");
-        guest.refused_as(impossible, FailureKind::Invalid, "memory.limit").await;
         assert_eq!(guest.traces().await, before, "nothing is left");
         guest.stop().await;
     }

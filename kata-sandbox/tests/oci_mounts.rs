@@ -58,6 +58,16 @@ async fn binds_what_the_guest_has(guest: &Guest) {
     );
 }
 
+/// A directory with files of users 0 and 5 in the agent's memory file system, whose owners can be shown as others.
+async fn owned_files(guest: &Guest) -> &'static str {
+    let make = "stat -f -c %T /there; mkdir /there/owned && touch /there/owned/root && install -o 5 -g 6 /dev/null /there/owned/five";
+    let made = guest
+        .output(with_mounts(vec![bind("/run", "/there", &["bind"])], make))
+        .await;
+    assert_eq!(made, "tmpfs");
+    "/run/owned"
+}
+
 on_every_backend! {
     /// Conformance: oci mounts.destination
     /// Conformance: oci mounts.source
@@ -171,31 +181,40 @@ on_every_backend! {
             tmpfs("/c", &["unbindable"]),
             bind("/proc", "/d", &["rbind", "rshared"]),
             bind("/proc", "/e", &["rbind", "rslave", "shared"]),
+            bind("/sys", "/all", &["rbind", "rshared"]),
+            bind("/sys", "/top", &["rbind", "rprivate", "shared"]),
+            bind("/sys", "/none", &["rbind", "rshared", "rprivate"]),
         ];
-        let looks = ["/a", "/b", "/c", "/d", "/e"].map(tells).join("; ");
-        assert_eq!(guest.output(with_mounts(mounts, &looks)).await, "shared\n-\nunbindable\nshared\nshared");
+        // Of what is mounted below, how many are shared.
+        let below = |path: &str| {
+            let count = |of: &str| format!("$(awk '$5 ~ \"^{path}/\" {of}' /proc/self/mountinfo | wc -l)");
+            format!("test {} -gt 0 && echo {} of {}", count(""), count("&& $7 ~ /^shared/"), count(""))
+        };
+        let looks = ["/a", "/b", "/c", "/d", "/e", "/all", "/top", "/none"].map(tells);
+        let seen = guest.output(with_mounts(mounts, &looks.into_iter().chain(["/all", "/top", "/none"].map(below)).collect::<Vec<_>>().join("; "))).await;
+        let seen: Vec<&str> = seen.lines().collect();
+        assert_eq!(seen[..8], ["shared", "-", "unbindable", "shared", "shared", "shared", "shared", "-"], "{seen:?}");
+        let all = seen[8].split_once(" of ").unwrap();
+        assert_eq!(all.0, all.1, "{seen:?}");
+        assert!(seen[9..].iter().all(|told| told.starts_with("0 of ")), "{seen:?}");
         guest.stop().await;
     }
 
     /// Conformance: oci mounts.uidMappings
     async fn a_mount_can_show_other_owners(bed: Bed) {
         let guest = Guest::boot(&bed).await;
-        // A file system that can be mapped: whether a tmpfs or an overlay can is the kernel's to say (6.3, 6.10).
-        guest.shell("mkdir -p /owned && touch /owned/root && install -o 5 -g 6 /dev/null /owned/five").await;
+        let source = owned_files(&guest).await;
         let map = |container_id, host_id| oci::LinuxIDMapping { container_id, host_id, size: 100, ..Default::default() };
-        let mut mapped = bind(&in_root("/owned"), "/shown", &["bind", "idmap"]);
-        // In the mount, what belongs to 0 belongs to 1000.
-        mapped.uid_mappings = vec![map(0, 1000)];
-        mapped.gid_mappings = vec![map(0, 2000)];
-        let id = guest.fresh();
-        let spec = with_mounts(vec![mapped], "stat -c '%u %g' /shown/root /shown/five");
-        match guest.try_create(&id, spec.clone(), None).await {
-            Ok(()) => {
-                guest.remove(&id).await;
-                assert_eq!(guest.output(spec).await, "1000 2000\n1005 2006");
-            }
-            Err(_) => guest.refused_as(spec, FailureKind::Unsupported, "mounts[4].options: idmap").await,
-        }
+        let mapped = |source: &str| {
+            let mut mapped = bind(source, "/shown", &["bind", "idmap"]);
+            // In the mount, what belongs to 0 belongs to 1000.
+            mapped.uid_mappings = vec![map(0, 1000)];
+            mapped.gid_mappings = vec![map(0, 2000)];
+            with_mounts(vec![mapped], "stat -c '%u %g' /shown/root /shown/five")
+        };
+        assert_eq!(guest.output(mapped(source)).await, "1000 2000\n1005 2006");
+        // What cannot be mapped is the kernel's to say.
+        guest.refused_as(mapped("/proc"), FailureKind::Unsupported, "mounts[4].options: idmap").await;
         let nothing = with_mounts(vec![bind("/proc", "/x", &["bind", "idmap"])], "true");
         guest.refused_as(nothing, FailureKind::Invalid, "mounts[4].uidMappings").await;
         let new = with_mounts(vec![tmpfs("/x", &["idmap"])], "true");

@@ -102,6 +102,105 @@ current scheduling priority: 0
 5
 best-effort: prio 6";
 
+/// Each kind, in the order of proc_pid_limits(5), with limits that nobody has by chance.
+const LIMITS: [(&str, u64, u64); 16] = [
+    ("RLIMIT_CPU", 1001, 2001),
+    ("RLIMIT_FSIZE", 1_000_000_002, 2_000_000_002),
+    ("RLIMIT_DATA", 1_000_000_003, 2_000_000_003),
+    ("RLIMIT_STACK", 8_400_000, 9_000_004),
+    ("RLIMIT_CORE", 5, 6),
+    ("RLIMIT_RSS", 1_000_000_006, 2_000_000_006),
+    ("RLIMIT_NPROC", 5007, 6007),
+    ("RLIMIT_NOFILE", 108, 208),
+    ("RLIMIT_MEMLOCK", 70_009, 80_009),
+    ("RLIMIT_AS", 4_000_000_010, u64::MAX),
+    ("RLIMIT_LOCKS", 111, 211),
+    ("RLIMIT_SIGPENDING", 112, 212),
+    ("RLIMIT_MSGQUEUE", 100_013, 200_013),
+    ("RLIMIT_NICE", 14, 24),
+    ("RLIMIT_RTPRIO", 15, 25),
+    ("RLIMIT_RTTIME", 1_000_016, 2_000_016),
+];
+
+/// Of each kind what can be asked for: a host may have taken the right to raise limits from its root.
+fn possible_limits(guest: &Guest) -> [(&'static str, u64, u64); 16] {
+    if guest.is_machine {
+        return LIMITS;
+    }
+    let text = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let mut hosts = text
+        .lines()
+        .skip(1)
+        .map(|line| line[47..67].trim().parse().unwrap_or(u64::MAX));
+    LIMITS.map(|(type_, soft, hard)| {
+        let most = hosts.next().unwrap();
+        (type_, soft.min(most), hard.min(most))
+    })
+}
+
+/// Each kind of limit, of a first process and of one beside it.
+async fn has_every_limit(guest: &Guest, beside: &str) {
+    let limits = possible_limits(guest);
+    let all = |process: &mut oci::Process| {
+        process.rlimits = limits
+            .map(|(type_, soft, hard)| oci::POSIXRlimit {
+                type_: type_.into(),
+                soft,
+                hard,
+                ..Default::default()
+            })
+            .to_vec();
+    };
+    let looks = "tail -n +2 /proc/$$/limits | cut -c27-67 | tr -s ' '";
+    let told = |limit: u64| match limit {
+        u64::MAX => "unlimited".to_owned(),
+        limit => limit.to_string(),
+    };
+    let expected = limits.map(|(_, soft, hard)| [told(soft), told(hard)]);
+    let mut other = process(looks);
+    all(&mut other);
+    for seen in [
+        guest.output(with_process(all, looks)).await,
+        guest.exec(beside, other).await.output,
+    ] {
+        let seen: Vec<Vec<&str>> = seen
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(seen, expected);
+    }
+}
+
+/// Where an exec begins, and where it ends up; without an end it stays.
+async fn begins_where_it_is_told(guest: &Guest, id: &str) {
+    let count = guest.exec(id, process("nproc")).await.output;
+    // A host that is no guest may have only one.
+    let last = if !guest.is_machine && count == "1" {
+        "0"
+    } else {
+        "1"
+    };
+    for (initial, end, seen) in [
+        ("0", last, last),
+        (last, "0", "0"),
+        (last, "", last),
+        ("", last, last),
+    ] {
+        let mut pinned = process("taskset -cp $$ | sed s,.*:.,,");
+        pinned.exec_cpu_affinity = Some(oci::ExecCPUAffinity {
+            initial: initial.into(),
+            final_: end.into(),
+            ..Default::default()
+        })
+        .into();
+        assert_eq!(
+            guest.exec(id, pinned).await.output,
+            seen,
+            "from {initial:?} to {end:?}"
+        );
+    }
+}
+
 on_every_backend! {
     /// Conformance: oci process.cwd
     /// Conformance: oci process.env
@@ -118,7 +217,7 @@ on_every_backend! {
     /// Conformance: oci process.user.username
     /// Conformance: oci process.args
     async fn a_process_is_what_its_specification_says(bed: Bed) {
-        let guest = Guest::boot(&bed).await;
+        let guest = Guest::boot_of(&bed, bed.idle().vcpus(2)).await;
         assert_eq!(guest.output(with_process(furnished, LOOKS)).await, SEEN, "a first process");
         let id = guest.idle(spec("")).await;
         let mut beside = process(LOOKS);
@@ -150,15 +249,8 @@ on_every_backend! {
         assert_eq!(guest.run(found).await.status, 0);
         assert_eq!(guest.result("found").await, "by /opt/whoami-script");
 
-        // Where an exec begins, and where it ends up.
-        let mut pinned = process("taskset -cp $$ | sed s,.*:.,,");
-        pinned.exec_cpu_affinity = Some(oci::ExecCPUAffinity {
-            initial: "0-1".into(),
-            final_: "0".into(),
-            ..Default::default()
-        })
-        .into();
-        assert_eq!(guest.exec(&id, pinned).await.output, "0");
+        has_every_limit(&guest, &id).await;
+        begins_where_it_is_told(&guest, &id).await;
         guest.stop().await;
     }
 

@@ -79,6 +79,112 @@ fn rules() -> oci::LinuxSeccomp {
 const ANSWERS: &str =
     "mkdir 30\npersonality 0 done\npersonality 8 5\npersonality 9 6\npersonality 4294967295 6\nnewer 38";
 
+/// What each action does with a system call: what a signal ends has 128 and its number, SIGSYS is 31.
+async fn has_each_action(guest: &Guest) {
+    let sync = |action, errno, script: &str| {
+        let rules = vec![rule(&["sync"], action, errno, &[])];
+        filtered(profile("SCMP_ACT_ALLOW", rules), script)
+    };
+    let asks = "exec perl -e '$! = 0; print syscall(162), \" \", $! + 0'";
+    for (action, errno, status, output) in [
+        ("SCMP_ACT_KILL_PROCESS", None, 159, ""),
+        ("SCMP_ACT_KILL", None, 159, ""),
+        ("SCMP_ACT_KILL_THREAD", None, 159, ""),
+        ("SCMP_ACT_TRAP", None, 159, ""),
+        // What is logged goes to a log that a kernel need not have.
+        ("SCMP_ACT_LOG", None, 0, "0 0"),
+        ("SCMP_ACT_ALLOW", None, 0, "0 0"),
+        // Nobody traces: the call does not exist.
+        ("SCMP_ACT_TRACE", None, 0, "-1 38"),
+        ("SCMP_ACT_ERRNO", None, 0, "-1 1"),
+        ("SCMP_ACT_ERRNO", Some(122), 0, "-1 122"),
+    ] {
+        let ran = guest.run(sync(action, errno, asks)).await;
+        assert_eq!((ran.status, ran.output.as_str()), (status, output), "{action}");
+    }
+    // A trap is a signal that can be handled; of a kill nothing is told.
+    let handles = "exec perl -e '$SIG{SYS} = sub { print \"trapped \" }; syscall(162); print \"on\"'";
+    let ran = guest.run(sync("SCMP_ACT_TRAP", None, handles)).await;
+    assert_eq!((ran.status, ran.output.as_str()), (0, "trapped on"));
+    let ran = guest.run(sync("SCMP_ACT_KILL_PROCESS", None, handles)).await;
+    assert_eq!((ran.status, ran.output.as_str()), (159, ""));
+    // Of several threads one is killed, or all.
+    let threads = "exec perl -e 'use threads; use POSIX (); $| = 1; threads->create(sub { syscall(162) })->detach; \
+                   do { select(undef, undef, undef, 0.01); @tasks = glob(\"/proc/self/task/*\") } while @tasks > 1; \
+                   print \"on\"; POSIX::_exit(0)'";
+    for (action, status, output) in [
+        ("SCMP_ACT_KILL_THREAD", 0, "on"),
+        ("SCMP_ACT_KILL", 0, "on"),
+        ("SCMP_ACT_KILL_PROCESS", 159, ""),
+    ] {
+        let ran = guest.run(sync(action, None, threads)).await;
+        assert_eq!(
+            (ran.status, ran.output.as_str()),
+            (status, output),
+            "{action} in a thread"
+        );
+    }
+}
+
+/// A program that makes the system call 36 of i386, which is sync, and ends with its error: an ELF file as the shell's
+/// `printf` takes it.
+fn of_another_architecture() -> String {
+    // mov $36, %eax; int $0x80; mov %eax, %edi; neg %edi; mov $60, %eax; syscall
+    let code = [
+        0xb8, 36, 0, 0, 0, 0xcd, 0x80, 0x89, 0xc7, 0xf7, 0xdf, 0xb8, 60, 0, 0, 0, 0x0f, 0x05,
+    ];
+    let size = 64 + 56 + code.len() as u64;
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    // A program for x86_64 of version 1, and where it begins; its one segment, and nothing else.
+    file.extend([2, 0, 0x3e, 0, 1, 0, 0, 0]);
+    file.extend([0x40_0078_u64, 64, 0].map(u64::to_le_bytes).concat());
+    file.extend([0, 0, 64, 56, 1, 0, 0, 0].map(u16::to_le_bytes).concat());
+    // The file whole, to read and to execute.
+    file.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+    file.extend(
+        [0, 0x40_0000, 0x40_0000, size, size, 0x1000]
+            .map(u64::to_le_bytes)
+            .concat(),
+    );
+    file.extend(code);
+    file.iter().map(|byte| format!("\\{byte:03o}")).collect()
+}
+
+/// A filter is for the architectures that it names, and for the guest's own in any case; no system call of another is made.
+async fn holds_for_its_architectures(guest: &Guest) {
+    let program = of_another_architecture();
+    guest
+        .shell(&format!("printf '{program}' >/i386 && chmod 755 /i386"))
+        .await;
+    // A host that is no guest may have a kernel without them.
+    if guest.run(spec("/i386")).await.status != 0 && !guest.is_machine {
+        return;
+    }
+    let named = |architectures: &[&str]| {
+        let rules = vec![rule(&["sync"], "SCMP_ACT_ERRNO", Some(77), &[])];
+        let mut profile = profile("SCMP_ACT_ALLOW", rules);
+        profile.architectures = architectures.iter().map(|&word| word.into()).collect();
+        filtered(
+            profile,
+            "perl -e '$! = 0; syscall(162); print $! + 0, \" \"'; exec /i386",
+        )
+    };
+    for (architectures, status) in [
+        (&["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"][..], 77),
+        (&["SCMP_ARCH_X86"], 77),
+        (&["SCMP_ARCH_AARCH64"], 159),
+        (&[], 159),
+    ] {
+        let ran = guest.run(named(architectures)).await;
+        assert_eq!(
+            (ran.status, ran.output.trim_end()),
+            (status, "77"),
+            "{architectures:?}"
+        );
+    }
+}
+
 on_every_backend! {
     /// Conformance: oci linux.seccomp.defaultAction
     /// Conformance: oci linux.seccomp.architectures
@@ -118,22 +224,8 @@ on_every_backend! {
             assert_eq!(guest.exec(&id, beside).await.output, expected, "beside, user {uid}, {no_new_privileges}");
         }
 
-        // The other actions: what a signal ends has 128 and its number, SIGSYS is 31.
-        let sync = |action| filtered(profile("SCMP_ACT_ALLOW", vec![rule(&["sync"], action, None, &[])]), "exec perl -e 'syscall(162); print \"on\"'");
-        for (action, status, output) in [
-            ("SCMP_ACT_KILL_PROCESS", 159, ""),
-            ("SCMP_ACT_KILL", 159, ""),
-            ("SCMP_ACT_KILL_THREAD", 159, ""),
-            ("SCMP_ACT_TRAP", 159, ""),
-            ("SCMP_ACT_LOG", 0, "on"),
-            ("SCMP_ACT_ALLOW", 0, "on"),
-            // Nobody traces: the call does not exist.
-            ("SCMP_ACT_TRACE", 0, "on"),
-            ("SCMP_ACT_ERRNO", 0, "on"),
-        ] {
-            let ran = guest.run(sync(action)).await;
-            assert_eq!((ran.status, ran.output.as_str()), (status, output), "{action}");
-        }
+        holds_for_its_architectures(&guest).await;
+        has_each_action(&guest).await;
 
         // A list of what is allowed: the default's error number, and no calls that are newer than the list.
         let mut strict = profile("SCMP_ACT_ERRNO", vec![rule(&["sync"], "SCMP_ACT_ALLOW", None, &[])]);
@@ -153,6 +245,8 @@ on_every_backend! {
         guest.stop().await;
     }
 
+    /// Conformance: oci linux.seccomp.architectures
+    /// Conformance: oci linux.seccomp.flags
     async fn a_filter_that_makes_no_sense_is_refused_by_its_field(bed: Bed) {
         let guest = Guest::boot(&bed).await;
         let before = guest.traces().await;

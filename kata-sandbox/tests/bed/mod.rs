@@ -38,6 +38,8 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
 pub(crate) struct Bed {
     /// The module's name.
     pub(crate) name: &'static str,
+    /// The test's, with its program and module.
+    test: &'static str,
     pub(crate) backend: Backend,
     pub(crate) rootfs: OsString,
     vcpus: u8,
@@ -84,7 +86,12 @@ macro_rules! on_backend {
 }
 
 /// Runs a body on a backend, within the deadline.
-pub(crate) fn run<F: Future<Output = ()>>(backend: &str, name: &str, deadline: Duration, body: fn(Bed) -> F) {
+pub(crate) fn run<F: Future<Output = ()>>(
+    backend: &str,
+    name: &'static str,
+    deadline: Duration,
+    body: fn(Bed) -> F,
+) {
     let Some(bed) = bed(backend, name) else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -98,7 +105,7 @@ pub(crate) fn run<F: Future<Output = ()>>(backend: &str, name: &str, deadline: D
     });
 }
 
-fn bed(backend: &str, name: &str) -> Option<Bed> {
+fn bed(backend: &str, name: &'static str) -> Option<Bed> {
     if named_in("KATA_TEST_ELSEWHERE", backend) == Some(true) {
         eprintln!("ELSEWHERE {name}");
         return None;
@@ -127,6 +134,7 @@ fn bed(backend: &str, name: &str) -> Option<Bed> {
     }
     Some(Bed {
         name: backend,
+        test: name,
         backend: selected,
         rootfs,
         vcpus: number("KATA_TEST_VCPUS").map_or(1, |count| count.try_into().unwrap()),
@@ -156,6 +164,11 @@ pub(crate) fn skip(name: &str, why: &str) {
 }
 
 impl Bed {
+    /// Says that nothing can be seen here of what a test is about: it counts for no row of `docs/conformance.md`.
+    pub(crate) fn cannot_tell(&self, why: &str) {
+        eprintln!("SKIPPED {}: optional: {why}", self.test);
+    }
+
     /// A container on this bed's backend, without arguments.
     pub(crate) fn idle(&self) -> Container {
         self.of_image(&self.rootfs)

@@ -18,7 +18,7 @@ use kata_agent_proto::agent::{
     StartContainerRequest, StringUser, WaitProcessRequest,
 };
 use kata_agent_proto::{CallError, Client, FailureKind, oci};
-use kata_sandbox::Sandbox;
+use kata_sandbox::{Container, Sandbox};
 
 use crate::bed::{self, Bed};
 
@@ -45,7 +45,12 @@ pub(crate) struct Ran {
 
 impl Guest {
     pub(crate) async fn boot(bed: &Bed) -> Self {
-        let sandbox = Sandbox::boot(bed.idle().name("main")).await.unwrap();
+        Self::boot_of(bed, bed.idle()).await
+    }
+
+    /// One with another machine than tests have.
+    pub(crate) async fn boot_of(bed: &Bed, idle: Container) -> Self {
+        let sandbox = Sandbox::boot(idle.name("main")).await.unwrap();
         let client = Client::new(sandbox.connect(1024).await.unwrap());
         let made = bed::script(&sandbox, &format!("mkdir -m 1777 {RESULTS}")).await;
         assert!(made.status.success(), "{made:?}");

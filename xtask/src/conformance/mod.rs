@@ -25,7 +25,7 @@ pub(crate) use outcome::{Passed, judge};
 const MISSING: &str = "xtask/conformance/missing.txt";
 
 use claims::Claim;
-use rows::Row;
+use rows::{Needs, Row};
 
 /// The generated document.
 pub(crate) const DOCUMENT: &str = "docs/conformance.md";
@@ -71,7 +71,7 @@ impl Conformance {
     /// Whether the tests that a row needs claim it.
     fn is_held(&self, row: &Row) -> bool {
         let mut claims = self.claims.iter().filter(|claim| row.is(&claim.row));
-        claims.any(|claim| claim.body || row.needs_no_guest)
+        claims.any(|claim| claim.body || row.needs == Needs::Nothing)
     }
 
     /// The document as it has to be.
@@ -132,12 +132,12 @@ mod tests {
 
     #[test]
     fn a_row_needs_a_test_of_the_one_body_or_a_line_that_says_it_has_none() {
-        let row = |key: &str, needs_no_guest| Row {
+        let row = |key: &str, needs| Row {
             theme: Theme::Oci,
             key: key.to_owned(),
             text: String::new(),
             file: "list".to_owned(),
-            needs_no_guest,
+            needs,
         };
         let claim = |key: &str, body| Claim {
             row: format!("oci {key}"),
@@ -147,11 +147,11 @@ mod tests {
         };
         let conformance = Conformance {
             rows: vec![
-                row("held", false),
-                row("close", false),
-                row("image", true),
-                row("listed", false),
-                row("old", false),
+                row("held", Needs::Backend),
+                row("close", Needs::Backend),
+                row("image", Needs::Nothing),
+                row("listed", Needs::Backend),
+                row("old", Needs::Backend),
             ],
             claims: vec![
                 claim("held", true),

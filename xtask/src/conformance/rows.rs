@@ -24,6 +24,17 @@ impl Theme {
     }
 }
 
+/// What a row's tests have to be seen on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// Every backend.
+    Backend,
+    /// Every backend that has a guest: a process of the host has nothing of it that could be seen.
+    Guest,
+    /// None: it is about images, which no guest has to be booted for.
+    Nothing,
+}
+
 /// One row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Row {
@@ -32,8 +43,7 @@ pub(super) struct Row {
     pub(super) text: String,
     /// Where it is listed.
     pub(super) file: String,
-    /// It is about images, which no guest has to be booted for.
-    pub(super) needs_no_guest: bool,
+    pub(super) needs: Needs,
 }
 
 impl Row {
@@ -77,7 +87,7 @@ pub(super) fn all(tree: &Tree, mistakes: &mut Vec<(String, String)>) -> Vec<Row>
     rows
 }
 
-/// Lines of `key: text`; a key may be followed by ` (image)`.
+/// Lines of `key: text`; a key may be followed by ` (image)` or ` (guest)`.
 fn listed(theme: Theme, file: &str, text: &str, mistakes: &mut Vec<(String, String)>) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for (number, line) in text.lines().enumerate() {
@@ -89,9 +99,11 @@ fn listed(theme: Theme, file: &str, text: &str, mistakes: &mut Vec<(String, Stri
             mistakes.push((place, "a row is `key: text`".to_owned()));
             continue;
         };
-        let (key, needs_no_guest) = match key.strip_suffix(" (image)") {
-            Some(key) => (key, true),
-            None => (key, false),
+        let marked = |mark| key.strip_suffix(mark);
+        let (key, needs) = match (marked(" (image)"), marked(" (guest)")) {
+            (Some(key), _) => (key, Needs::Nothing),
+            (_, Some(key)) => (key, Needs::Guest),
+            _ => (key, Needs::Backend),
         };
         if rows.iter().any(|row| row.key == key) {
             mistakes.push((place, format!("`{key}` is listed twice")));
@@ -102,7 +114,7 @@ fn listed(theme: Theme, file: &str, text: &str, mistakes: &mut Vec<(String, Stri
             key: key.to_owned(),
             text: text.to_owned(),
             file: file.to_owned(),
-            needs_no_guest,
+            needs,
         });
     }
     rows
@@ -124,7 +136,7 @@ fn methods(file: &str, text: &str) -> Vec<Row> {
             key: name.trim().to_owned(),
             text: service.to_owned(),
             file: file.to_owned(),
-            needs_no_guest: false,
+            needs: Needs::Backend,
         });
     }
     rows
@@ -137,21 +149,22 @@ mod tests {
     #[test]
     fn a_list_is_keys_and_texts() {
         let mut mistakes = Vec::new();
-        let text = "# what it is\na.b: one: two\n24 (image): files\na.b: again\nodd\n";
+        let text = "# what it is\na.b: one: two\n24 (image): files\n16 (guest): disks\na.b: again\nodd\n";
         let rows = listed(Theme::Oci, "l.txt", text, &mut mistakes);
         let found: Vec<_> = rows
             .iter()
-            .map(|row| (row.name(), row.text.as_str(), row.needs_no_guest))
+            .map(|row| (row.name(), row.text.as_str(), row.needs))
             .collect();
         assert_eq!(
             found,
             [
-                ("oci a.b".to_owned(), "one: two", false),
-                ("oci 24".to_owned(), "files", true)
+                ("oci a.b".to_owned(), "one: two", Needs::Backend),
+                ("oci 24".to_owned(), "files", Needs::Nothing),
+                ("oci 16".to_owned(), "disks", Needs::Guest)
             ]
         );
         let places: Vec<_> = mistakes.iter().map(|(place, _)| place.as_str()).collect();
-        assert_eq!(places, ["l.txt:4", "l.txt:5"]);
+        assert_eq!(places, ["l.txt:5", "l.txt:6"]);
     }
 
     #[test]
