@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::birth::hooks::{self, State};
 use crate::container::{self, Container, Launches, Places};
+use crate::devices;
 use crate::disks::Disks;
 use crate::exec::{Joiner, NameSpaces, Plan, Target, Traits};
 use crate::extent::Extent;
@@ -265,7 +266,7 @@ impl Sandbox {
             ports,
             terminal,
             shared_pids: _,
-            devices,
+            devices: given,
             shared_mounts,
         } = creation;
         let shares = self.shares(&id, &spec, &shared_mounts)?;
@@ -278,12 +279,14 @@ impl Sandbox {
         let (start, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
         start.set_nonblocking(true).map_err(failed)?;
         let start = UnixStream::from_std(start).map_err(failed)?;
+        let limits = limits.with_devices(self.guest());
+        let optional_rules = limits.devices_are_optional();
         let order = Order::Create(Box::new(Create {
             id: id.clone(),
             bundle: places.bundle.clone(),
             cgroup: places.cgroup.clone(),
             limits,
-            devices,
+            devices: given,
             shares,
             storages,
             spec,
@@ -297,6 +300,11 @@ impl Sandbox {
         }));
         let inherited = [descriptors(&files), vec![theirs.as_fd()]].concat();
         let child = launch::process(&self.reaper, &order, streams, &inherited).await?;
+        if optional_rules && !devices::hold_at(&places.cgroup) {
+            crate::warn(&format!(
+                "{id}: no rules on devices hold, as the kernel refuses them"
+            ));
+        }
         let kills = Kills::watch(&id, &places.cgroup, &self.oom)
             .map_err(|error| Failed::new(FailureKind::Container, format!("memory.events: {error}")))?;
         let process = prepared.follow(child, launches.none()).await?;

@@ -293,4 +293,46 @@ on_every_backend! {
         assert_eq!(guest.traces().await, before, "nothing is left");
         guest.stop().await;
     }
+
+    /// Conformance: oci linux.resources.devices
+    /// Conformance: semantics 15
+    async fn devices_that_nobody_gave_can_be_made_and_not_opened(bed: Bed) {
+        let guest = Guest::boot(&bed).await;
+        let before = guest.traces().await;
+        // The disk of the root, where there is one.
+        let disk = "disk=$(cat /sys/block/vda/dev 2>/dev/null || echo 7:0); major=${disk%:*} minor=${disk#*:}; rm -f /dev/disk; ";
+        let make = "mknod /dev/disk b $major $minor && stat -c %F /dev/disk; ";
+        let open = "(: </dev/disk) 2>&1 | grep -o 'not permitted'; (: >/dev/disk) 2>&1 | grep -o 'not permitted'; ";
+        let defaults = "for name in null zero full random urandom ptmx; do : <>/dev/$name && echo $name; done";
+        let looks = [disk, make, open, defaults].concat();
+        let seen = "block special file\nnot permitted\nnot permitted\nnull\nzero\nfull\nrandom\nurandom\nptmx";
+        assert_eq!(guest.shell(&looks).await.trim_end(), seen, "a container of the SDK");
+        assert_eq!(guest.output(spec(&looks)).await, seen, "one without rules");
+        let id = guest.idle(spec("")).await;
+        assert_eq!(guest.exec(&id, process(&looks)).await.output, seen, "a further process");
+        guest.remove(&id).await;
+        let ruled = |devices: Vec<oci::LinuxDeviceCgroup>, script: &str| {
+            let resources = oci::LinuxResources { devices, ..Default::default() };
+            with_linux(|linux| linux.resources = Some(resources).into(), script)
+        };
+        let everything = |allow| oci::LinuxDeviceCgroup { allow, access: "rwm".into(), ..Default::default() };
+        assert_eq!(guest.output(ruled(vec![everything(false)], &looks)).await, seen, "one that denies everything");
+
+        if guest.is_machine {
+            let read = [disk, make, "head -c 512 /dev/disk | wc -c"].concat();
+            assert_eq!(guest.output(ruled(vec![everything(true)], &read)).await, "block special file\n512");
+            let number = guest.shell("cat /sys/block/vda/dev").await;
+            let (major, minor) = number.trim_end().split_once(':').unwrap();
+            let device = oci::LinuxDevice {
+                path: "/dev/own".into(), type_: "b".into(), major: major.parse().unwrap(), minor: minor.parse().unwrap(), ..Default::default()
+            };
+            let given = |script: &str| with_linux(|linux| linux.devices = vec![device.clone()], script);
+            assert_eq!(guest.output(given("head -c 512 /dev/own | wc -c")).await, "512", "the specification's own");
+            let mut denied = ruled(vec![everything(false)], "(: </dev/own) 2>&1 | grep -o 'not permitted'");
+            denied.linux.mut_or_insert_default().devices = vec![device.clone()];
+            assert_eq!(guest.output(denied).await, "not permitted", "its rules come after its devices");
+        }
+        assert_eq!(guest.traces().await, before, "nothing is left");
+        guest.stop().await;
+    }
 }

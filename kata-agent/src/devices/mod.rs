@@ -5,8 +5,10 @@
 //! [`crate::sys`] gives it to the kernel. Must not know containers.
 //!
 //! The last rule that matches decides, as the specification's order has it, for each of reading, writing
-//! and making a node; what no rule matches is denied. The devices that each container has (config-linux.md#default-devices)
-//! stay allowed after all rules, as with runc.
+//! and making a node; what no rule matches is denied. As with runc, these stay allowed after all rules: the devices that
+//! each container has (config-linux.md#default-devices), and making a node of any device, which opens nothing. Devices
+//! of the specification itself (`linux.devices`) come before its rules, which can deny them; devices that a request gives
+//! come last. A specification without rules is one that allows none but these.
 
 mod program;
 
@@ -27,6 +29,26 @@ const EVERY_ACCESS: u8 = MAKE | READ | WRITE;
 
 /// Most rules of a container, so that the kernel's check of the program ends.
 const RULES_MAX: usize = 256;
+
+/// Rules that hold after all others.
+fn defaults() -> impl Iterator<Item = Rule> {
+    let node = |kind| Rule {
+        allow: true,
+        kind: Some(kind),
+        major: None,
+        minor: None,
+        access: MAKE,
+    };
+    let device = |(major, minor)| Rule {
+        allow: true,
+        kind: Some(Kind::Character),
+        major: Some(major),
+        minor,
+        access: EVERY_ACCESS,
+    };
+    let nodes = [Kind::Character, Kind::Block].map(node);
+    nodes.into_iter().chain(DEFAULT_DEVICES.map(device))
+}
 
 /// Character devices of every container: null, zero, full, random, urandom, tty, console, ptmx, and the
 /// terminals of its own (devices.txt of Linux).
@@ -90,21 +112,37 @@ impl Rules {
         if let Some(last) = rules.iter().rposition(Rule::is_about_everything) {
             rules.drain(..last);
         }
-        rules.extend(DEFAULT_DEVICES.map(|(major, minor)| Rule {
-            allow: true,
-            kind: Some(Kind::Character),
-            major: Some(major),
-            minor,
-            access: EVERY_ACCESS,
-        }));
+        rules.extend(defaults());
         Ok(Rules(rules))
+    }
+
+    /// What holds where a request has no rules.
+    pub(crate) fn without_any() -> Self {
+        Rules(defaults().collect())
+    }
+
+    /// Allows one device everything, as far as no rule says otherwise.
+    pub(crate) fn allow_before(&mut self, block: bool, (major, minor): (u32, u32)) {
+        if self.0.first().is_some_and(Rule::is_about_everything) {
+            return;
+        }
+        let rule = Rule {
+            allow: true,
+            kind: Some(if block { Kind::Block } else { Kind::Character }),
+            major: Some(major),
+            minor: Some(minor),
+            access: EVERY_ACCESS,
+        };
+        self.0.insert(0, rule);
     }
 
     /// Allows one device everything, or what the rule for its former numbers allowed.
     pub(crate) fn allow(&mut self, block: bool, (major, minor): (u32, u32), before: Option<(u32, u32)>) {
         let kind = Some(if block { Kind::Block } else { Kind::Character });
-        let is_former =
-            |rule: &&mut Rule| rule.allow && before.is_some() && before == rule.major.zip(rule.minor);
+        let is_former = |rule: &&mut Rule| {
+            let is_default = || defaults().any(|default| default == **rule);
+            rule.allow && before.is_some() && before == rule.major.zip(rule.minor) && !is_default()
+        };
         if let Some(rule) = self.0.iter_mut().find(is_former) {
             (rule.kind, rule.major, rule.minor) = (kind, Some(major), Some(minor));
             return;
@@ -145,6 +183,13 @@ impl Rules {
         let before = sys::device_program(&cgroup)?;
         sys::attach_device_program(&cgroup, &program, before.as_ref())
     }
+}
+
+/// Whether there are rules of a cgroup itself.
+pub(crate) fn hold_at(cgroup: &Path) -> bool {
+    File::open(cgroup)
+        .and_then(|cgroup| sys::device_program(&cgroup))
+        .is_ok_and(|program| program.is_some())
 }
 
 fn invalid(what: &str) -> Failed {

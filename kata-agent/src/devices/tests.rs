@@ -97,6 +97,52 @@ fn the_rules_that_docker_writes_allow_the_default_devices_and_no_disk() {
     assert!(!decide(Kind::Block, READ, 1, 3), "the number of another kind");
 }
 
+/// Whatever the rules are, nodes can be made and the default devices used, as with runc; without rules, no more than that.
+#[test]
+fn without_rules_only_the_default_devices_are_allowed() {
+    let none = Rules::without_any();
+    assert_eq!(none, rules(&[]));
+    for rules in [none, rules(&[given(false, "", 0, 0, "rwm")])] {
+        let decide =
+            |kind, access, major, minor| run(&program::instructions(&rules.0), kind, access, major, minor);
+        for minor in [3, 5, 7, 8, 9] {
+            assert!(decide(Kind::Character, EVERY_ACCESS, 1, minor), "{minor}");
+        }
+        for kind in [Kind::Block, Kind::Character] {
+            assert!(decide(kind, MAKE, 254, 0));
+            assert!(!decide(kind, READ, 254, 0) && !decide(kind, WRITE, 254, 0));
+        }
+        assert!(!decide(Kind::Character, READ, 1, 1), "the memory");
+    }
+}
+
+#[test]
+fn devices_of_a_specification_are_allowed_unless_its_rules_deny_them() {
+    let decide = |list: &[oci::LinuxDeviceCgroup], access| {
+        let mut rules = rules(list);
+        rules.allow_before(true, (8, 0));
+        run(&program::instructions(&rules.0), Kind::Block, access, 8, 0)
+    };
+    assert!(decide(&[], READ | WRITE));
+    assert!(decide(&[given(true, "c", 10, 229, "rw")], READ | WRITE));
+    assert!(!decide(&[given(false, "b", 8, -1, "w")], WRITE));
+    assert!(decide(&[given(false, "b", 8, -1, "w")], READ));
+    assert!(!decide(&[given(false, "a", -1, -1, "rwm")], READ));
+    assert!(decide(&[given(true, "a", -1, -1, "rwm")], READ));
+}
+
+#[test]
+fn a_given_device_takes_the_place_of_its_former_numbers_and_of_no_default() {
+    let mut rules = rules(&[given(false, "", 0, 0, "rwm"), given(true, "b", 8, 3, "r")]);
+    rules.allow(true, (254, 1), Some((8, 3)));
+    rules.allow(false, (10, 7), Some((1, 5)));
+    let decide =
+        |kind, access, major, minor| run(&program::instructions(&rules.0), kind, access, major, minor);
+    assert!(decide(Kind::Block, READ, 254, 1) && !decide(Kind::Block, WRITE, 254, 1));
+    assert!(!decide(Kind::Block, READ, 8, 3));
+    assert!(decide(Kind::Character, WRITE, 10, 7) && decide(Kind::Character, WRITE, 1, 5));
+}
+
 #[test]
 fn the_last_rule_that_matches_decides_for_each_part_of_an_access() {
     let list = [

@@ -16,8 +16,10 @@ use std::path::Path;
 
 use kata_agent_proto::{Failed, FailureKind, oci};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::devices::Rules;
+use crate::guest::Guest;
 
 /// No limit, in the words of cgroup v2.
 const MAX: &str = "max";
@@ -41,6 +43,8 @@ pub(crate) struct Limits {
     changes: Vec<Change>,
     /// None is: as it is.
     devices: Option<Rules>,
+    /// Where the kernel has no rules on devices, these can be done without.
+    devices_optional: bool,
 }
 
 /// One field of the request.
@@ -95,7 +99,36 @@ fn refuse<const N: usize>(asked: [(bool, &str); N]) -> Result<(), Failed> {
 }
 
 impl Limits {
-    /// Allows a device, in place of the rule for the numbers that it had before. Without rules all are allowed.
+    /// Those of a new container: without rules on devices it has the default ones. An agent that is a process of
+    /// somebody's host may be unable to enforce these; rules that were asked for are enforced or refused.
+    pub(crate) fn with_devices(mut self, guest: Guest) -> Self {
+        if self.devices.is_none() {
+            self.devices = Some(Rules::without_any());
+            self.devices_optional = guest == Guest::Process;
+        }
+        self
+    }
+
+    /// Whether its rules on devices can be done without.
+    pub(crate) fn devices_are_optional(&self) -> bool {
+        self.devices_optional
+    }
+
+    /// Allows the devices of a specification, as far as its rules do not deny them.
+    pub(crate) fn allow_devices_of(&mut self, spec: &Value) {
+        let Some(rules) = &mut self.devices else { return };
+        let number = |value: &Value| u32::try_from(value.as_u64()?).ok();
+        for device in spec["linux"]["devices"].as_array().into_iter().flatten() {
+            let numbers = number(&device["major"]).zip(number(&device["minor"]));
+            match (device["type"].as_str(), numbers) {
+                (Some("b"), Some(numbers)) => rules.allow_before(true, numbers),
+                (Some("c" | "u"), Some(numbers)) => rules.allow_before(false, numbers),
+                _ => {}
+            }
+        }
+    }
+
+    /// Allows a device, in place of the rule for the numbers that it had before.
     pub(crate) fn allow_device(&mut self, block: bool, numbers: (u32, u32), before: Option<(u32, u32)>) {
         if let Some(rules) = &mut self.devices {
             rules.allow(block, numbers, before);
@@ -128,6 +161,7 @@ impl Limits {
         Ok(Limits {
             changes: plan.0,
             devices: devices.transpose()?,
+            devices_optional: false,
         })
     }
 
@@ -137,6 +171,7 @@ impl Limits {
         let later = Limits {
             changes: Vec::new(),
             devices,
+            devices_optional: self.devices_optional,
         };
         [self, later]
     }
@@ -148,9 +183,13 @@ impl Limits {
     /// Unsupported when the kernel lacks a file, invalid when it refuses a value; by the field.
     pub(crate) fn apply(&self, cgroup: &Path) -> Result<(), Failed> {
         let written = write::all(cgroup, &self.changes)?;
-        match &self.devices {
-            Some(rules) => rules.enforce(cgroup).inspect_err(|_| written.put_back(cgroup)),
-            None => Ok(()),
+        let Some(rules) = &self.devices else {
+            return Ok(());
+        };
+        match rules.enforce(cgroup) {
+            // The worker's standard error is the container's: the agent tells of it.
+            Err(_) if self.devices_optional => Ok(()),
+            enforced => enforced.inspect_err(|_| written.put_back(cgroup)),
         }
     }
 }

@@ -22,6 +22,7 @@ pub(super) fn create(mut order: Create) -> Result<i32, Failed> {
     let start = inherited(order.start).map_err(|error| file_failure(Path::new("start"), &error))?;
     let mounted = storage::mount_all(&order.storages)?;
     given::give(&order.devices, &mut order.spec, &mut order.limits)?;
+    order.limits.allow_devices_of(&order.spec);
     let root = open_root(&order.spec)?;
     make_directories(&order.spec, &root)?;
     etc::complete(&root, &order.hostname, &order.dns)?;

@@ -30,9 +30,9 @@ use ttrpc::r#async::transport::Socket;
 /// How long anything may take before a test fails.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-const PROGRAMS: [&str; 17] = [
+const PROGRAMS: [&str; 18] = [
     "sh", "cat", "sleep", "id", "true", "head", "stty", "stat", "tty", "ls", "wc", "grep", "env", "mkdir",
-    "touch", "pwd", "hostname",
+    "touch", "pwd", "hostname", "mknod",
 ];
 
 /// Whether this machine can run these tests; says so when it cannot, and fails where it must.

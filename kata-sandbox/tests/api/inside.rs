@@ -46,6 +46,15 @@ impl<'a> Inside<'a> {
             type_: "mount".into(),
             ..Default::default()
         }];
+        let everything = oci::LinuxDeviceCgroup {
+            allow: true,
+            access: "rwm".into(),
+            ..Default::default()
+        };
+        spec.linux.as_mut().unwrap().resources = protobuf::MessageField::some(oci::LinuxResources {
+            devices: vec![everything],
+            ..Default::default()
+        });
         start(client, request).await;
         let mut inside = Self { client, ran: 0 };
         inside.done(NODES).await;
