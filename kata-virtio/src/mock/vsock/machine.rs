@@ -66,18 +66,19 @@ impl Machine {
     /// Steps until the condition holds.
     ///
     /// # Errors
-    /// [`io::ErrorKind::TimedOut`] when it does not hold after twenty seconds.
+    /// [`io::ErrorKind::TimedOut`] when it does not hold and the device did nothing for twenty seconds.
     pub fn run_until(&mut self, mut holds: impl FnMut(&mut Guest) -> bool) -> io::Result<()> {
-        let deadline = Instant::now() + DEADLINE;
+        let mut deadline = Instant::now() + DEADLINE;
         loop {
             let signals = self.step();
             if holds(&mut self.guest) {
                 return Ok(());
             }
-            if Instant::now() > deadline {
+            if signals != Signals::default() {
+                deadline = Instant::now() + DEADLINE;
+            } else if Instant::now() > deadline {
                 return Err(io::ErrorKind::TimedOut.into());
-            }
-            if signals == Signals::default() {
+            } else {
                 self.wait_for_streams()?;
             }
         }
