@@ -37,6 +37,8 @@ pub(crate) struct Places {
     pub(crate) cgroup: PathBuf,
     /// What was mounted for it, in order.
     pub(crate) mount_points: Vec<String>,
+    /// Those of them that are read through dm-verity.
+    pub(crate) verified: Vec<String>,
     /// See [`name`].
     pub(crate) name: Option<String>,
     /// Serials of disks of which it may have partitions.

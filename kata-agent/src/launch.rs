@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use kata_agent_proto::{Failed, FailureKind};
@@ -24,7 +25,9 @@ use crate::reaper::{Child, Reaper};
 pub(crate) async fn run(reaper: &Reaper, order: &Order, inherit: &[BorrowedFd<'_>]) -> Result<(), Failed> {
     let _launch = reaper.launch();
     let streams = Streams::null().map_err(|error| worker_failure(&error))?;
-    outcome(reaper, order, streams, inherit).await.map(drop)
+    outcome(reaper, order, streams, inherit, std::future::pending())
+        .await
+        .map(drop)
 }
 
 /// Runs a worker on a stream, which is its standard input. Whatever ends first, the worker or `end`, ends both.
@@ -44,28 +47,27 @@ pub(crate) async fn run_on(
     // Nothing is awaited before it is known, and it leaves no orphans.
     let spawned = streams.and_then(|streams| spawn(reaper, order, streams, &[]));
     let (worker, answer) = spawned.map_err(|error| worker_failure(&error))?;
-    let outcome = tokio::select! {
-        outcome = hear(&worker, answer) => outcome.map_err(|error| worker_failure(&error)),
-        () = end => Err(Failed::new(FailureKind::NotRunning, "the container has ended")),
+    let ended = async {
+        end.await;
+        Failed::new(FailureKind::NotRunning, "the container has ended")
     };
-    if outcome.is_err() {
-        // One that has ended needs no signal.
-        let _ = worker.signal(libc::SIGKILL);
-    }
+    let outcome = hear_before(ended, &worker, answer).await;
     // What it had open is closed before anybody is told.
     let _ = worker.ended().await;
     outcome?.into_result().map(drop)
 }
 
-/// Runs a worker that makes a process, and makes that process known.
+/// Runs a worker that makes a process, and makes that process known. When `end` comes first, the worker and what it
+/// started beside the process are no more.
 pub(crate) async fn process(
     reaper: &Reaper,
     order: &Order,
     streams: Streams,
     inherit: &[BorrowedFd<'_>],
+    end: impl Future<Output = Failed>,
 ) -> Result<Child, Failed> {
     let _launch = reaper.launch();
-    let pid = outcome(reaper, order, streams, inherit).await?;
+    let pid = outcome(reaper, order, streams, inherit, end).await?;
     let pid = pid.ok_or_else(|| Failed::new(FailureKind::Container, "the worker made no process"))?;
     reaper.adopt(pid).map_err(|error| worker_failure(&error))
 }
@@ -82,7 +84,7 @@ pub(crate) async fn call(reaper: &Reaper, call: Call, request: &[u8]) -> Result<
         Ok((answer, streams))
     };
     let (mut answer, streams) = made().map_err(|error| worker_failure(&error))?;
-    outcome(reaper, &Order::Call(call), streams, &[]).await?;
+    outcome(reaper, &Order::Call(call), streams, &[], std::future::pending()).await?;
     let mut bytes = Vec::new();
     // The worker wrote through the same open file.
     let read = answer.rewind().and_then(|()| answer.read_to_end(&mut bytes));
@@ -94,11 +96,10 @@ async fn outcome(
     order: &Order,
     streams: Streams,
     inherit: &[BorrowedFd<'_>],
+    end: impl Future<Output = Failed>,
 ) -> Result<Option<i32>, Failed> {
     let (worker, answer) = spawn(reaper, order, streams, inherit).map_err(|error| worker_failure(&error))?;
-    let outcome = hear(&worker, answer)
-        .await
-        .map_err(|error| worker_failure(&error));
+    let outcome = hear_before(end, &worker, answer).await;
     // It ends by itself after its answer; nobody waits for that.
     tokio::spawn(async move { worker.ended().await.map(drop) });
     outcome?.into_result()
@@ -129,6 +130,8 @@ fn spawn(
         .stdin(Stdio::from(streams.stdin))
         .stdout(Stdio::from(streams.stdout))
         .stderr(Stdio::from(streams.stderr))
+        // What it starts, such as a hook, can be ended with it.
+        .process_group(0)
         .spawn();
     pass_on(&passed, false)?;
     let pid = i32::try_from(spawned?.id()).map_err(io::Error::other)?;
@@ -148,6 +151,24 @@ fn memory_file(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
     file.write_all(content)?;
     file.rewind()?;
     Ok(file.into())
+}
+
+/// Hears the outcome. Where there is none, or `end` comes first, the worker and what it started are killed.
+async fn hear_before(
+    end: impl Future<Output = Failed>,
+    worker: &Child,
+    answer: pipe::Receiver,
+) -> Result<Outcome, Failed> {
+    let outcome = tokio::select! {
+        biased;
+        outcome = hear(worker, answer) => outcome.map_err(|error| worker_failure(&error)),
+        failed = end => Err(failed),
+    };
+    if outcome.is_err() {
+        worker.kill_group();
+        let _ = worker.ended().await;
+    }
+    outcome
 }
 
 /// Reads the outcome. The end of the pipe says nothing (the process that was made holds it, too), but

@@ -32,6 +32,7 @@ mod process;
 mod pump;
 mod reaper;
 mod rootfs;
+mod roster;
 mod sandbox;
 mod seccomp;
 mod server;

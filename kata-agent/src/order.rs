@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use kata_agent_proto::storage::VERITY;
 use serde::{Deserialize, Serialize};
 
 use crate::birth::hooks::{Hook, State};
@@ -76,6 +77,14 @@ pub(crate) struct Storage {
     pub(crate) mount_point: String,
     /// Whom everything in it is given to.
     pub(crate) group: Option<Group>,
+}
+
+impl Storage {
+    /// What dm-verity is to check it by, where it is.
+    pub(crate) fn verity(&self) -> Option<&str> {
+        let mut options = self.driver_options.iter();
+        options.find_map(|option| option.strip_prefix(VERITY))
+    }
 }
 
 /// The group of a storage.
@@ -181,6 +190,8 @@ pub(crate) struct Remove {
     pub(crate) base: PathBuf,
     /// Unmounted in reverse.
     pub(crate) mount_points: Vec<String>,
+    /// Those of them that were read through dm-verity.
+    pub(crate) verified: Vec<String>,
     /// Serials of disks whose partitions nobody may use any more.
     pub(crate) partitioned: BTreeSet<String>,
     /// Run after all.

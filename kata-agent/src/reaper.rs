@@ -169,6 +169,12 @@ impl Child {
     pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
         sys::pidfd_signal(&self.pidfd, signal)
     }
+
+    /// Kills it with everything in its process group, which it leads: the group is its own as long as its id is.
+    pub(crate) fn kill_group(&self) {
+        // One that has ended needs no signal.
+        let _ = rustix::process::kill_process_group(self.pid, rustix::process::Signal::KILL);
+    }
 }
 
 impl AsFd for Child {

@@ -3,7 +3,7 @@
 //! Owns the steps of creating, executing and removing, and what is undone when one fails. Each step
 //! that may block is a worker process, so one request never waits for another. Must not know ttrpc.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -31,6 +31,7 @@ use crate::order::{Create, Device, Hooks, Order, Remove, Storage, Update};
 use crate::process::{Ports, Prepared, Process};
 use crate::reaper::Reaper;
 use crate::rootfs::passwd::User;
+use crate::roster::Roster;
 use crate::sharing::Pause;
 use crate::streams::Unclaimed;
 use crate::terminal;
@@ -68,8 +69,7 @@ pub(crate) struct Sandbox {
     names: Mutex<Names>,
     pub(crate) pause: Pause,
     ipc: Ipc,
-    /// `None` while being made or removed.
-    containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
+    pub(crate) roster: Roster,
     /// The cgroups of all containers, also of those that are being made or removed.
     cgroups: Mutex<Vec<PathBuf>>,
     /// The sandbox is destroyed; the agent shall end.
@@ -141,7 +141,7 @@ impl Sandbox {
             names: Mutex::default(),
             pause: Pause::default(),
             ipc: Ipc::default(),
-            containers: Mutex::default(),
+            roster: Roster::default(),
             cgroups: Mutex::default(),
             destroyed: Notify::new(),
         }
@@ -154,11 +154,6 @@ impl Sandbox {
     /// Those that are files.
     pub(crate) fn disks(&self) -> &Disks {
         &self.settings.disks
-    }
-
-    pub(crate) fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {
-        // Nothing panics while holding it.
-        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn names(&self) -> MutexGuard<'_, Names> {
@@ -202,25 +197,28 @@ impl Sandbox {
 
     /// The container with this id.
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
-        self.containers()
-            .get(id)
-            .cloned()
-            .flatten()
-            .ok_or_else(|| Error::NotFound(id.to_owned()))
+        let found = self.roster.get(id);
+        found.ok_or_else(|| Error::NotFound(id.to_owned()))
     }
 
-    /// Creates a container; its process waits to be started.
+    /// Creates a container; its process waits to be started. Whoever kills or removes it meanwhile ends that.
     pub(crate) async fn create(&self, creation: Creation) -> Result<(), Error> {
         check_name(&creation.id)?;
         check_name(&creation.init_id)?;
-        let id = creation.id.clone();
-        let slot = Slot::reserve(self, &id)?;
-        let container = self.make_container(creation).await?;
-        slot.fill(container);
+        let slot = self.roster.reserve(&creation.id, &creation.init_id)?;
+        let container = Arc::new(self.make_container(creation, slot.given_up()).await?);
+        if slot.fill(container.clone()) {
+            // It was made before it heard that it was killed; its end is heard of as always.
+            let _ = container.kill_all();
+        }
         Ok(())
     }
 
-    async fn make_container(&self, mut creation: Creation) -> Result<Container, Error> {
+    async fn make_container(
+        &self,
+        mut creation: Creation,
+        given_up: impl Future<Output = ()>,
+    ) -> Result<Container, Error> {
         self.share_pids(&mut creation).await?;
         let places = self.places(&creation)?;
         self.occupy(&places.cgroup)?;
@@ -231,7 +229,7 @@ impl Sandbox {
                 format!("{}: {error}", places.bundle.display()),
             )
         })?;
-        let made = self.make_init(&places, creation, &launches).await;
+        let made = self.make_init(&places, creation, &launches, given_up).await;
         match made {
             Ok(Init {
                 id,
@@ -254,6 +252,7 @@ impl Sandbox {
         places: &Places,
         creation: Creation,
         launches: &Launches,
+        given_up: impl Future<Output = ()>,
     ) -> Result<Init, Failed> {
         let Creation {
             id,
@@ -299,7 +298,14 @@ impl Sandbox {
             hostname,
         }));
         let inherited = [descriptors(&files), vec![theirs.as_fd()]].concat();
-        let child = launch::process(&self.reaper, &order, streams, &inherited).await?;
+        let killed = async {
+            given_up.await;
+            Failed::new(
+                FailureKind::NotRunning,
+                format!("{id} was killed while it was made"),
+            )
+        };
+        let child = launch::process(&self.reaper, &order, streams, &inherited, killed).await?;
         if optional_rules && !devices::hold_at(&places.cgroup) {
             crate::warn(&format!(
                 "{id}: no rules on devices hold, as the kernel refuses them"
@@ -345,11 +351,11 @@ impl Sandbox {
         Ok(Places {
             bundle,
             cgroup: self.base().join(name),
-            mount_points: creation
-                .storages
-                .iter()
-                .map(|storage| storage.mount_point.clone())
-                .collect(),
+            mount_points: mount_points(&creation.storages),
+            verified: match self.guest() {
+                Guest::Machine => mount_points(creation.storages.iter().filter(|one| one.verity().is_some())),
+                Guest::Process => Vec::new(),
+            },
             name: container::name(spec).map(str::to_owned),
             partitioned: self.partitioned(&creation.storages)?,
             namespaces: NameSpaces::of(spec)?,
@@ -448,21 +454,34 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Kills what still runs in a container, waits for it, and releases what it had.
+    /// Kills what still runs in a container, also in one that is being made, waits for it, and releases what it had.
     pub(crate) async fn remove(&self, id: &str, timeout: Option<Duration>) -> Result<(), Error> {
-        let container = self.container(id)?;
-        self.containers().insert(id.to_owned(), None);
-        let removing = Slot { sandbox: self, id };
-        let removed = match timeout {
-            Some(timeout) => tokio::time::timeout(timeout, self.end(&container)).await,
-            None => Ok(self.end(&container).await),
-        };
-        match removed {
-            Ok(released) => released,
-            Err(_) => {
-                removing.put_back(container);
-                Err(Error::Timeout(id.to_owned()))
+        let removed = self.remove_at_last(id);
+        match timeout {
+            Some(timeout) => match tokio::time::timeout(timeout, removed).await {
+                Ok(removed) => removed,
+                Err(_) => Err(Error::Timeout(id.to_owned())),
+            },
+            None => removed.await,
+        }
+    }
+
+    async fn remove_at_last(&self, id: &str) -> Result<(), Error> {
+        let was_coming = match self.roster.give_up(id) {
+            Some(over) => {
+                over.await;
+                true
             }
+            None => false,
+        };
+        match self.roster.take(id) {
+            Some(removal) => {
+                let released = self.end(removal.container()).await;
+                removal.done();
+                released
+            }
+            None if was_coming => Ok(()),
+            None => Err(Error::NotFound(id.to_owned())),
         }
     }
 
@@ -488,6 +507,7 @@ impl Sandbox {
             cgroup: places.cgroup.clone(),
             base: self.base(),
             mount_points: places.mount_points.clone(),
+            verified: places.verified.clone(),
             partitioned: places.partitioned.clone(),
             poststop: places.poststop.clone(),
             state: places.state.clone(),
@@ -499,8 +519,7 @@ impl Sandbox {
 
     /// Removes every container. The agent ends after it.
     pub(crate) async fn destroy(&self) {
-        let ids: Vec<String> = self.containers().keys().cloned().collect();
-        for id in ids {
+        for id in self.roster.ids() {
             if let Err(error) = self.remove(&id, None).await {
                 crate::warn(&format!("{id} is not removed: {error}"));
             }
@@ -514,43 +533,14 @@ impl Sandbox {
     }
 }
 
+fn mount_points<'a>(storages: impl IntoIterator<Item = &'a Storage>) -> Vec<String> {
+    storages
+        .into_iter()
+        .map(|storage| storage.mount_point.clone())
+        .collect()
+}
+
 /// What a worker is given of the disks that are files.
 fn descriptors(files: &[Arc<OwnedFd>]) -> Vec<BorrowedFd<'_>> {
     files.iter().map(AsFd::as_fd).collect()
-}
-
-/// An id that is taken while its container is made or removed.
-struct Slot<'a> {
-    sandbox: &'a Sandbox,
-    id: &'a str,
-}
-
-impl<'a> Slot<'a> {
-    fn reserve(sandbox: &'a Sandbox, id: &'a str) -> Result<Self, Failed> {
-        let mut containers = sandbox.containers();
-        if containers.contains_key(id) {
-            return Err(Failed::new(FailureKind::AlreadyExists, id));
-        }
-        containers.insert(id.to_owned(), None);
-        Ok(Slot { sandbox, id })
-    }
-
-    fn fill(self, container: Container) {
-        self.put_back(Arc::new(container));
-    }
-
-    fn put_back(self, container: Arc<Container>) {
-        self.sandbox
-            .containers()
-            .insert(self.id.to_owned(), Some(container));
-    }
-}
-
-impl Drop for Slot<'_> {
-    fn drop(&mut self) {
-        let mut containers = self.sandbox.containers();
-        if containers.get(self.id).is_some_and(Option::is_none) {
-            containers.remove(self.id);
-        }
-    }
 }

@@ -30,7 +30,8 @@ impl Sandbox {
                 let streams = Streams::null().map_err(|error| {
                     Failed::new(FailureKind::Container, format!("shared PID namespace: {error}"))
                 })?;
-                let child = launch::process(&self.reaper, &Order::Pause, streams, &[]).await?;
+                let never = std::future::pending();
+                let child = launch::process(&self.reaper, &Order::Pause, streams, &[], never).await?;
                 Ok(pause.insert(child).pid())
             }
         }
@@ -48,9 +49,8 @@ impl Sandbox {
             .iter()
             .filter(|mount| mount.dst_ctr == id || Some(mount.dst_ctr.as_str()) == name);
         let share = |mount: &SharedMount| {
-            let containers = self.containers();
-            let mut others = containers.values().flatten();
-            let source = others
+            let source = self
+                .roster
                 .find(|other| other.is_called(&mount.src_ctr))
                 .and_then(|other| other.init().child())
                 .ok_or_else(|| Failed::new(FailureKind::NotRunning, &mount.src_ctr))?;

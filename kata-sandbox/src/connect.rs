@@ -137,13 +137,8 @@ async fn set_up(link: &Link, name: &str, shares_pid: bool) -> Result<(), Error> 
         data: seed()?,
         ..ReseedRandomDevRequest::default()
     };
-    let clock = now();
     tokio::try_join!(
-        link.call(
-            Stage::Connect,
-            "set the guest's clock",
-            link.client.set_guest_date_time(clock)
-        ),
+        set_clock(link, Stage::Connect),
         link.call(
             Stage::Connect,
             "seed the guest's entropy",
@@ -156,6 +151,12 @@ async fn set_up(link: &Link, name: &str, shares_pid: bool) -> Result<(), Error> 
         ),
     )?;
     Ok(())
+}
+
+/// Sets the guest's clock to the host's.
+pub(crate) async fn set_clock(link: &Link, stage: Stage) -> Result<(), Error> {
+    let call = link.client.set_guest_date_time(now());
+    link.call(stage, "set the guest's clock", call).await
 }
 
 fn now() -> SetGuestDateTimeRequest {

@@ -3,19 +3,23 @@
 //! ```text
 //!  begin ──► asked ──the agent's answer──► made ──finish──► one of the sandbox's
 //!              │                             │
-//!              └── dropped: waits for it ────┴── dropped: removed again, then its layers go
+//!              └── dropped: given up ────────┴── dropped: removed again, then its layers go
 //! ```
 //!
-//! The agent finishes a creation that it was asked for whether somebody waits for it or not. Owns that nothing stays
-//! of one that failed or was given up. Must not know what a container is made of.
+//! The agent goes on with a creation that it was asked for whether somebody waits for it or not, until it is asked to
+//! remove the container; another's than ours may finish it even then. Owns that nothing stays of one that failed or was
+//! given up. Must not know what a container is made of.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use kata_agent_proto::agent::CreateContainerRequest;
+use kata_agent_proto::agent::{CreateContainerRequest, RemoveContainerRequest};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
+use crate::link::Link;
 use crate::members::{Shared, take_away};
 use crate::report::Stage;
 use crate::shelf::Layers;
@@ -35,6 +39,8 @@ enum Progress {
     Asked {
         answer: JoinHandle<Result<(), Error>>,
         layers: Layers,
+        /// Somebody still wants it: dropped, it is given up.
+        _wanted: oneshot::Sender<()>,
     },
     Made,
     /// It is one of the sandbox's, or nothing is left of it.
@@ -46,15 +52,20 @@ impl Creation {
     pub(crate) fn begin(shared: &Arc<Shared>, request: CreateContainerRequest, layers: Layers) -> Self {
         let id = request.container_id.clone();
         let link = Arc::clone(&shared.link);
-        let answer = shared.hub.runtime().spawn(async move {
-            let call = link.client.create_container(request);
-            link.call(Stage::Create, "create the container", call).await
-        });
+        let (wanted, given_up) = oneshot::channel();
+        let answer = shared
+            .hub
+            .runtime()
+            .spawn(async move { ask(&link, request, given_up).await });
         Self {
             shared: Arc::clone(shared),
             id,
             gone: Arc::default(),
-            progress: Progress::Asked { answer, layers },
+            progress: Progress::Asked {
+                answer,
+                layers,
+                _wanted: wanted,
+            },
         }
     }
 
@@ -94,7 +105,7 @@ impl Creation {
 
     fn roll_back(&mut self) -> Option<JoinHandle<()>> {
         let (answer, layers) = match std::mem::replace(&mut self.progress, Progress::Over) {
-            Progress::Asked { answer, layers } => (Some(answer), Some(layers)),
+            Progress::Asked { answer, layers, .. } => (Some(answer), Some(layers)),
             Progress::Made => (None, None),
             Progress::Over => return None,
         };
@@ -113,6 +124,38 @@ impl Creation {
                 tracing::debug!(container = id, %error, "a container that was given up is not removed");
             }
         }))
+    }
+}
+
+/// Asks for a container until the agent answers; once it is given up, also for its removal. An error means that nothing
+/// is left of it.
+async fn ask(
+    link: &Link,
+    request: CreateContainerRequest,
+    given_up: oneshot::Receiver<()>,
+) -> Result<(), Error> {
+    let removal = RemoveContainerRequest {
+        container_id: request.container_id.clone(),
+        ..RemoveContainerRequest::default()
+    };
+    let call = link.client.create_container(request);
+    let mut answer = pin!(link.call(Stage::Create, "create the container", call));
+    tokio::select! {
+        // In this order, so that the agent hears of the container before it hears of the end of it.
+        biased;
+        answer = &mut answer => return answer,
+        _ = given_up => {}
+    }
+    let call = link.client.remove_container(removal);
+    match link.call(Stage::Stop, "remove the container", call).await {
+        // Its name may be another's from now on, whatever the agent's answer was.
+        Ok(()) => Err(Error::new(
+            ErrorKind::InvalidState,
+            Stage::Create,
+            "the container was given up",
+        )),
+        // It failed by itself, or this agent does not remove what it still makes.
+        Err(_) => answer.await,
     }
 }
 

@@ -234,20 +234,26 @@ impl Member {
         self.settings.input.clone()
     }
 
-    async fn start_process(&self) -> Result<(), Error> {
-        if let Some(limit) = self.timeout
+    /// Only of the first container is a time said.
+    fn limit_sandbox(&self, time: Option<Duration>) {
+        if self.timeout.is_some()
             && let Some(orders) = self.shared.orders.upgrade()
         {
-            let _ = orders.send(Order::Deadline(Deadline::after(limit, Limit::Run)));
+            let deadline = time.and_then(|time| Deadline::after(time, Limit::Run));
+            let _ = orders.send(Order::Deadline(deadline));
         }
+    }
+
+    async fn start_process(&self) -> Result<(), Error> {
+        self.limit_sandbox(self.timeout);
         let request = StartContainerRequest {
             container_id: self.id.clone(),
             ..StartContainerRequest::default()
         };
         let call = self.link().client.start_container(request);
-        self.link()
-            .call(Stage::Start, "start the container", call)
-            .await?;
+        let started = self.link().call(Stage::Start, "start the container", call);
+        // What does not run has no time to run out of.
+        started.await.inspect_err(|_| self.limit_sandbox(None))?;
         self.shared.hub.started(self.link(), &self.id, &self.id);
         Ok(())
     }

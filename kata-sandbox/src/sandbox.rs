@@ -12,7 +12,7 @@ use kata_vmm::hypervisor::{Capabilities, probe};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
-use crate::connect::{Connected, connect};
+use crate::connect::{Connected, connect, set_clock};
 use crate::container::{Command, Container, Input};
 use crate::ending::{Cause, Ended};
 use crate::error::{Error, ErrorKind};
@@ -285,12 +285,13 @@ impl Sandbox {
         self.ask(|answer| Question::Pause(true, answer)).await
     }
 
-    /// Lets a held machine go on.
+    /// Lets a held machine go on, and sets its clock, which may have stood still.
     ///
     /// # Errors
     /// As [`pause`](Self::pause).
     pub async fn resume(&self) -> Result<(), Error> {
-        self.ask(|answer| Question::Pause(false, answer)).await
+        self.ask(|answer| Question::Pause(false, answer)).await?;
+        set_clock(&self.main.0.shared.link, Stage::Machine).await
     }
 
     /// The machine's own figures: exits by kind, memory that the host has given to it, what its devices did.

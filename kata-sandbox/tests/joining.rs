@@ -79,6 +79,19 @@ on_every_backend! {
         sandbox.stop().await.unwrap();
     }
 
+    /// Conformance: semantics 6
+    async fn one_that_never_starts_can_be_given_up(bed: Bed) {
+        let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
+        let hangs = Container::from_spec(&bed.rootfs, bed::that_hangs()).unwrap().name("x").idle();
+        let creation = sandbox.create_container(hangs.clone());
+        assert!(tokio::time::timeout(Duration::from_secs(2), creation).await.is_err(), "its hook waits");
+        says(&once_free(&bed, &sandbox, "x").await, "works").await;
+        // With the sandbox it ends as well.
+        let creation = sandbox.create_container(hangs.name("y"));
+        assert!(tokio::time::timeout(Duration::from_secs(2), creation).await.is_err(), "its hook waits");
+        tokio::time::timeout(PATIENCE, sandbox.stop()).await.unwrap().unwrap();
+    }
+
     /// Conformance: api ExecProcess
     async fn a_container_may_have_the_name_of_a_process(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();

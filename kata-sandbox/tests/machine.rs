@@ -9,7 +9,7 @@
 
 mod bed;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bed::{Bed, eventually, script, text};
 use kata_sandbox::{Backend, ErrorKind, Sandbox};
@@ -17,7 +17,15 @@ use kata_sandbox::{Backend, ErrorKind, Sandbox};
 /// How long an answer is waited for that must not come. A guest answers in a tenth of it.
 const SILENCE: Duration = Duration::from_secs(2);
 
+fn host_time() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs_f64()
+}
+
 on_every_backend! {
+    /// Conformance: semantics 17
     async fn a_held_machine_answers_nothing_and_then_everything(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         if !bed.has_guest() {
@@ -38,6 +46,10 @@ on_every_backend! {
             sandbox.resume().await.unwrap();
             assert_eq!(text(&waiting.await), round);
             assert!(!sandbox.machine().await.unwrap().paused);
+            let before = host_time();
+            let guest: f64 = text(&script(&sandbox, "date +%s.%N").await).parse().unwrap();
+            let after = host_time();
+            assert!((before - 0.25..after + 0.25).contains(&guest), "guest {guest}, host {before} to {after}");
         }
         // A held machine can be stopped.
         sandbox.pause().await.unwrap();

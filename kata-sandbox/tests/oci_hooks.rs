@@ -8,8 +8,8 @@ mod guest;
 use std::time::Duration;
 
 use bed::{Bed, eventually};
-use guest::{Guest, RESULTS, ROOT, process, spec};
-use kata_agent_proto::agent::StatsContainerRequest;
+use guest::{Guest, RESULTS, ROOT, bind, looks_outside, process, spec};
+use kata_agent_proto::agent::{SignalProcessRequest, StatsContainerRequest};
 use kata_agent_proto::{FailureKind, oci};
 
 /// A shell of the idle container's root, for where there is no other: by its loader, without anything of that root.
@@ -46,6 +46,17 @@ fn told(name: &str, results: &str) -> String {
         "read -r host </proc/sys/kernel/hostname; root=no; [ -d {ROOT} ] && root=yes; read -r state; \
          echo \"{name} $host $root $WORD $state\" >>{results}/order"
     )
+}
+
+/// Says which processes of this agent are hooks that wait at the pipe.
+fn hook_processes() -> oci::Spec {
+    let mut spec = looks_outside(&format!(
+        "for process in /agent/proc/[0-9]*; do \
+             tr '\\0' ' ' <$process/cmdline | grep '{RESULTS}/neve[r]'; \
+         done 2>/dev/null; true"
+    ));
+    spec.mounts.push(bind("/proc", "/agent/proc", &["rbind", "ro"]));
+    spec
 }
 
 fn hooked(script: &str) -> oci::Spec {
@@ -213,5 +224,59 @@ on_every_backend! {
         guest.remove("slow").await;
         assert_eq!(guest.traces().await, before, "nothing is left");
         guest.stop().await;
+    }
+
+    /// Conformance: semantics 6
+    /// Conformance: semantics 19
+    /// Conformance: api SignalProcess
+    /// Conformance: api RemoveContainer
+    async fn a_making_that_hangs_can_be_ended(bed: Bed) {
+        let guest = Guest::boot(&bed).await;
+        let before = guest.traces().await;
+        let hanging = |name: &str, in_container: bool| {
+            let hook = outside(&format!("echo begun >{ROOT}{RESULTS}/{name}; read -r x <>{ROOT}{RESULTS}/never"));
+            let mut spec = spec("true");
+            let mut hooks = oci::Hooks::default();
+            *(if in_container { &mut hooks.create_container } else { &mut hooks.create_runtime }) = vec![hook];
+            spec.hooks = Some(hooks).into();
+            spec
+        };
+        guest.shell(&format!("mkfifo {RESULTS}/never")).await;
+        for (round, (in_container, removed)) in [(false, false), (false, true), (true, false), (true, true)].into_iter().enumerate() {
+            let name = format!("begun{round}");
+            let mut making = Box::pin(guest.try_create("hangs", hanging(&name, in_container), None));
+            tokio::select! {
+                made = &mut making => panic!("it waits for its hook: {made:?}"),
+                () = eventually("the hook runs", async || guest.result(&name).await == "begun") => {}
+            }
+            assert_ne!(guest.output(hook_processes()).await, "", "one is seen");
+            let early = SignalProcessRequest { container_id: "hangs".into(), signal: 15, ..Default::default() };
+            let refused = guest.client.signal_process(early).await.unwrap_err();
+            assert_eq!(refused.kind(), Some(FailureKind::NotRunning), "{refused}");
+            if removed {
+                guest.remove("hangs").await;
+            } else {
+                guest.kill("hangs").await;
+            }
+            let ended = tokio::time::timeout(Duration::from_secs(30) * bed::patience(), making).await.unwrap().unwrap_err();
+            assert_eq!(ended.kind(), Some(FailureKind::NotRunning), "{ended}");
+            assert!(ended.to_string().contains("hangs was killed while it was made"), "{ended}");
+            let left = guest.output(hook_processes()).await;
+            assert_eq!(left, "", "no process of a hook is left");
+            assert_eq!(guest.traces().await, before, "nothing is left");
+        }
+        assert_eq!(guest.output(spec("echo another")).await, "another");
+
+        // A sandbox ends with what is made in it.
+        let mut making = Box::pin(guest.try_create("hangs", hanging("last", false), None));
+        tokio::select! {
+            made = &mut making => panic!("it waits for its hook: {made:?}"),
+            () = eventually("the hook runs", async || guest.result("last").await == "begun") => {}
+        }
+        let (ended, destroyed) = tokio::time::timeout(Duration::from_secs(30) * bed::patience(), async {
+            tokio::join!(making, guest.client.destroy_sandbox(Default::default()))
+        }).await.unwrap();
+        destroyed.unwrap();
+        assert_eq!(ended.unwrap_err().kind(), Some(FailureKind::NotRunning));
     }
 }

@@ -8,6 +8,7 @@ mod registry;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use bed::{Bed, eventually, script, script_in, text};
 use kata_sandbox::image::Pull;
@@ -198,6 +199,28 @@ on_every_backend! {
         // One that came while another went may have kept its partition busy; who goes next sees to it.
         sandbox.create_container(idle(tiny(0))).await.unwrap().remove().await.unwrap();
         left_nothing(&bed, &sandbox, &before).await;
+        sandbox.stop().await.unwrap();
+    }
+
+    async fn what_is_given_up_while_it_is_made_leaves_nothing(bed: Bed) {
+        let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
+        sandbox.create_container(idle(tiny(0))).await.unwrap().remove().await.unwrap();
+        let before = traces(&bed, &sandbox).await;
+        for trees in [false, true] {
+            if trees && !bed.has_guest() {
+                // A process checks no disks.
+                continue;
+            }
+            let hangs = Container::from_spec(other(&bed), bed::that_hangs()).unwrap();
+            let hangs = hangs.idle().pull(Pull::default().hash_trees(trees));
+            let creation = sandbox.create_container(hangs);
+            assert!(tokio::time::timeout(Duration::from_secs(2), creation).await.is_err(), "its hook waits");
+            // Of what the device mapper had, who goes next sees to it.
+            eventually("nothing is left", async || {
+                sandbox.create_container(idle(tiny(0))).await.unwrap().remove().await.unwrap();
+                traces(&bed, &sandbox).await == before
+            }).await;
+        }
         sandbox.stop().await.unwrap();
     }
 

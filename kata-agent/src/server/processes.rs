@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kata_agent_proto::agent::{
     ExecProcessRequest, SignalProcessRequest, WaitProcessRequest, WaitProcessResponse,
 };
+use kata_agent_proto::{Failed, FailureKind};
 use protobuf::well_known_types::empty::Empty;
 
 use super::request::{execution, signal_number};
@@ -19,6 +20,9 @@ impl Server {
     }
 
     fn send_signal(&self, request: &SignalProcessRequest) -> Result<(), Error> {
+        if self.0.roster.is_coming(&request.container_id, &request.exec_id) {
+            return self.signal_unmade(&request.container_id, signal_number(request.signal)?);
+        }
         let container = self.0.container(&request.container_id)?;
         let signal = signal_number(request.signal)?;
         if request.exec_id.is_empty() {
@@ -26,6 +30,17 @@ impl Server {
         }
         let process = self.process(&request.container_id, &request.exec_id)?;
         Ok(container.signal(&process, signal)?)
+    }
+
+    /// Before the start only SIGKILL has a meaning.
+    fn signal_unmade(&self, container_id: &str, signal: i32) -> Result<(), Error> {
+        if signal != libc::SIGKILL {
+            let text = format!("{container_id} is not started");
+            return Err(Failed::new(FailureKind::NotRunning, text).into());
+        }
+        // Its maker hears of it; nobody waits here.
+        drop(self.0.roster.give_up(container_id));
+        Ok(())
     }
 
     pub(super) async fn exec_process(&self, request: ExecProcessRequest) -> ttrpc::Result<Empty> {

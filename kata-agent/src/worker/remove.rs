@@ -10,7 +10,7 @@ use std::path::Path;
 use kata_agent_proto::Failed;
 use rustix::event::{PollFd, PollFlags};
 
-use super::{cgroup, storage};
+use super::{cgroup, storage, verity};
 use crate::birth::hooks;
 use crate::order::Remove;
 use crate::rootfs::file_failure;
@@ -21,6 +21,9 @@ pub(super) fn remove(order: &Remove) -> Result<(), Failed> {
         vec![remove_cgroup(&order.cgroup, &order.base).map_err(|error| file_failure(&order.cgroup, &error))];
     for mount_point in order.mount_points.iter().rev().map(Path::new) {
         results.push(storage::unmount(mount_point).map_err(|error| file_failure(mount_point, &error)));
+    }
+    for mount_point in &order.verified {
+        verity::sweep(&verity::name_of(mount_point));
     }
     for serial in &order.partitioned {
         results.push(storage::sweep(serial));

@@ -9,13 +9,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use kata_agent_proto::storage::VERITY;
 use kata_agent_proto::{Failed, FailureKind};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::ownership;
 use super::partition::Disk;
-use super::verity::{Table, Verified};
+use super::verity::{self, Table, Verified};
 use crate::extent::Extent;
 use crate::order::{Storage, Storages};
 use crate::sys;
@@ -172,11 +171,7 @@ impl Devices {
 fn mount_disk(storage: &Storage, extent: Option<Extent>, storages: &Storages) -> Result<(), Failed> {
     let name = extent.map_or_else(|| storage.source.clone(), |extent| extent.name(&storage.source));
     let inherited = storages.disks.iter().find(|(serial, _)| *serial == name);
-    let words = storage
-        .driver_options
-        .iter()
-        .find_map(|option| option.strip_prefix(VERITY));
-    if let Some(words) = words {
+    if let Some(words) = storage.verity() {
         return mount_verified(storage, extent, words, inherited.is_some());
     }
     let mut devices = Devices::default();
@@ -207,9 +202,7 @@ fn mount_verified(
     let data = devices.path(&storage.source, extent)?;
     let (serial, part) = &table.hashes;
     let hashes = devices.path(serial, *part)?;
-    // One for each mount: containers that share a disk come and go on their own.
-    let name = storage.mount_point.replace('/', ":");
-    let device = Verified::open(&name, &data, &hashes, &table)?;
+    let device = Verified::open(&verity::name_of(&storage.mount_point), &data, &hashes, &table)?;
     mount_options(storage, device.path(), &storage.fstype)
 }
 

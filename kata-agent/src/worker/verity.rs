@@ -82,6 +82,9 @@ impl Table {
     }
 }
 
+/// Where the device mapper is asked.
+const CONTROL: &str = "/dev/mapper/control";
+
 /// A device that reads a disk and checks it. It goes when this and the last mount of it are gone.
 pub(super) struct Verified {
     control: File,
@@ -103,7 +106,7 @@ impl Verified {
             )
         };
         let mut options = File::options();
-        let control = match options.read(true).write(true).open("/dev/mapper/control") {
+        let control = match options.read(true).write(true).open(CONTROL) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let what = "dm-verity: the kernel has no device mapper";
                 return Err(Failed::new(FailureKind::Unsupported, what));
@@ -137,13 +140,25 @@ impl Verified {
 
 impl Drop for Verified {
     fn drop(&mut self) {
-        // Whether it was mounted or not, there is nothing else to do with it.
-        let _ = sys::ask_device_mapper(
-            &self.control,
-            DEV_REMOVE,
-            &mut head(&self.name, DEFERRED_REMOVE, 0),
-        );
+        let_go(&self.control, &self.name);
     }
+}
+
+/// What the device of a mount is called: one for each, as containers that share a disk come and go on their own.
+pub(super) fn name_of(mount_point: &str) -> String {
+    mount_point.replace('/', ":")
+}
+
+/// Lets go of a device that a worker left behind which was killed on its way.
+pub(super) fn sweep(name: &str) {
+    if let Ok(control) = File::options().read(true).write(true).open(CONTROL) {
+        let_go(&control, name);
+    }
+}
+
+/// Whether it is mounted or not, or gone, there is nothing else to do with it.
+fn let_go(control: &File, name: &str) {
+    let _ = sys::ask_device_mapper(control, DEV_REMOVE, &mut head(name, DEFERRED_REMOVE, 0));
 }
 
 /// A `struct dm_ioctl` of version 4.0.0: sizes and flags, and the device's name at 48.

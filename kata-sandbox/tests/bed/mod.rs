@@ -408,3 +408,12 @@ pub(crate) fn traces() -> BTreeSet<String> {
     }
     traces
 }
+
+/// A specification whose container never starts: a hook of it waits.
+pub(crate) fn that_hangs() -> &'static str {
+    r#"{
+        "ociVersion": "1.2.0",
+        "root": {"path": "rootfs"},
+        "hooks": {"startContainer": [{"path": "/bin/sleep", "args": ["sleep", "100000"]}]}
+    }"#
+}

@@ -19,7 +19,6 @@ Parts that are not here, and why:
 - networks (27: TCP's ends, UDP, MTU, names): a sandbox has none
 - quotas of shares (a half of 26): no directory of the host is shared
 - the identity of a clone (a part of 17): nothing is cloned
-- the clock after a held machine goes on (a part of 17): missing, the SDK sets the clock only when it connects
 - listing and deleting what died while starting (a half of 20): a sandbox belongs to the process that booted it, which gets the error, and nothing is left
 - an upgrade under a running sandbox (a half of 23): a sandbox ends with the process that booted it, and no other can take it over
 ";
