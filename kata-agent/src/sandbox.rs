@@ -278,7 +278,7 @@ impl Sandbox {
         let (start, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
         start.set_nonblocking(true).map_err(failed)?;
         let start = UnixStream::from_std(start).map_err(failed)?;
-        let limits = limits.with_devices(self.guest());
+        let limits = limits.in_guest(self.guest()).with_devices(self.guest());
         let optional_rules = limits.devices_are_optional();
         let order = Order::Create(Box::new(Create {
             id: id.clone(),
@@ -330,7 +330,7 @@ impl Sandbox {
         let _alone = container.updating.lock().await;
         let order = Order::Update(Update {
             cgroup: container.places.cgroup.clone(),
-            limits,
+            limits: limits.in_guest(self.guest()),
         });
         let updated = launch::run(&self.reaper, &order, &[]).await;
         // Without processes its cgroup may be gone at any time, which is no fault of the limits.

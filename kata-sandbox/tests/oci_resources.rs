@@ -8,7 +8,7 @@ mod guest;
 use std::collections::HashSet;
 
 use bed::Bed;
-use guest::{Guest, mount, process, with_linux};
+use guest::{Guest, looks_outside, mount, process, with_linux};
 use kata_agent_proto::agent::UpdateContainerRequest;
 use kata_agent_proto::{CallError, FailureKind, oci};
 
@@ -126,6 +126,11 @@ impl Limiters {
         assert!(
             !guest.is_machine || missing.is_empty(),
             "a guest lacks {missing:?}"
+        );
+        let weights = ["io.bfq.weight", "io.weight"];
+        assert!(
+            !guest.is_machine || weights.iter().any(|&file| files.contains(file)),
+            "a guest lacks weights"
         );
         Limiters {
             files,
@@ -261,6 +266,100 @@ async fn has_each_limit(guest: &Guest, here: &Limiters) {
     }
 }
 
+/// Rules on devices hold in their order, with the default devices always, until other rules take their place.
+async fn has_its_device_rules(guest: &Guest, here: &Limiters) {
+    let rules = |access: &str| {
+        let rule = |allow, type_: &str, (major, minor), access: &str| oci::LinuxDeviceCgroup {
+            allow,
+            type_: type_.into(),
+            major,
+            minor,
+            access: access.into(),
+            ..Default::default()
+        };
+        oci::LinuxResources {
+            devices: vec![rule(false, "", (0, 0), "rwm"), rule(true, "c", (1, 11), access)],
+            ..Default::default()
+        }
+    };
+    let looks = "exec 3</dev/log-device && echo reads; \
+                 (exec 3>/dev/log-device) 2>/dev/null && echo writes || echo does not write; echo x >/dev/null && echo null";
+    let mut spec = limited(rules("r"), looks);
+    spec.linux.mut_or_insert_default().devices = vec![oci::LinuxDevice {
+        path: "/dev/log-device".into(),
+        type_: "c".into(),
+        major: 1,
+        minor: 11,
+        ..Default::default()
+    }];
+    assert_eq!(guest.output(spec.clone()).await, "reads\ndoes not write\nnull");
+
+    let id = guest.idle(spec).await;
+    let pids = oci::LinuxPids {
+        limit: 77,
+        ..Default::default()
+    };
+    let another = oci::LinuxResources {
+        pids: Some(pids).into(),
+        ..Default::default()
+    };
+    let another_is_refused = here.refusal(&[("pids.limit", "pids.max")]).is_some();
+    for (resources, is_refused, expected) in [
+        (another, another_is_refused, "reads\ndoes not write\nnull"),
+        (rules("rw"), false, "reads\nwrites\nnull"),
+    ] {
+        let request = UpdateContainerRequest {
+            container_id: id.clone(),
+            resources: Some(resources).into(),
+            ..Default::default()
+        };
+        let answer = guest.client.update_container(request).await;
+        assert_eq!(answer.is_err(), is_refused, "{answer:?}");
+        assert_eq!(guest.exec(&id, process(looks)).await.output, expected);
+    }
+    guest.remove(&id).await;
+}
+
+/// Weights are of use only where disks are scheduled by them, which a guest sees to for its own.
+async fn has_its_disks_weighed(guest: &Guest, here: &Limiters) {
+    if !guest.is_machine {
+        return;
+    }
+    let (major, minor) = here.disk;
+    let weights = of_io(oci::LinuxBlockIO {
+        weight: 300,
+        weight_device: vec![oci::LinuxWeightDevice {
+            major,
+            minor,
+            weight: 200,
+            ..Default::default()
+        }],
+        ..Default::default()
+    });
+    let id = guest.idle(limited(Default::default(), "")).await;
+    let request = UpdateContainerRequest {
+        container_id: id.clone(),
+        resources: Some(weights).into(),
+        ..Default::default()
+    };
+    guest.client.update_container(request).await.unwrap();
+    let (seen, expected, scheduled) = match here.files.contains("io.bfq.weight") {
+        true => (
+            "cat /sys/fs/cgroup/io.bfq.weight",
+            format!("default 300\n{major}:{minor} 200"),
+            format!("grep -c '\\[bfq\\]' /sys/dev/block/{major}:{minor}/queue/scheduler"),
+        ),
+        false => (
+            "cat /sys/fs/cgroup/io.weight",
+            format!("default 2930\n{major}:{minor} 1920"),
+            format!("grep -c '^{major}:{minor} enable=1' /agent/cgroup/io.cost.qos"),
+        ),
+    };
+    assert_eq!(guest.exec(&id, process(seen)).await.output, expected);
+    assert_eq!(guest.output(looks_outside(&scheduled)).await, "1");
+    guest.remove(&id).await;
+}
+
 /// Limits of swap and of a disk can be changed, and taken away.
 async fn changes_swap_and_throttles(guest: &Guest, here: &Limiters) {
     let swap = |swap| {
@@ -346,23 +445,20 @@ on_every_backend! {
         let before = guest.traces().await;
         has_a_place_of_its_own(&guest).await;
 
-        // Device rules, in order; the default devices always.
-        let rule = |allow, type_: &str, major, minor, access: &str| oci::LinuxDeviceCgroup {
-            allow, type_: type_.into(), major, minor, access: access.into(), ..Default::default()
-        };
-        let rules = vec![rule(false, "", 0, 0, "rwm"), rule(true, "c", 1, 11, "r")];
-        let mut ruled = limited(oci::LinuxResources { devices: rules, ..Default::default() },
-            "test -r /dev/log-device && exec 3</dev/log-device && echo reads; (exec 3>/dev/log-device) 2>/dev/null || echo does not write; echo x >/dev/null && echo null");
-        ruled.linux.mut_or_insert_default().devices = vec![oci::LinuxDevice { path: "/dev/log-device".into(), type_: "c".into(), major: 1, minor: 11, ..Default::default() }];
-        assert_eq!(guest.output(ruled).await, "reads\ndoes not write\nnull");
-
         let here = Limiters::of(&guest).await;
+        has_its_device_rules(&guest, &here).await;
         has_each_limit(&guest, &here).await;
+        has_its_disks_weighed(&guest, &here).await;
         changes_swap_and_throttles(&guest, &here).await;
         let rdma = [("mlx5_1".to_owned(), oci::LinuxRdma { hca_handles: Some(3), ..Default::default() })];
+        // No such device, or no such file.
+        let without_rdma = match here.files.contains("rdma.max") {
+            true => FailureKind::Invalid,
+            false => FailureKind::Unsupported,
+        };
         for (resources, kind, field) in [
             (oci::LinuxResources { network: Some(Default::default()).into(), ..Default::default() }, FailureKind::Unsupported, "network"),
-            (oci::LinuxResources { rdma: rdma.into(), ..Default::default() }, FailureKind::Unsupported, "rdma.mlx5_1"),
+            (oci::LinuxResources { rdma: rdma.into(), ..Default::default() }, without_rdma, "rdma.mlx5_1"),
             (unified("no.such.file", "1"), FailureKind::Unsupported, "unified.no.such.file"),
             (unified("cgroup.procs", "1"), FailureKind::Invalid, "unified.cgroup.procs"),
             (oci::LinuxResources { pids: Some(oci::LinuxPids { limit: -7, ..Default::default() }).into(), ..Default::default() }, FailureKind::Invalid, "pids.limit"),

@@ -8,6 +8,7 @@
 //! (config-linux.md#control-groups), to the files of version 2 (cgroup-v2.rst). What cannot be done is refused by the
 //! name of its field; nothing is dropped. Must not know containers or requests.
 
+mod disks;
 mod write;
 
 use std::collections::HashMap;
@@ -45,6 +46,8 @@ pub(crate) struct Limits {
     devices: Option<Rules>,
     /// Where the kernel has no rules on devices, these can be done without.
     devices_optional: bool,
+    /// The disks are this guest's own, and there are weights for them.
+    weighs_disks: bool,
 }
 
 /// One field of the request.
@@ -99,6 +102,16 @@ fn refuse<const N: usize>(asked: [(bool, &str); N]) -> Result<(), Failed> {
 }
 
 impl Limits {
+    /// For containers of this guest: only a machine schedules disks of its own.
+    pub(crate) fn in_guest(mut self, guest: Guest) -> Self {
+        let has_weights = self
+            .changes
+            .iter()
+            .any(|change| matches!(change.setting, Setting::IoWeight { .. }));
+        self.weighs_disks = has_weights && guest == Guest::Machine;
+        self
+    }
+
     /// Those of a new container: without rules on devices it has the default ones. An agent that is a process of
     /// somebody's host may be unable to enforce these; rules that were asked for are enforced or refused.
     pub(crate) fn with_devices(mut self, guest: Guest) -> Self {
@@ -161,7 +174,7 @@ impl Limits {
         Ok(Limits {
             changes: plan.0,
             devices: devices.transpose()?,
-            devices_optional: false,
+            ..Limits::default()
         })
     }
 
@@ -169,9 +182,9 @@ impl Limits {
     pub(crate) fn in_two_steps(mut self) -> [Self; 2] {
         let devices = self.devices.take();
         let later = Limits {
-            changes: Vec::new(),
             devices,
             devices_optional: self.devices_optional,
+            ..Limits::default()
         };
         [self, later]
     }
@@ -182,6 +195,10 @@ impl Limits {
     /// # Errors
     /// Unsupported when the kernel lacks a file, invalid when it refuses a value; by the field.
     pub(crate) fn apply(&self, cgroup: &Path) -> Result<(), Failed> {
+        if self.weighs_disks {
+            disks::weigh(Path::new("/sys/block"), Path::new("/sys/fs/cgroup"))
+                .map_err(|error| Failed::new(FailureKind::Container, format!("block_io.weight: {error}")))?;
+        }
         let written = write::all(cgroup, &self.changes)?;
         let Some(rules) = &self.devices else {
             return Ok(());
