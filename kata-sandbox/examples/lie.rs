@@ -6,7 +6,8 @@
 //! ```
 //!
 //! An empty message is one of every type, so a sandbox boots and runs what it is asked to; calls that wait for an end are
-//! never answered.
+//! never answered. "as-katas" is no lie: it is an agent without what this project has added to Kata's API, which answers
+//! every other call, and says a word on its console.
 
 use std::error::Error;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
@@ -30,6 +31,10 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const HEADER_BYTES: usize = 10;
 const REQUEST: u8 = 1;
 const RESPONSE: u8 = 2;
+
+/// The service that Kata's own agent has not, and a `ttrpc.Response` whose status has code 12.
+const OWN_SERVICE: &str = "kata.sandbox.v1.Guest";
+const UNIMPLEMENTED: [u8; 4] = [0x0a, 2, 0x08, 12];
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -139,6 +144,9 @@ impl Agent {
         if lie == "half-a-hello" {
             let _ = hello.shutdown(Shutdown::Both);
         }
+        if lie == "as-katas" {
+            eprintln!("an agent of Kata's");
+        }
         let agent = Arc::new(Self {
             lie: lie.to_owned(),
             hello,
@@ -168,6 +176,18 @@ impl Agent {
         // The host's end is this one's.
         while let Ok((number, request)) = request(&mut stream) {
             let asks = |name: &str| request.windows(name.len()).any(|part| part == name.as_bytes());
+            if self.lie == "as-katas" && !asks("GetOOMEvent") {
+                let answer = if asks(OWN_SERVICE) {
+                    &UNIMPLEMENTED[..]
+                } else {
+                    &[]
+                };
+                let header = frame(answer.len().try_into().unwrap_or(0), number, RESPONSE);
+                if stream.write_all(&[&header, answer].concat()).is_err() {
+                    return;
+                }
+                continue;
+            }
             if asks("StatsContainer") {
                 return self.lie_to(number, stream);
             }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bed::{Bed, all_gone, chain, descendants, eventually, patience, script, sh, text, traces};
 use kata_image::initramfs;
-use kata_sandbox::report::Event;
+use kata_sandbox::report::{Event, Log};
 use kata_sandbox::{Container, Error, ErrorKind, Sandbox};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
@@ -137,6 +137,39 @@ on_every_backend! {
             }
             scene.is_as_before(lie, &[]).await;
         }
+    }
+
+    async fn what_an_agent_of_katas_lacks_is_unsupported_and_the_sandbox_goes_on(bed: Bed) {
+        let Some(scene) = Scene::set(&bed).await else { return };
+        let sandbox = Sandbox::boot(scene.liar(&bed, "as-katas")).await.unwrap();
+        let mut logs = sandbox.logs().await.unwrap();
+        let told = async {
+            loop {
+                match logs.next().await {
+                    Some(Log::Console(line)) if line.contains("an agent of Kata's") => break,
+                    Some(Log::Kernel(record)) => panic!("nobody tells of the kernel: {record:?}"),
+                    Some(_) => {}
+                    None => panic!("the console ends without a word"),
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30) * patience(), told).await.unwrap();
+        let process = sandbox.exec(sh("true")).await.unwrap();
+        assert!(process.wait().await.unwrap().success());
+        let errors = [
+            sandbox.exec(sh("true")).await.unwrap().receipt().await.unwrap_err(),
+            sandbox.copy_in(scene.files.path(), "/").await.unwrap_err(),
+            sandbox.copy_out("/", scene.files.path().join("out")).await.unwrap_err(),
+        ];
+        for error in errors {
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+            assert!(!error.is_sandbox_lost(), "{error:?}");
+        }
+        assert!(sandbox.usage().await.is_ok());
+        let pids = processes(&sandbox);
+        sandbox.stop().await.unwrap();
+        drop((sandbox, logs, process));
+        scene.is_as_before("as-katas", &pids).await;
     }
 
     /// Conformance: semantics 31
