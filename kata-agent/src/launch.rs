@@ -57,8 +57,8 @@ pub(crate) async fn run_on(
     outcome?.into_result().map(drop)
 }
 
-/// Runs a worker that makes a process, and makes that process known. When `end` comes first, the worker and what it
-/// started beside the process are no more.
+/// Runs a worker that makes a process, and makes that process known. When `end` comes first, the worker ends, and what it
+/// started is killed, as far as it stayed in the worker's process group.
 pub(crate) async fn process(
     reaper: &Reaper,
     order: &Order,

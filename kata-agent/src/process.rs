@@ -11,20 +11,18 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use kata_agent_proto::{Failed, FailureKind};
 use rustix::pipe::PipeFlags;
 use rustix::termios::Winsize;
 use tokio::io::Interest;
-use tokio::net::UnixListener;
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::calls::CallStreams;
-use crate::console;
+use crate::console::ConsoleSocket;
 use crate::exec::streams::Streams;
 use crate::guest::{boot_time_ns, real_time_ns};
 use crate::pump::{self, End, Exit, Input, Moved, Output};
@@ -34,9 +32,6 @@ use crate::transport::Stream;
 
 /// Bytes that a pipe holds, where the kernel lets us choose.
 const PIPE_BYTES: usize = 256 << 10;
-
-/// How long a terminal may take to arrive from a process that was made.
-const CONSOLE_WAIT: Duration = Duration::from_secs(5);
 
 /// The host's ports of a process's streams; 0 is none.
 #[derive(Debug, Clone, Copy, Default)]
@@ -107,7 +102,7 @@ enum Ends {
         stderr: Option<End>,
     },
     /// A terminal that arrives from the process.
-    Terminal { listener: UnixListener, path: PathBuf },
+    Terminal { socket: ConsoleSocket },
     /// A terminal that was made for it.
     Made { master: OwnedFd },
 }
@@ -153,7 +148,7 @@ impl Prepared {
     /// Where the terminal's master is to be sent.
     pub(crate) fn console(&self) -> Option<&Path> {
         match &self.ends {
-            Ends::Terminal { path, .. } => Some(path),
+            Ends::Terminal { socket } => Some(socket.path()),
             Ends::Pipes { .. } | Ends::Made { .. } => None,
         }
     }
@@ -244,10 +239,8 @@ fn output_pipe(connected: bool, theirs: &mut OwnedFd) -> io::Result<Option<End>>
 }
 
 fn terminal_ends(directory: &Path) -> io::Result<(Ends, Streams)> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let path = directory.join(format!("console-{}.sock", NEXT.fetch_add(1, Ordering::Relaxed)));
-    let listener = UnixListener::bind(&path)?;
-    Ok((Ends::Terminal { listener, path }, Streams::null()?))
+    let socket = ConsoleSocket::bind(directory)?;
+    Ok((Ends::Terminal { socket }, Streams::null()?))
 }
 
 impl Ends {
@@ -276,8 +269,8 @@ impl Ends {
                 .collect(),
                 terminal: None,
             }),
-            Ends::Terminal { listener, path } => {
-                let master = receive_console(listener, &path).await.map_err(terminal_failed)?;
+            Ends::Terminal { socket } => {
+                let master = socket.receive().await.map_err(terminal_failed)?;
                 terminal_pumps(master, connections, close)
             }
             Ends::Made { master } => terminal_pumps(master, connections, close),
@@ -311,13 +304,6 @@ fn terminal_pumps(master: OwnedFd, connections: Connections, close: &Arc<Notify>
         moved,
         terminal: Some(master),
     })
-}
-
-async fn receive_console(listener: UnixListener, path: &Path) -> io::Result<OwnedFd> {
-    let received = tokio::time::timeout(CONSOLE_WAIT, console::receive(&listener)).await;
-    // The socket file has served; what is left of it goes with the sandbox.
-    let _ = std::fs::remove_file(path);
-    received.map_err(io::Error::from)?
 }
 
 /// Pumps that wait for their process.

@@ -31,7 +31,7 @@ use crate::order::{Create, Device, Hooks, Order, Remove, Storage, Update};
 use crate::process::{Ports, Prepared, Process};
 use crate::reaper::Reaper;
 use crate::rootfs::passwd::User;
-use crate::roster::Roster;
+use crate::roster::{Removal, Roster};
 use crate::sharing::Pause;
 use crate::streams::Unclaimed;
 use crate::terminal;
@@ -39,6 +39,9 @@ use crate::worker::storage;
 
 /// Below it everything of the containers is kept.
 const RUN: &str = "/run/kata";
+
+/// How long a container may take to be removed with its sandbox; what hangs then ends with the agent.
+const DESTROY_WAIT: Duration = Duration::from_secs(30);
 
 /// What the agent was started with.
 pub(crate) struct Settings {
@@ -69,7 +72,7 @@ pub(crate) struct Sandbox {
     names: Mutex<Names>,
     pub(crate) pause: Pause,
     ipc: Ipc,
-    pub(crate) roster: Roster,
+    pub(crate) roster: Roster<Container>,
     /// The cgroups of all containers, also of those that are being made or removed.
     cgroups: Mutex<Vec<PathBuf>>,
     /// The sandbox is destroyed; the agent shall end.
@@ -201,7 +204,8 @@ impl Sandbox {
         found.ok_or_else(|| Error::NotFound(id.to_owned()))
     }
 
-    /// Creates a container; its process waits to be started. Whoever kills or removes it meanwhile ends that.
+    /// Creates a container; its process waits to be started. Whoever kills or removes it meanwhile ends the long part of
+    /// that, which is the worker's.
     pub(crate) async fn create(&self, creation: Creation) -> Result<(), Error> {
         check_name(&creation.id)?;
         check_name(&creation.init_id)?;
@@ -467,22 +471,27 @@ impl Sandbox {
     }
 
     async fn remove_at_last(&self, id: &str) -> Result<(), Error> {
-        let was_coming = match self.roster.give_up(id) {
-            Some(over) => {
-                over.await;
-                true
-            }
-            None => false,
+        let Some(over) = self.roster.give_up(id) else {
+            let removal = self.roster.take(id);
+            return self
+                .finish(removal.ok_or_else(|| Error::NotFound(id.to_owned()))?)
+                .await;
         };
-        match self.roster.take(id) {
-            Some(removal) => {
-                let released = self.end(removal.container()).await;
-                removal.done();
-                released
-            }
-            None if was_coming => Ok(()),
-            None => Err(Error::NotFound(id.to_owned())),
+        over.await;
+        // It may have been made before it heard of that, and somebody else may be the first to remove it then.
+        while let Some(gone) = self.roster.going(id) {
+            gone.await;
         }
+        match self.roster.take(id) {
+            Some(removal) => self.finish(removal).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn finish(&self, removal: Removal<'_, Container>) -> Result<(), Error> {
+        let released = self.end(removal.container()).await;
+        removal.done();
+        released
     }
 
     async fn end(&self, container: &Container) -> Result<(), Error> {
@@ -520,7 +529,7 @@ impl Sandbox {
     /// Removes every container. The agent ends after it.
     pub(crate) async fn destroy(&self) {
         for id in self.roster.ids() {
-            if let Err(error) = self.remove(&id, None).await {
+            if let Err(error) = self.remove(&id, Some(DESTROY_WAIT)).await {
                 crate::warn(&format!("{id} is not removed: {error}"));
             }
         }

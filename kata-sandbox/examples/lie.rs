@@ -36,6 +36,9 @@ const RESPONSE: u8 = 2;
 const OWN_SERVICE: &str = "kata.sandbox.v1.Guest";
 const UNIMPLEMENTED: [u8; 4] = [0x0a, 2, 0x08, 12];
 
+/// One whose status has code 13.
+const INTERNAL: [u8; 4] = [0x0a, 2, 0x08, 13];
+
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -173,6 +176,7 @@ impl Agent {
     }
 
     fn serve(&self, mut stream: UnixStream) {
+        let mut made = Making::default();
         // The host's end is this one's.
         while let Ok((number, request)) = request(&mut stream) {
             let asks = |name: &str| request.windows(name.len()).any(|part| part == name.as_bytes());
@@ -184,6 +188,13 @@ impl Agent {
                 };
                 let header = frame(answer.len().try_into().unwrap_or(0), number, RESPONSE);
                 if stream.write_all(&[&header, answer].concat()).is_err() {
+                    return;
+                }
+                continue;
+            }
+            if self.lie.starts_with("hangs") {
+                let answers = made.answers(&self.lie, number, &asks);
+                if stream.write_all(&answers).is_err() {
                     return;
                 }
                 continue;
@@ -219,6 +230,48 @@ impl Agent {
             }
         }
         let _ = stream.shutdown(Shutdown::Both);
+    }
+}
+
+/// What became of the containers that an agent is asked for which hangs.
+#[derive(Default)]
+struct Making {
+    /// How many it was asked for.
+    asked: u32,
+    /// The request for the second, which is never made.
+    second: Option<u32>,
+}
+
+impl Making {
+    /// The answers to a request. "hangs-at-a-creation" makes the second container for ever, and any other only once it
+    /// was asked to remove that one; "hangs-at-a-removal" starts none, and answers no removal.
+    fn answers(&mut self, lie: &str, number: u32, asks: &impl Fn(&str) -> bool) -> Vec<u8> {
+        let failed = |number| [&frame(4, number, RESPONSE)[..], &INTERNAL].concat();
+        let done = |number| frame(0, number, RESPONSE);
+        if asks("WaitProcess") || asks("GetOOMEvent") {
+            return Vec::new();
+        }
+        if lie == "hangs-at-a-removal" {
+            return match () {
+                () if asks("StartContainer") => failed(number),
+                () if asks("RemoveContainer") => Vec::new(),
+                () => done(number),
+            };
+        }
+        if asks("CreateContainer") {
+            self.asked += 1;
+            if self.asked == 2 {
+                self.second = Some(number);
+            }
+            return match self.second {
+                Some(_) => Vec::new(),
+                None => done(number),
+            };
+        }
+        match self.second.take_if(|_| asks("RemoveContainer")) {
+            Some(second) => [failed(second), done(number)].concat(),
+            None => done(number),
+        }
     }
 }
 

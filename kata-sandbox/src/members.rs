@@ -251,9 +251,9 @@ impl Member {
             ..StartContainerRequest::default()
         };
         let call = self.link().client.start_container(request);
-        let started = self.link().call(Stage::Start, "start the container", call);
-        // What does not run has no time to run out of.
-        started.await.inspect_err(|_| self.limit_sandbox(None))?;
+        self.link()
+            .call(Stage::Start, "start the container", call)
+            .await?;
         self.shared.hub.started(self.link(), &self.id, &self.id);
         Ok(())
     }
@@ -275,7 +275,9 @@ impl Member {
             });
         };
         self.present()?;
-        self.start_process().await?;
+        // What does not run has no time to run out of.
+        let started = self.start_process().await;
+        started.inspect_err(|_| self.limit_sandbox(None))?;
         let mut timings = self.timings.clone();
         timings.mark(Stage::Start);
         let handle = Handle {

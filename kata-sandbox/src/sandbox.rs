@@ -276,8 +276,8 @@ impl Sandbox {
         ))
     }
 
-    /// Holds the whole machine: its processors and devices stand still, its clock goes on. A deadline is not
-    /// held with it. Holding it twice is the same as once.
+    /// Holds the whole machine: its processors and devices stand still, and its clock may. A deadline is not held
+    /// with it. Holding it twice is the same as once.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] where the backend has no machine.
@@ -285,10 +285,11 @@ impl Sandbox {
         self.ask(|answer| Question::Pause(true, answer)).await
     }
 
-    /// Lets a held machine go on, and sets its clock, which may have stood still.
+    /// Lets a held machine go on, and sets its clock, which may have stood still. It returns when the guest has
+    /// answered that, which it cannot while somebody holds the machine again.
     ///
     /// # Errors
-    /// As [`pause`](Self::pause).
+    /// As [`pause`](Self::pause); also when the machine goes on and its clock cannot be set.
     pub async fn resume(&self) -> Result<(), Error> {
         self.ask(|answer| Question::Pause(false, answer)).await?;
         set_clock(&self.main.0.shared.link, Stage::Machine).await

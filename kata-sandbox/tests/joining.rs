@@ -80,7 +80,7 @@ on_every_backend! {
     }
 
     /// Conformance: semantics 6
-    async fn one_that_never_starts_can_be_given_up(bed: Bed) {
+    async fn one_whose_start_hangs_can_be_given_up(bed: Bed) {
         let sandbox = Sandbox::boot(bed.idle()).await.unwrap();
         let hangs = Container::from_spec(&bed.rootfs, bed::that_hangs()).unwrap().name("x").idle();
         let creation = sandbox.create_container(hangs.clone());

@@ -49,7 +49,8 @@ on_every_backend! {
             let before = host_time();
             let guest: f64 = text(&script(&sandbox, "date +%s.%N").await).parse().unwrap();
             let after = host_time();
-            assert!((before - 0.25..after + 0.25).contains(&guest), "guest {guest}, host {before} to {after}");
+            // It would be behind by the time of the silence.
+            assert!((before - 1.0..after + 1.0).contains(&guest), "guest {guest}, host {before} to {after}");
         }
         // A held machine can be stopped.
         sandbox.pause().await.unwrap();

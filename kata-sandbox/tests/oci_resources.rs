@@ -336,13 +336,6 @@ async fn has_its_disks_weighed(guest: &Guest, here: &Limiters) {
         }],
         ..Default::default()
     });
-    let id = guest.idle(limited(Default::default(), "")).await;
-    let request = UpdateContainerRequest {
-        container_id: id.clone(),
-        resources: Some(weights).into(),
-        ..Default::default()
-    };
-    guest.client.update_container(request).await.unwrap();
     let (seen, expected, scheduled) = match here.files.contains("io.bfq.weight") {
         true => (
             "cat /sys/fs/cgroup/io.bfq.weight",
@@ -355,6 +348,19 @@ async fn has_its_disks_weighed(guest: &Guest, here: &Limiters) {
             format!("grep -c '^{major}:{minor} enable=1' /agent/cgroup/io.cost.qos"),
         ),
     };
+    let scheduled = format!("{scheduled} || true");
+    assert_eq!(
+        guest.output(looks_outside(&scheduled)).await,
+        "0",
+        "nobody asked for it"
+    );
+    let id = guest.idle(limited(Default::default(), "")).await;
+    let request = UpdateContainerRequest {
+        container_id: id.clone(),
+        resources: Some(weights).into(),
+        ..Default::default()
+    };
+    guest.client.update_container(request).await.unwrap();
     assert_eq!(guest.exec(&id, process(seen)).await.output, expected);
     assert_eq!(guest.output(looks_outside(&scheduled)).await, "1");
     guest.remove(&id).await;
@@ -447,8 +453,9 @@ on_every_backend! {
 
         let here = Limiters::of(&guest).await;
         has_its_device_rules(&guest, &here).await;
-        has_each_limit(&guest, &here).await;
+        // Before any other asks for a weight.
         has_its_disks_weighed(&guest, &here).await;
+        has_each_limit(&guest, &here).await;
         changes_swap_and_throttles(&guest, &here).await;
         let rdma = [("mlx5_1".to_owned(), oci::LinuxRdma { hca_handles: Some(3), ..Default::default() })];
         // No such device, or no such file.

@@ -23,7 +23,12 @@ pub(super) fn weigh(disks: &Path, cgroups: &Path) -> io::Result<()> {
         if !disk.join("device").exists() {
             continue;
         }
-        match offers(&read(&scheduler)?) {
+        let list = match fs::read_to_string(&scheduler) {
+            // One whose requests are in no queue, or that is gone by now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            list => list.map_err(|error| named(&scheduler, &error))?,
+        };
+        match offers(&list) {
             Some(Offer::Chosen) => {}
             Some(Offer::There) => write(&scheduler, BFQ)?,
             None if qos.exists() => {
@@ -86,6 +91,7 @@ mod tests {
         disk("vdb", "none [bfq]\n", true);
         disk("vdc", "[none]\n", true);
         disk("loop0", "[none] bfq\n", false);
+        fs::create_dir_all(blocks.join("pmem0/device")).expect("made");
         fs::create_dir(&cgroups).expect("made");
         weigh(&blocks, &cgroups).expect("done");
         let seen = ["vda", "vdb", "vdc", "loop0"].map(scheduler);
@@ -93,6 +99,7 @@ mod tests {
 
         let qos = cgroups.join("io.cost.qos");
         fs::write(&qos, "").expect("written");
+        fs::remove_dir_all(blocks.join("pmem0")).expect("removed");
         weigh(&blocks, &cgroups).expect("done");
         assert_eq!(fs::read_to_string(&qos).expect("read"), "254:0 enable=1");
     }
@@ -101,6 +108,7 @@ mod tests {
     fn what_cannot_be_read_is_named() {
         let root = tempfile::tempdir().expect("a directory");
         fs::create_dir_all(root.path().join("vda/device")).expect("made");
+        fs::create_dir_all(root.path().join("vda/queue/scheduler")).expect("made");
         let error = weigh(root.path(), root.path()).expect_err("no list").to_string();
         assert!(error.contains("vda/queue/scheduler"), "{error}");
     }

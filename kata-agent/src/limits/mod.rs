@@ -82,6 +82,17 @@ enum Setting {
     },
 }
 
+impl Setting {
+    /// Whether it is a weight of input and output.
+    fn is_weight(&self) -> bool {
+        match self {
+            Setting::IoWeight { .. } => true,
+            Setting::Text { file, .. } => write::WEIGHTS.contains(&file.as_str()),
+            _ => false,
+        }
+    }
+}
+
 /// Least limit of memory in bytes: with less a first process would be killed, or would read its own program again and
 /// again for as long as it lives.
 const MEMORY_MIN_BYTES: i64 = 1 << 20;
@@ -104,10 +115,7 @@ fn refuse<const N: usize>(asked: [(bool, &str); N]) -> Result<(), Failed> {
 impl Limits {
     /// For containers of this guest: only a machine schedules disks of its own.
     pub(crate) fn in_guest(mut self, guest: Guest) -> Self {
-        let has_weights = self
-            .changes
-            .iter()
-            .any(|change| matches!(change.setting, Setting::IoWeight { .. }));
+        let has_weights = self.changes.iter().any(|change| change.setting.is_weight());
         self.weighs_disks = has_weights && guest == Guest::Machine;
         self
     }

@@ -13,6 +13,7 @@ use super::{Change, MAX, Setting, WEIGHT_MAX, invalid, swap_above};
 /// Weights of the two schedulers that know them (block/bfq-iosched.rst; cgroup-v2.rst, io.weight).
 const BFQ_WEIGHT: &str = "io.bfq.weight";
 const IO_WEIGHT: &str = "io.weight";
+pub(super) const WEIGHTS: [&str; 2] = [BFQ_WEIGHT, IO_WEIGHT];
 
 /// One write, and the one that undoes it.
 struct Write<'a> {

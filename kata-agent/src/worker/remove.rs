@@ -45,11 +45,14 @@ fn remove_directory(path: &Path) -> io::Result<()> {
 
 fn remove_cgroup(path: &Path, base: &Path) -> io::Result<()> {
     match File::open(path.join("cgroup.events")) {
-        Ok(events) => wait_until_empty(events)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(events) => {
+            wait_until_empty(events)?;
+            remove_tree(path)?;
+        }
+        // Its making may have ended on the way to it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    remove_tree(path)?;
     // Those above it that were made on the way, unless another container is in them.
     let above = path
         .ancestors()

@@ -66,13 +66,18 @@ impl Machine {
     /// Steps until the condition holds.
     ///
     /// # Errors
-    /// [`io::ErrorKind::TimedOut`] when it does not hold and the device did nothing for twenty seconds.
+    /// [`io::ErrorKind::TimedOut`] when it does not hold and the device did nothing for twenty seconds, or after ten
+    /// minutes.
     pub fn run_until(&mut self, mut holds: impl FnMut(&mut Guest) -> bool) -> io::Result<()> {
+        let end = Instant::now() + 30 * DEADLINE;
         let mut deadline = Instant::now() + DEADLINE;
         loop {
             let signals = self.step();
             if holds(&mut self.guest) {
                 return Ok(());
+            }
+            if Instant::now() > end {
+                return Err(io::ErrorKind::TimedOut.into());
             }
             if signals != Signals::default() {
                 deadline = Instant::now() + DEADLINE;
