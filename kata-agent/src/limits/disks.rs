@@ -18,11 +18,11 @@ pub(super) fn weigh(disks: &Path, cgroups: &Path) -> io::Result<()> {
     let qos = cgroups.join("io.cost.qos");
     for disk in fs::read_dir(disks)? {
         let disk = disk?.path();
-        let scheduler = disk.join("queue/scheduler");
-        // Of what is made of other disks, those are scheduled.
+        // What is made of other disks needs none: those are scheduled.
         if !disk.join("device").exists() {
             continue;
         }
+        let scheduler = disk.join("queue/scheduler");
         let list = match fs::read_to_string(&scheduler) {
             // One whose requests are in no queue, or that is gone by now.
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
